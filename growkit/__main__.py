@@ -1,0 +1,5 @@
+"""``python -m growkit ...``."""
+
+from growkit.cli.main import run
+
+run()

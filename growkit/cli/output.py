@@ -1,0 +1,102 @@
+"""The one place that writes to the terminal: tables, notes, warnings, progress, JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+class ProgressBar(Protocol):
+    """What long work reports to: amounts in the unit of the bar's total."""
+
+    def advance(self, amount: float) -> None: ...
+
+    def describe(self, text: str) -> None: ...
+
+
+class _Silent:
+    def advance(self, amount: float) -> None:
+        pass
+
+    def describe(self, text: str) -> None:
+        pass
+
+
+class _RichBar:
+    def __init__(self, progress: Any, task: Any) -> None:
+        self._progress, self._task = progress, task
+
+    def advance(self, amount: float) -> None:
+        self._progress.advance(self._task, amount)
+
+    def describe(self, text: str) -> None:
+        self._progress.update(self._task, description=text)
+
+
+class Output:
+    """Results go to stdout; notes, warnings and progress go to stderr.
+
+    Args:
+        json_mode: print nothing on stdout but the JSON of :meth:`result`.
+        quiet: no notes and no progress; warnings and results remain.
+        verbose: show tracebacks of errors.
+    """
+
+    def __init__(self, *, json_mode: bool = False, quiet: bool = False, verbose: bool = False):
+        from rich.console import Console
+
+        self.json_mode, self.quiet, self.verbose = json_mode, quiet, verbose
+        self.stdout = Console(soft_wrap=not sys.stdout.isatty())
+        self.stderr = Console(stderr=True, soft_wrap=not sys.stderr.isatty())
+
+    def show(self, *renderables: RenderableType) -> None:
+        """Print something for a human on stdout (nothing in JSON or quiet mode)."""
+        if not (self.json_mode or self.quiet):
+            for renderable in renderables:
+                self.stdout.print(renderable)
+
+    def note(self, text: str) -> None:
+        """Print a line of information on stderr, unless quiet or JSON."""
+        if not (self.json_mode or self.quiet):
+            self.stderr.print(text)
+
+    def warn(self, text: str) -> None:
+        """Print a warning on stderr, in every mode but JSON (there it belongs in the result)."""
+        if not self.json_mode:
+            self.stderr.print(f"[yellow]warning:[/yellow] {text}")
+
+    def result(self, value: Any) -> None:
+        """Print the machine-readable result, in JSON mode only."""
+        if self.json_mode:
+            sys.stdout.write(json.dumps(value, indent=2, sort_keys=False) + "\n")
+
+    @contextmanager
+    def progress(self, description: str, total: float, *, unit: str = "B") -> Iterator[ProgressBar]:
+        """A progress bar in bytes (``unit="B"``) or in ``unit``; silent when not a terminal."""
+        if self.json_mode or self.quiet or not self.stderr.is_terminal:
+            yield _Silent()
+            return
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        amount = (
+            (DownloadColumn(), TransferSpeedColumn())
+            if unit == "B"
+            else (MofNCompleteColumn(), TextColumn(unit))
+        )
+        columns = (TextColumn("{task.description}"), BarColumn(), *amount, TimeRemainingColumn())
+        with Progress(*columns, console=self.stderr, transient=True) as progress:
+            yield _RichBar(progress, progress.add_task(description, total=total))
