@@ -1,0 +1,31 @@
+"""Families: what a checkpoint's tensors are made of, one declarative table a file. No torch."""
+
+from __future__ import annotations
+
+from growkit.errors import UsageError, nearest
+from growkit.families.base import Config, Family, Tensor
+from growkit.families.diffllama import DIFFLLAMA
+from growkit.families.gda import GDA
+from growkit.families.llama import LLAMA
+from growkit.families.motif import MOTIF
+
+# One line a family.
+FAMILIES: dict[str, Family] = {
+    family.name: family for family in (GDA, MOTIF, DIFFLLAMA, LLAMA)
+}
+
+
+def family_of(config: Config) -> Family:
+    """The family of a config.json. Raises UsageError for an unknown ``model_type``."""
+    model_type = config.get("model_type")
+    for family in FAMILIES.values():
+        if model_type in family.model_types:
+            return family
+    known = sorted(name for family in FAMILIES.values() for name in family.model_types)
+    raise UsageError(
+        f"growkit has no family for model_type {model_type!r}.",
+        f"{nearest(str(model_type), known)}Known model types: {', '.join(known)}.",
+    )
+
+
+__all__ = ["FAMILIES", "Family", "Tensor", "family_of"]

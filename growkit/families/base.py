@@ -1,0 +1,201 @@
+"""What a family table is made of: tensors with named axes, links between heads, config fields."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from growkit.errors import CheckpointError, UsageError, nearest
+from growkit.families.layout import IntArray, Layout, Sizes
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Dim:
+    """One dimension of a tensor.
+
+    Attributes:
+        layout: its units, from the sizes.
+        consumes: False when the tensor *produces* these units (copies are plain copies), True when
+            it *reads* them (copies share the weight).
+    """
+
+    layout: Layout
+    consumes: bool = False
+
+
+def produces(layout: Layout) -> Dim:
+    """Rows of a projection, a norm gain, a bias: a copied unit copies its entries."""
+    return Dim(layout)
+
+
+def consumes(layout: Layout) -> Dim:
+    """Columns that read an axis: the copies of a unit share its entries."""
+    return Dim(layout, consumes=True)
+
+
+def always(sizes: Sizes) -> bool:
+    """The tensor exists in every checkpoint of the family."""
+    return True
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor, or one tensor a layer when the name holds ``{layer}``.
+
+    Attributes:
+        role: what it is, the same word in every family, so that formats can be mapped.
+        name: name in the checkpoint.
+        dims: its dimensions in storage order.
+        when: whether a checkpoint of these sizes has it.
+        writes_residual: its output is added to the residual stream; zero makes a block identity.
+        init: how a part without a source starts: ``normal`` (std ``initializer_range``), ``ones``
+            or ``zeros``.
+    """
+
+    role: str
+    name: str
+    dims: tuple[Dim, ...]
+    when: Callable[[Sizes], bool] = always
+    writes_residual: bool = False
+    init: str = "normal"
+
+    @property
+    def per_layer(self) -> bool:
+        return "{layer}" in self.name
+
+    def shape(self, sizes: Sizes) -> tuple[int, ...]:
+        """Shape in a checkpoint of these sizes."""
+        return tuple(dim.layout(sizes).width for dim in self.dims)
+
+
+@dataclass(frozen=True)
+class Link:
+    """Which units of ``target`` each unit of ``source`` works with (query head -> kv head).
+
+    ``indices(sizes)`` has shape [units of source, linked units].
+    """
+
+    source: str
+    target: str
+    indices: Callable[[Sizes], IntArray]
+
+
+def identity_config(config: Config, sizes: Sizes) -> dict[str, Any]:
+    """No further config field depends on the sizes."""
+    return {}
+
+
+def no_objection(config: Config, sizes: Sizes) -> str | None:
+    """transformers loads every config that this family writes."""
+    return None
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family of checkpoints, as data.
+
+    Attributes:
+        name: our name for it.
+        model_types: values of ``model_type`` in config.json.
+        tensors: every tensor of a checkpoint.
+        links: which heads work together.
+        sizes: axis sizes (and layout facts) of a config.
+        config_fields: the config fields that hold the sizes.
+        per_layer_fields: config lists with one entry a layer.
+        kv_elements: KV-cache elements per token and layer.
+        attention_flops: FLOPs of scores and values per token, layer and unit of context.
+        refusal: why transformers would refuse a config with these sizes, or None.
+        ignored: patterns of stored buffers that carry nothing.
+        lambda_init: lambda_init of a layer (differential families).
+        lambda_scale_role: role of the tensor that absorbs a change of (1 - lambda_init), for
+            formats that compute lambda_init from the layer index; None where it is stored.
+        full_copies_only: axes on which only whole copies are exact (a norm runs over the axis).
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    tensors: tuple[Tensor, ...]
+    sizes: Callable[[Config], dict[str, int]]
+    config_fields: Callable[[Sizes], dict[str, Any]]
+    kv_elements: Callable[[Sizes], int]
+    attention_flops: Callable[[Sizes], int]
+    links: tuple[Link, ...] = ()
+    per_layer_fields: tuple[str, ...] = ("layer_types",)
+    refusal: Callable[[Config, Sizes], str | None] = no_objection
+    ignored: tuple[str, ...] = (r".*rotary_emb\.inv_freq",)
+    lambda_init: Callable[[Config, int], float] | None = None
+    lambda_scale_role: str | None = None
+    full_copies_only: Callable[[Sizes], tuple[str, ...]] = field(default=lambda sizes: ())
+
+    @property
+    def differential(self) -> bool:
+        """Heads stand in a signal and a noise group."""
+        return self.lambda_init is not None
+
+    def names(self, sizes: Sizes) -> Iterable[tuple[Tensor, int | None, str]]:
+        """(tensor, layer or None, name) of every tensor of a checkpoint, in writing order."""
+        before = [t for t in self.tensors if not t.per_layer and t.role == "embed"]
+        after = [t for t in self.tensors if not t.per_layer and t.role != "embed"]
+        layered = [t for t in self.tensors if t.per_layer and t.when(sizes)]
+        for tensor in before:
+            if tensor.when(sizes):
+                yield tensor, None, tensor.name
+        for layer in range(sizes["layer"]):
+            for tensor in layered:
+                yield tensor, layer, tensor.name.replace("{layer}", str(layer))
+        for tensor in after:
+            if tensor.when(sizes):
+                yield tensor, None, tensor.name
+
+    def tensor(self, role: str) -> Tensor | None:
+        """The tensor with this role, if the family has one."""
+        return next((t for t in self.tensors if t.role == role), None)
+
+    def check_tensors(self, shapes: Mapping[str, tuple[int, ...]], sizes: Sizes) -> None:
+        """Raise CheckpointError unless the stored tensors are exactly the declared ones."""
+        expected: dict[str, tuple[int, ...]] = {}
+        shape_of: dict[str, tuple[int, ...]] = {}
+        for tensor, _, name in self.names(sizes):
+            if tensor.role not in shape_of:
+                shape_of[tensor.role] = tensor.shape(sizes)
+            expected[name] = shape_of[tensor.role]
+        for name, shape in expected.items():
+            if name not in shapes:
+                raise CheckpointError(
+                    f"Tensor {name!r} of family {self.name} is missing from the checkpoint.",
+                    "The config and the weights disagree; download the folder again.",
+                )
+            if tuple(shapes[name]) != shape:
+                raise CheckpointError(
+                    f"Tensor {name!r} has shape {list(shapes[name])}, but the config says "
+                    f"{list(shape)}.",
+                    "The config and the weights disagree; check num_attention_heads, head_dim, "
+                    "hidden_size and intermediate_size in config.json.",
+                )
+        for name in shapes:
+            if name not in expected and not any(re.fullmatch(p, name) for p in self.ignored):
+                raise CheckpointError(
+                    f"Tensor {name!r} is not part of the {self.name} architecture.",
+                    f"{nearest(name, expected)}growkit grows only tensors whose axes it knows.",
+                )
+
+
+def required(config: Config, name: str) -> int:
+    """A positive integer field of the config, or UsageError."""
+    value = config.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UsageError(
+            f"config.json has {name} = {value!r}.", f"Set {name} to a positive whole number."
+        )
+    return value
+
+
+@lru_cache(maxsize=512)
+def layer_pattern(name: str) -> re.Pattern[str]:
+    """Pattern that matches a tensor name of any layer."""
+    return re.compile(re.escape(name).replace(r"\{layer\}", r"(\d+)"))

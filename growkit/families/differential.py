@@ -1,0 +1,109 @@
+"""What the differential families share: signal and noise heads, key pairs, lambda vectors."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from growkit.errors import UsageError
+from growkit.families.base import Dim, Link, Tensor, consumes, produces
+from growkit.families.layout import IntArray, Sizes, fixed, head_dim, plain, value_dim
+from growkit.families.llama import LAYER, evenly_shared, flag, hidden_in, hidden_out
+
+ATTENTION = LAYER + "self_attn."
+LAMBDA_ROLES = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
+
+
+def signal_to_noise(sizes: Sizes) -> IntArray:
+    """Noise heads of each signal head; shape [n_signal, noise heads a signal head].
+
+    Ratio 1:1 and above: one noise head serves n_signal / n_noise signal heads. Below: a signal head
+    subtracts the sum of its n_noise / n_signal noise maps.
+    """
+    signal, noise = sizes["signal_head"], sizes["noise_head"]
+    if signal >= noise:
+        return (np.arange(signal) * noise // signal).reshape(-1, 1)
+    return np.arange(noise).reshape(signal, -1)
+
+
+LINKS = (
+    Link("signal_head", "noise_head", signal_to_noise),
+    evenly_shared("signal_head", "kv_head"),
+    evenly_shared("noise_head", "kv_head"),
+)
+
+
+def check_head_counts(signal: int, noise: int, kv: int, field: str = "num_noise_heads") -> None:
+    """Raise UsageError unless the groups divide as GDA needs.
+
+    Needs: one of the signal and noise counts divides the other, and kv heads divide both
+    (attention.md section 3, asserted by the Motif code).
+    """
+    if signal < 1 or noise < 1:
+        raise UsageError(
+            f"{field} = {noise} leaves {signal} signal heads.",
+            "Differential attention needs at least one signal and one noise head.",
+        )
+    if signal % noise and noise % signal:
+        raise UsageError(
+            f"{noise} noise heads do not divide {signal} signal heads.",
+            f"Noise heads that fit {signal} signal heads: {divisors(signal)} or a multiple of "
+            f"{signal}.",
+        )
+    if signal % kv or noise % kv:
+        raise UsageError(
+            f"{kv} key/value pairs do not divide {signal} signal and {noise} noise heads.",
+            "num_key_value_heads has to divide both groups.",
+        )
+
+
+def divisors(number: int) -> str:
+    """The divisors of a number, as text."""
+    return ", ".join(str(d) for d in range(1, number + 1) if number % d == 0)
+
+
+def attention_tensors(query_rows: Dim, key_rows: Dim, value_rows: Dim) -> tuple[Tensor, ...]:
+    """Projections and lambda vectors, with the family's own row orders."""
+    columns = consumes(plain("signal_head", value_dim))
+    vector = produces(fixed(head_dim))
+    return (
+        Tensor("q", ATTENTION + "q_proj.weight", (query_rows, hidden_in)),
+        Tensor("k", ATTENTION + "k_proj.weight", (key_rows, hidden_in)),
+        Tensor("v", ATTENTION + "v_proj.weight", (value_rows, hidden_in)),
+        Tensor("o", ATTENTION + "o_proj.weight", (hidden_out, columns), writes_residual=True),
+        *(Tensor(role, ATTENTION + role, (vector,)) for role in LAMBDA_ROLES),
+    )
+
+
+def subln_tensor() -> Tensor:
+    """Gain of the per-head norm (absent in DiffLlama)."""
+    gain = produces(fixed(value_dim))
+    return Tensor("subln", ATTENTION + "subln.weight", (gain,), flag("sub_layer_norm"), init="ones")
+
+
+def polynorm_tensors() -> tuple[Tensor, ...]:
+    """Weight [3] and bias [1] of PolyNorm (Motif)."""
+    return (
+        Tensor(
+            "act_weight",
+            LAYER + "mlp.act_fn.weight",
+            (produces(fixed(lambda sizes: 3)),),
+            flag("poly_norm"),
+        ),
+        Tensor(
+            "act_bias",
+            LAYER + "mlp.act_fn.bias",
+            (produces(fixed(lambda sizes: 1)),),
+            flag("poly_norm"),
+        ),
+    )
+
+
+def attention_flops(sizes: Sizes) -> int:
+    """Scores (width head_dim) and values (width value_dim) of every map, per unit of context."""
+    maps = sizes["signal_head"] + sizes["noise_head"]
+    return 2 * maps * (sizes["head_dim"] + sizes["value_dim"])
+
+
+def polynorm_needs_whole_copies(sizes: Sizes) -> tuple[str, ...]:
+    """PolyNorm's norm runs over the FFN width: only whole duplication keeps it."""
+    return ("ffn",) if sizes["poly_norm"] else ()

@@ -1,0 +1,133 @@
+"""Our own format: Grouped Differential Attention, Motif-2 layout or plain form.
+
+Source: arXiv 2510.06949; layout of Motif-2-12.7B (arXiv 2511.07464). lambda_init stands in the
+config, one value a layer, so that moving a layer never changes it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from growkit.errors import UsageError
+from growkit.families import differential as diff
+from growkit.families.base import Config, Family, produces, required
+from growkit.families.layout import Sizes, adjacent_parts, head_dim, stripes
+from growkit.families.llama import (
+    basic_fields,
+    basic_sizes,
+    gated_ffn_tensors,
+    norm_tensors,
+    outer_tensors,
+)
+
+
+def _sizes(config: Config) -> dict[str, int]:
+    heads, noise = required(config, "num_attention_heads"), required(config, "num_noise_heads")
+    dim, stored_kv = required(config, "head_dim"), required(config, "num_key_value_heads")
+    keys = config.get("noise_keys", "own")
+    if keys not in ("own", "shared"):
+        raise UsageError(
+            f"config.json has noise_keys = {keys!r}.", "Valid values: 'own' and 'shared'."
+        )
+    parts = 2 if keys == "own" else 1
+    if stored_kv % parts:
+        raise UsageError(
+            f"config.json has num_key_value_heads = {stored_kv} with noise_keys = 'own'.",
+            "Signal and noise keys come in pairs: use an even number.",
+        )
+    diff.check_head_counts(heads - noise, noise, stored_kv // parts)
+    return basic_sizes(config) | {
+        "signal_head": heads - noise,
+        "noise_head": noise,
+        "kv_head": stored_kv // parts,
+        "parts": parts,
+        "head_dim": dim,
+        "value_dim": parts * dim,
+        "sub_layer_norm": int(bool(config.get("sub_layer_norm", True))),
+        "poly_norm": int(config.get("hidden_act") == "poly_norm"),
+    }
+
+
+def _fields(sizes: Sizes) -> dict[str, Any]:
+    return basic_fields(sizes) | {
+        "num_attention_heads": sizes["signal_head"] + sizes["noise_head"],
+        "num_noise_heads": sizes["noise_head"],
+        "num_key_value_heads": sizes["parts"] * sizes["kv_head"],
+        "head_dim": sizes["head_dim"],
+    }
+
+
+def _lambda_init(config: Config, layer: int) -> float:
+    values = config.get("lambda_init")
+    if not isinstance(values, list) or len(values) != config.get("num_hidden_layers"):
+        raise UsageError(
+            f"config.json has lambda_init = {values!r} for {config.get('num_hidden_layers')} "
+            "layers.",
+            "lambda_init is a list with one number a layer.",
+        )
+    return float(values[layer])
+
+
+pair_rows = produces(adjacent_parts("kv_head", lambda sizes: sizes["parts"], head_dim))
+query_rows = produces(stripes("signal_head", "noise_head"))
+
+GDA = Family(
+    name="gda",
+    model_types=("gda",),
+    tensors=(
+        *outer_tensors(),
+        *norm_tensors(),
+        *diff.attention_tensors(query_rows, pair_rows, pair_rows),
+        diff.subln_tensor(),
+        *gated_ffn_tensors(),
+        *diff.polynorm_tensors(),
+    ),
+    links=diff.LINKS,
+    sizes=_sizes,
+    config_fields=_fields,
+    kv_elements=lambda sizes: 2 * sizes["parts"] * sizes["kv_head"] * sizes["head_dim"],
+    attention_flops=diff.attention_flops,
+    per_layer_fields=("lambda_init", "layer_types"),
+    lambda_init=_lambda_init,
+    full_copies_only=diff.polynorm_needs_whole_copies,
+)
+
+CARRIED_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_parameters",
+    "rope_scaling",
+    "initializer_range",
+    "tie_word_embeddings",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "use_cache",
+    "dtype",
+    "torch_dtype",
+)
+
+
+def config_from(config: Config, family: Family, sizes: Sizes) -> dict[str, Any]:
+    """Our config for a checkpoint of another differential format (DiffLlama, Motif)."""
+    assert family.lambda_init is not None
+    carried = {name: config[name] for name in CARRIED_FIELDS if name in config}
+    norm_eps = config.get("attn_rms_norm_eps", config.get("rms_norm_eps", 1e-5))
+    return (
+        carried
+        | _fields(sizes)
+        | {
+            "model_type": "gda",
+            "architectures": ["GdaForCausalLM"],
+            "noise_keys": "own",
+            "sub_layer_norm": True,
+            "attn_rms_norm_eps": 1e-5 if norm_eps is None else norm_eps,
+            "hidden_act": "poly_norm" if sizes["poly_norm"] else "silu",
+            "lambda_init": [family.lambda_init(config, i) for i in range(sizes["layer"])],
+        }
+    )

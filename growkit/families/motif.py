@@ -1,0 +1,80 @@
+"""Motif 2.6B (DIFF V1) and Motif-2-12.7B (GDA): the layout that ours follows.
+
+Source: MotifTechnologies/vllm ``motif.py`` (operator and layout); lambda_init comes from the layer
+index, one layer later than DIFF's. Grown at file level; transformers holds no class for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from growkit.errors import UsageError
+from growkit.families import differential as diff
+from growkit.families.base import Config, Family, required
+from growkit.families.gda import GDA
+from growkit.families.lambda_schedule import motif_lambda_init
+from growkit.families.layout import Sizes
+from growkit.families.llama import basic_fields, basic_sizes
+
+
+def _sizes(config: Config) -> dict[str, int]:
+    heads = required(config, "num_attention_heads")
+    sizes = basic_sizes(config)
+    noise = config.get("num_noise_heads")
+    dim = config.get("head_dim")
+    if noise is not None and not dim:
+        raise UsageError(
+            f"config.json has num_noise_heads = {noise} without head_dim.",
+            "Add head_dim: with unequal groups it cannot be derived from hidden_size.",
+        )
+    if config.get("k_ratio", 1) != 1:
+        raise UsageError(
+            f"config.json has k_ratio = {config['k_ratio']}.", "Only k_ratio 1 is supported."
+        )
+    noise = noise or heads // 2
+    dim = dim or sizes["hidden"] // heads
+    kv = (config.get("num_key_value_heads") or heads) // 2
+    diff.check_head_counts(heads - noise, noise, kv)
+    return sizes | {
+        "signal_head": heads - noise,
+        "noise_head": noise,
+        "kv_head": kv,
+        "parts": 2,
+        "head_dim": dim,
+        "value_dim": 2 * dim,
+        "sub_layer_norm": 1,
+        "poly_norm": int(config.get("hidden_act", "poly_norm") == "poly_norm"),
+    }
+
+
+def _fields(sizes: Sizes) -> dict[str, Any]:
+    fields = basic_fields(sizes) | {
+        "num_attention_heads": sizes["signal_head"] + sizes["noise_head"],
+        "num_key_value_heads": 2 * sizes["kv_head"],
+        "head_dim": sizes["head_dim"],
+    }
+    if sizes["signal_head"] != sizes["noise_head"]:
+        fields["num_noise_heads"] = sizes["noise_head"]
+    return fields
+
+
+def _refusal(config: Config, sizes: Sizes) -> str | None:
+    if sizes["signal_head"] < sizes["noise_head"]:
+        return "the Motif format has at least as many signal as noise heads"
+    return None
+
+
+MOTIF = Family(
+    name="motif",
+    model_types=("motif", "Motif"),
+    tensors=GDA.tensors,
+    links=diff.LINKS,
+    sizes=_sizes,
+    config_fields=_fields,
+    kv_elements=GDA.kv_elements,
+    attention_flops=diff.attention_flops,
+    refusal=_refusal,
+    lambda_init=lambda config, layer: motif_lambda_init(layer),
+    lambda_scale_role="subln",
+    full_copies_only=diff.polynorm_needs_whole_copies,
+)

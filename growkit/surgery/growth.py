@@ -1,0 +1,88 @@
+"""What an operator is given and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Protocol
+
+from growkit.families import Family
+from growkit.surgery.axis_map import AxisMap
+
+
+class Exactness(str, Enum):
+    """How far the grown model computes the same function, from best to worst."""
+
+    BIT_EXACT = "bit-exact"  # the same numbers are added in the same way, or zeros are added
+    EXACT = "exact"  # equal in real arithmetic; floating point adds in another order
+    ROUNDED = "rounded"  # exact algebra, but new weights are rounded to the stored dtype
+    NOT_EXACT = "not-exact"  # another function
+
+    def worst(self, other: Exactness) -> Exactness:
+        order = list(Exactness)
+        return max(self, other, key=order.index)
+
+
+@dataclass(frozen=True)
+class LayerSource:
+    """Where a layer of the grown model comes from.
+
+    Attributes:
+        source: index of the old layer.
+        kind: ``kept`` (the old layer), ``copy`` (a further copy), ``identity`` (a copy whose
+            residual-writing projections are zero).
+    """
+
+    source: int
+    kind: str
+
+
+LayerMap = tuple[LayerSource, ...]
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """A model during planning: sizes after the operators so far."""
+
+    family: Family
+    sizes: Mapping[str, int]
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Growth:
+    """The effect of one operator.
+
+    Attributes:
+        operator: its name, for plan and manifest.
+        summary: one sentence for the plan.
+        axes: map of every axis that grows.
+        layers: source of every layer, when depth changes.
+        sizes: further facts that change (``tied``).
+        noise_copies: each signal head subtracts this many copies of each old noise map, so lambda
+            is divided by it.
+        final_norm_factor: factor on the final norm's gain (hidden growth with tied embeddings).
+        exactness: of the operator alone.
+        reason: one line of algebra and its source.
+        warnings: what a user should know before training.
+    """
+
+    operator: str
+    summary: str
+    axes: Mapping[str, AxisMap] = field(default_factory=dict)
+    layers: LayerMap | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    noise_copies: int = 1
+    final_norm_factor: float = 1.0
+    exactness: Exactness = Exactness.EXACT
+    reason: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+class Operator(Protocol):
+    """A request that becomes axis maps: a small pure object, no tensor in sight."""
+
+    def apply(self, shape: ModelShape) -> Growth:
+        """Raises UsageError when the model cannot be grown that way."""
+        ...

@@ -1,0 +1,53 @@
+"""FFN width: copies of units, or new units with zero output.
+
+Rows of gate and up are copied, columns of down share the weight (Net2Net, arXiv 1511.05641): exact
+for any activation that works unit by unit. PolyNorm normalises over the FFN width, so there only
+whole copies with tiling are exact (mean squares of a whole duplication are unchanged).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from growkit.errors import UsageError
+from growkit.surgery.amount import Amount
+from growkit.surgery.axis_map import AxisMap
+from growkit.surgery.growth import Exactness, Growth, ModelShape
+
+
+@dataclass(frozen=True)
+class Ffn:
+    """Grow the FFN (``intermediate_size``) to ``amount``.
+
+    Attributes:
+        amount: factor, increment or new width.
+        new_units: ``copy`` existing units, or ``zero``: random units with zero output columns.
+    """
+
+    amount: Amount
+    new_units: str = "copy"
+
+    def apply(self, shape: ModelShape) -> Growth:
+        width = shape.sizes["ffn"]
+        whole = "ffn" in shape.family.full_copies_only(shape.sizes)
+        target = self.amount.resolve(width, "--ffn", "FFN units", width if whole else 1)
+        if whole and self.new_units == "zero":
+            raise UsageError(
+                "New FFN units with zero output would change PolyNorm, which normalises over the "
+                "FFN width.",
+                "Copy units (leave --new-units at copy) by a whole factor such as x2.",
+            )
+        if self.new_units == "zero":
+            axis_map = AxisMap.with_new(width, target, 1)
+        elif target % width == 0:
+            axis_map = AxisMap.tile(width, target // width)
+        else:
+            axis_map = AxisMap.spread(width, target)
+        return Growth(
+            operator="ffn",
+            summary=f"FFN width {width} -> {target}",
+            axes={"ffn": axis_map},
+            exactness=Exactness.BIT_EXACT if self.new_units == "zero" else Exactness.EXACT,
+            reason="the shares of a unit's down_proj column sum to the old column "
+            "(Net2Net, arXiv 1511.05641)",
+        )

@@ -1,0 +1,64 @@
+"""Noise heads: the baseline that copies only the subtracted maps.
+
+Down to ratio 1:1 each group is cut into smaller groups with a copy of the noise head of their own::
+
+    [s0 s1 s2 s3 | n0]   ->   [s0 s1 | n0] [s2 s3 | n0]                          (x2, bit-exact)
+
+Below 1:1 a signal head subtracts the sum of m copies, so lambda is divided by m (exact up to the
+rounding of the lambda vectors): ``e^a' - e^b' + lambda_init = lambda / m`` is solved for one of the
+two exponents, and lambda_init stays (growth.md section 8 with D = lambda / m - lambda).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from growkit.errors import UsageError
+from growkit.families.differential import divisors, signal_to_noise
+from growkit.surgery.amount import Amount
+from growkit.surgery.axis_map import AxisMap
+from growkit.surgery.growth import Exactness, Growth, ModelShape
+from growkit.surgery.operators.require import require_axis
+
+
+@dataclass(frozen=True)
+class NoiseHeads:
+    """Grow the noise heads to ``amount``; signal heads and keys stay.
+
+    Attributes:
+        amount: factor, increment or new total of noise heads.
+    """
+
+    amount: Amount
+
+    def apply(self, shape: ModelShape) -> Growth:
+        require_axis(shape, "noise_head", "--noise-heads")
+        signal, noise, kv = (shape.sizes[a] for a in ("signal_head", "noise_head", "kv_head"))
+        target = self.amount.resolve(noise, "--noise-heads", "noise heads", kv)
+        fits = target % noise == 0 if target <= signal else target % max(signal, noise) == 0
+        if not fits or (signal % target and target % signal):
+            possible = [n for n in range(noise + 1, signal + 1) if not signal % n and not n % noise]
+            below = ", ".join(str(n) for n in possible)
+            raise UsageError(
+                f"--noise-heads {self.amount.text} asks for {target} noise heads, which does not "
+                f"divide {signal} signal heads into groups with one old noise head each.",
+                f"Possible: {below + ', ' if below else ''}or a multiple of {max(signal, noise)} "
+                f"(the divisors of {signal} are {divisors(signal)}).",
+            )
+        old_links = signal_to_noise(shape.sizes)
+        new_links = signal_to_noise({**shape.sizes, "noise_head": target})
+        copies = new_links.shape[1] // old_links.shape[1]
+        source = np.empty(target, dtype=np.int64)
+        source[new_links] = np.repeat(old_links, copies, axis=1)
+        return Growth(
+            operator="noise_heads",
+            summary=f"noise heads {noise} -> {target}, signal heads {signal} unchanged"
+            + (f", lambda divided by {copies}" if copies > 1 else ""),
+            axes={"noise_head": AxisMap(source, noise)},
+            noise_copies=copies,
+            exactness=Exactness.BIT_EXACT if copies == 1 else Exactness.EXACT,
+            reason="every signal head keeps a copy of its noise map"
+            + ("; lambda is divided by the number of copies it subtracts" if copies > 1 else ""),
+        )

@@ -1,0 +1,28 @@
+"""Checks that several operators make."""
+
+from __future__ import annotations
+
+from growkit.errors import UsageError
+from growkit.surgery.growth import ModelShape
+
+WHAT_GROWS = {
+    "signal_head": "--signal-heads, --noise-heads, --uniform-heads",
+    "layer": "--layers",
+    "ffn": "--ffn",
+    "hidden": "--hidden",
+}
+
+
+def growable(shape: ModelShape) -> str:
+    """The options that this family has axes for, as text."""
+    return ", ".join(options for axis, options in WHAT_GROWS.items() if axis in shape.sizes)
+
+
+def require_axis(shape: ModelShape, axis: str, option: str) -> None:
+    """Raise UsageError when the family has no such axis."""
+    if axis not in shape.sizes:
+        raise UsageError(
+            f"A {shape.family.name} checkpoint has no {axis.replace('_', ' ')}s, so {option} "
+            "cannot grow it.",
+            f"It can be grown by: {growable(shape)}.",
+        )

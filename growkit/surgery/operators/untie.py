@@ -1,0 +1,27 @@
+"""Untie the embeddings: the output projection becomes a tensor of its own, equal at the start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from growkit.errors import UsageError
+from growkit.surgery.growth import Exactness, Growth, ModelShape
+
+
+@dataclass(frozen=True)
+class UntieEmbeddings:
+    """Write ``lm_head.weight`` as a copy of the embedding (Motif 2.6B -> Motif-2-12.7B)."""
+
+    def apply(self, shape: ModelShape) -> Growth:
+        if not shape.sizes["tied"]:
+            raise UsageError(
+                "--untie-embeddings: the embeddings of this checkpoint are not tied.",
+                "Leave the option out.",
+            )
+        return Growth(
+            operator="untie_embeddings",
+            summary="embeddings untied: lm_head starts as a copy of the embedding",
+            sizes={"tied": 0},
+            exactness=Exactness.BIT_EXACT,
+            reason="the output projection keeps its values",
+        )
