@@ -1,4 +1,9 @@
-"""The two published schedules of lambda_init over the layers (0-based index)."""
+# SPDX-License-Identifier: Apache-2.0
+"""The two published schedules of lambda_init by layer. Pure Python.
+
+A checkpoint of our own format stores one value per layer in ``config.json``; the schedules fill that
+list for a model made from scratch or read from a format that computes it from the layer index.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +11,29 @@ import math
 
 
 def diff_lambda_init(layer: int) -> float:
-    """0.8 - 0.6 exp(-0.3 layer): DIFF Transformer (arXiv 2410.05258) and DiffLlama."""
+    """lambda_init of DIFF Transformer and DiffLlama: 0.8 - 0.6 exp(-0.3 layer), 0-based layer.
+
+    Layer 0 has 0.2, layer 1 has 0.3555. Source: arXiv 2410.05258, section 2.1.
+    """
     return 0.8 - 0.6 * math.exp(-0.3 * layer)
 
 
 def motif_lambda_init(layer: int) -> float:
-    """The value that DIFF has one layer earlier: 0.8 - 0.6 exp(-0.3 (layer - 1)); Motif's code."""
+    """lambda_init of Motif: the DIFF schedule one layer late, so layer 0 has -0.0099.
+
+    Source: MotifTechnologies/vllm, ``vllm/model_executor/models/motif.py``.
+    """
     return diff_lambda_init(layer - 1)
+
+
+# One line a schedule.
+LAMBDA_SCHEDULES = {"diff": diff_lambda_init, "motif": motif_lambda_init}
+
+
+def lambda_init_schedule(num_layers: int, kind: str = "diff") -> list[float]:
+    """One lambda_init per layer, first layer first. Raises ValueError for an unknown ``kind``."""
+    if kind not in LAMBDA_SCHEDULES:
+        raise ValueError(
+            f"Unknown lambda_init schedule {kind!r}. Valid: {', '.join(sorted(LAMBDA_SCHEDULES))}."
+        )
+    return [LAMBDA_SCHEDULES[kind](layer) for layer in range(num_layers)]
