@@ -1,0 +1,236 @@
+"""The training recipe: what a YAML file may say, checked before anything else happens.
+
+Relative paths are relative to the current folder, as for every command. No torch here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from growkit.errors import UsageError
+from growkit.training.recipe_errors import explain, parse_yaml
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+# A whole number of steps, or a fraction of all steps when it is below 1 (as transformers 5 does).
+Steps = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSection(Section):
+    """Either an existing checkpoint folder, or a configuration to start from scratch."""
+
+    checkpoint: Path | None = None
+    config: dict[str, Any] | None = None
+    dtype: Literal["float32", "bfloat16", "auto"] = "float32"
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelSection:
+        if (self.checkpoint is None) == (self.config is None):
+            raise ValueError("give exactly one of 'checkpoint' (a folder) and 'config' (a mapping)")
+        if self.config is not None and "model_type" not in self.config:
+            raise ValueError("'config' needs a model_type, for example gda or llama")
+        return self
+
+
+class TokenizerSection(Section):
+    """Where the tokenizer comes from; without this section, from the model's checkpoint."""
+
+    path: Path | None = None
+    train_bpe: Annotated[int, Field(ge=257)] | None = None
+    bytes: bool = False
+
+    @model_validator(mode="after")
+    def _at_most_one(self) -> TokenizerSection:
+        if (self.path is not None) + (self.train_bpe is not None) + self.bytes != 1:
+            raise ValueError(
+                "give exactly one of 'path' (a folder), 'train_bpe' (a vocabulary size of at "
+                "least 257) and 'bytes: true'"
+            )
+        return self
+
+
+class DataSection(Section):
+    """Local text files (.txt, .jsonl, .parquet), or ``sample`` for the built-in text."""
+
+    files: Literal["sample"] | list[Path]
+    text_field: str = "text"
+    sequence_length: Annotated[int, Field(ge=2)] = 512
+    eval_fraction: Fraction = 0.05
+    eval_files: list[Path] = Field(default_factory=list)
+    max_eval_tokens: Positive | None = None
+    cache_dir: Path | None = None
+
+    @model_validator(mode="after")
+    def _something_to_read(self) -> DataSection:
+        if self.files == []:
+            raise ValueError("'files' is empty: name at least one file, or write 'files: sample'")
+        return self
+
+
+class TrainingSection(Section):
+    """The optimization, in the names that transformers' TrainingArguments use."""
+
+    max_steps: Positive | None = None
+    max_tokens: Positive | None = None
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    warmup_steps: Steps = 0
+    decay_steps: Steps = 0.2
+    decay_type: Literal["linear", "cosine", "1-sqrt"] = "1-sqrt"
+    min_learning_rate_ratio: Fraction = 0.0
+    per_device_train_batch_size: Positive = 8
+    per_device_eval_batch_size: Positive | None = None
+    gradient_accumulation_steps: Positive = 1
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    decay_embeddings: bool = True
+    adam_beta1: Fraction = 0.9
+    adam_beta2: Fraction = 0.95
+    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    torch_compile: bool = False
+    use_cpu: bool = False
+    full_determinism: bool = False
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    logging_steps: Positive = 10
+    eval_steps: Positive = 100
+    save_steps: Positive = 100
+    save_total_limit: Positive | None = 2
+    report_to: list[str] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> TrainingSection:
+        if (self.max_steps is None) == (self.max_tokens is None):
+            raise ValueError("give exactly one of 'max_steps' and 'max_tokens'")
+        return self
+
+
+class Recipe(Section):
+    """A whole training run."""
+
+    model: ModelSection
+    tokenizer: TokenizerSection | None = None
+    data: DataSection
+    training: TrainingSection
+    out: Path | None = None
+
+    @model_validator(mode="after")
+    def _tokenizer_known(self) -> Recipe:
+        if self.tokenizer is None and self.model.checkpoint is None:
+            raise ValueError("a model from scratch needs a 'tokenizer' section")
+        return self
+
+    @property
+    def sequences_per_step(self) -> int:
+        """Sequences in one optimizer step: batch size times gradient accumulation."""
+        return self.training.per_device_train_batch_size * self.training.gradient_accumulation_steps
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens read in one optimizer step."""
+        return self.sequences_per_step * self.data.sequence_length
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run; a token budget is rounded up to whole steps."""
+        if self.training.max_steps is not None:
+            return self.training.max_steps
+        assert self.training.max_tokens is not None
+        return math.ceil(self.training.max_tokens / self.tokens_per_step)
+
+    def steps(self, value: float) -> int:
+        """A number of steps that may have been given as a fraction of all steps."""
+        return round(value * self.total_steps) if value < 1 else round(value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as the YAML file would hold them."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+def make_recipe(values: Any, source: str = "recipe", text: str = "") -> Recipe:
+    """Check a mapping; ``text`` is the YAML it came from, for line numbers in errors.
+
+    Raises:
+        UsageError: naming the key, its line, and the nearest valid key of an unknown one.
+    """
+    if not isinstance(values, dict):
+        raise UsageError(
+            f"{source} does not hold a YAML mapping.",
+            f"Its sections are {', '.join(Recipe.model_fields)}.",
+        )
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        raise explain(error, Recipe, source, text) from None
+    _check_schedule(recipe, source)
+    return recipe
+
+
+def _check_schedule(recipe: Recipe, source: str) -> None:
+    section, total = recipe.training, recipe.total_steps
+    warmup = recipe.steps(section.warmup_steps)
+    decay = recipe.steps(section.decay_steps) if section.schedule == "wsd" else 0
+    if warmup + decay > total:
+        raise UsageError(
+            f"{source}: training.warmup_steps ({warmup}) and training.decay_steps ({decay}) are "
+            f"more than all steps ({total}).",
+            "Lower them, or give fractions below 1; a longer run needs a larger max_steps.",
+        )
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = (), max_steps: int | None = None) -> Recipe:
+    """Read a YAML recipe and apply ``key.path=value`` overrides (values are YAML).
+
+    Raises:
+        UsageError: the file cannot be read, is not YAML, or says something that no recipe can.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UsageError(
+            f"The recipe {str(path)!r} cannot be read: {reason}.",
+            "Give the path of a YAML file; recipes/ holds examples.",
+        ) from error
+    values = parse_yaml(text, str(path))
+    for override in overrides:
+        _apply(values, override)
+    if max_steps is not None and isinstance(values, dict):
+        training = values.setdefault("training", {})
+        if isinstance(training, dict):
+            training.pop("max_tokens", None)
+            training["max_steps"] = max_steps
+    return make_recipe(values, str(path), text)
+
+
+def _apply(values: Any, override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise UsageError(
+            f"--set {override!r} is not of the form key.path=value.",
+            "For example --set training.learning_rate=1e-3.",
+        )
+    *parents, last = key.split(".")
+    for parent in parents:
+        if isinstance(values, dict) and values.get(parent) is None:
+            values[parent] = {}
+        values = values[parent] if isinstance(values, dict) else None
+    if not isinstance(values, dict):
+        raise UsageError(
+            f"--set {override!r} goes into a value that is not a mapping.",
+            "Its dots name nested sections, as in training.learning_rate.",
+        )
+    values[last] = yaml.safe_load(value)

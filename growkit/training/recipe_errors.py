@@ -1,0 +1,98 @@
+"""From a recipe that cannot be used to one sentence: which key, on which line, and what instead."""
+
+from __future__ import annotations
+
+import typing
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from growkit.errors import UsageError, nearest
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Parse YAML; a key that is given twice is refused (YAML would silently keep the last)."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is not None:
+            _refuse_duplicates(node, source)
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "it cannot be parsed"
+        raise UsageError(f"{source}{where} is not valid YAML: {problem}.", "") from error
+
+
+def _refuse_duplicates(node: yaml.Node, source: str) -> None:
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if key.value in seen:
+                raise UsageError(
+                    f"{source} line {key.start_mark.line + 1} gives {key.value!r} a second time.",
+                    "Keep one of them.",
+                )
+            seen.add(key.value)
+            _refuse_duplicates(value, source)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_duplicates(item, source)
+
+
+def _line(text: str, location: tuple[int | str, ...]) -> str:
+    """``" line 7"`` of a key in the YAML text, or nothing when it is not in the text."""
+    node = yaml.compose(text, Loader=yaml.SafeLoader) if text else None
+    line = None
+    for step in location:
+        if isinstance(node, yaml.MappingNode):
+            pair = next((p for p in node.value if p[0].value == str(step)), None)
+            if pair is None:
+                break
+            line, node = pair[0].start_mark.line + 1, pair[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int):
+            node = node.value[step] if step < len(node.value) else None
+        else:
+            break
+    return "" if line is None else f" line {line}"
+
+
+def _section_of(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
+    """The section class in which the last key of ``location`` stands."""
+    for step in location[:-1]:
+        field = model.model_fields.get(str(step))
+        if field is None:
+            break
+        candidates = (field.annotation, *typing.get_args(field.annotation))
+        for candidate in candidates:
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                model = candidate
+    return model
+
+
+def explain(error: ValidationError, model: type[BaseModel], source: str, text: str) -> UsageError:
+    """The first problem of a validation error as a usage error."""
+    # An unknown key is the likeliest reason for whatever else is reported (a missing one, say).
+    problems = sorted(error.errors(), key=lambda p: p["type"] != "extra_forbidden")
+    problem = problems[0]
+    location = problem["loc"]
+    where = f"{source}{_line(text, location)}"
+    dotted = ".".join(str(step) for step in location)
+    if problem["type"] == "extra_forbidden":
+        valid = list(_section_of(model, location).model_fields)
+        prefix = ".".join(str(step) for step in location[:-1])
+        place = f"section {prefix!r}" if prefix else "the recipe"
+        return UsageError(
+            f"{where}: unknown key {str(location[-1])!r} in {place}.",
+            f"{nearest(str(location[-1]), valid)}Valid keys: {', '.join(valid)}.",
+        )
+    if problem["type"] == "missing":
+        return UsageError(f"{where}: {dotted!r} is missing.", "Add it to the recipe.")
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        place = f"section {dotted!r}" if dotted else "the recipe"
+        return UsageError(
+            f"{where}: {place} cannot be used.", message[:1].upper() + message[1:] + "."
+        )
+    return UsageError(f"{where}: {dotted} is {problem['input']!r}.", f"{message}.")
