@@ -1,0 +1,13 @@
+"""Proof on written files: two checkpoint folders, loaded by transformers, compute the same."""
+
+from growkit.verify.report import Generation, LayerDifference, VerificationReport
+from growkit.verify.run import verify_checkpoints
+from growkit.verify.tolerance import tolerance
+
+__all__ = [
+    "Generation",
+    "LayerDifference",
+    "VerificationReport",
+    "tolerance",
+    "verify_checkpoints",
+]
