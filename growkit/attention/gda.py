@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Grouped Differential Attention: the definition (the oracle) and the fast path beside it.
+
+    o_i = scale * norm( softmax(q_i k1^T / sqrt(d)) V  -  lambda * SUM_j softmax(q_j k2^T / sqrt(d)) V )
+    y   = W_O concat_i o_i,      lambda = exp(lq1.lk1) - exp(lq2.lk2) + lambda_init
+
+for signal head i, the noise heads j of its group, and V, k1, k2 of its key/value group. With a
+sub-layer norm, ``norm`` is an RMSNorm over one head's output and scale = 1 - lambda_init; without, both
+are absent. lambda is one fp32 scalar per layer.
+
+Rows of q_proj are stripes: min(n_S, n_N) groups of (signal heads, then noise heads). Rows of k_proj and
+v_proj with own noise keys are (n_kv, 2): k1, k2 adjacent and v1, v2 adjacent, the pair of values read
+as one value of width 2d. Columns of o_proj are the signal heads in order.
+
+Sources: DIFF Transformer (arXiv 2410.05258, section 2.1), Grouped Differential Attention
+(arXiv 2510.06949), layout of MotifTechnologies/vllm ``motif.py``. More noise than signal heads (the sum
+over j) is our extension; it contains the published operator as the case of one noise head per group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import (
+    LlamaRMSNorm,
+    apply_rotary_pos_emb,
+    eager_attention_forward,
+)
+
+LAMBDA_NAMES = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
+
+# Backends known to take values wider than keys. Flash kernels want equal widths, and transformers
+# pads V by (key width - value width) for them, which silently crops a wider V: every other backend
+# gets two calls with the halves of V instead.
+WIDE_VALUE_BACKENDS = ("eager", "sdpa", "flex_attention")
+
+
+def gda_attention_reference(
+    module: GdaAttentionBase,
+    hidden_states: Tensor,
+    position_embeddings: tuple[Tensor, Tensor],
+    attention_mask: Tensor | None = None,
+) -> Tensor:
+    """The definition, head by head in float64 with explicit softmax matrices: the oracle.
+
+    Args:
+        module: holds the weights; called as ``module(hidden_states, ...)`` it is the fast path.
+        hidden_states: [batch, n, hidden_size].
+        position_embeddings: cos and sin, each [batch or 1, n, head_dim], rotate-half pairs (i, i + d/2).
+        attention_mask: additive [batch or 1, 1, n, n], or boolean with True where attention is
+            allowed; None means causal.
+
+    Returns:
+        [batch, n, hidden_size] in the dtype of ``hidden_states``; differentiable.
+    """
+    heads, d = module.heads, module.heads.head_dim
+    x = hidden_states.double()
+    cos, sin = (part.double() for part in position_embeddings)
+    n = x.shape[1]
+    if attention_mask is None:
+        attention_mask = torch.ones(n, n, dtype=torch.bool, device=x.device).tril()[None, None]
+    if attention_mask.dtype == torch.bool:
+        bias = torch.zeros_like(attention_mask, dtype=x.dtype)
+        bias = bias.masked_fill(~attention_mask, float("-inf"))
+    else:
+        bias = attention_mask.double()
+    bias = bias[:, 0]
+
+    def head(projection: nn.Linear, index: int) -> Tensor:
+        return x @ projection.weight.double()[index * d : (index + 1) * d].T
+
+    def rotated(states: Tensor) -> Tensor:
+        first, second = states[..., : d // 2], states[..., d // 2 :]
+        return states * cos + torch.cat((-second, first), dim=-1) * sin
+
+    def attention_map(query_head: int, key_head: int) -> Tensor:
+        query, key = (
+            rotated(head(module.q_proj, query_head)),
+            rotated(head(module.k_proj, key_head)),
+        )
+        return torch.softmax(query @ key.transpose(1, 2) / d**0.5 + bias, dim=-1)
+
+    q1, k1, q2, k2 = (getattr(module, name).double() for name in LAMBDA_NAMES)
+    lambda_full = torch.exp(q1 @ k1) - torch.exp(q2 @ k2) + module.lambda_init
+
+    outputs = []
+    stripe = heads.signal_per_group + heads.noise_per_group
+    for i in range(heads.n_signal):
+        group, place = divmod(i, heads.signal_per_group)
+        first_noise = group * stripe + heads.signal_per_group
+        kv = i * heads.n_kv // heads.n_signal
+        if heads.noise_keys == "own":
+            signal_key, noise_key = 2 * kv, 2 * kv + 1
+            value = torch.cat(
+                (head(module.v_proj, 2 * kv), head(module.v_proj, 2 * kv + 1)), dim=-1
+            )
+        else:
+            signal_key = noise_key = kv
+            value = head(module.v_proj, kv)
+        signal_map = attention_map(group * stripe + place, signal_key)
+        noise_map = torch.stack(
+            [attention_map(first_noise + j, noise_key) for j in range(heads.noise_per_group)]
+        ).sum(0)
+        output = (signal_map - lambda_full * noise_map) @ value
+        if module.subln is not None:
+            mean_square = output.pow(2).mean(-1, keepdim=True)
+            output = output / torch.sqrt(mean_square + module.subln.variance_epsilon)
+            output = (1 - module.lambda_init) * output * module.subln.weight.double()
+        outputs.append(output)
+    return (torch.cat(outputs, dim=-1) @ module.o_proj.weight.double().T).to(hidden_states.dtype)
+
+
+class GdaAttentionBase(nn.Module):
+    """Weights, lambda and the steps around the softmax attention that both forms share."""
+
+    is_causal = True
+
+    def __init__(self, config: Any, layer_idx: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.heads = config.heads
+        self.lambda_init = float(config.lambda_init[layer_idx])
+        self.head_dim: int = self.heads.head_dim
+        self.scaling = self.head_dim**-0.5
+        query_heads = self.heads.n_signal + self.heads.n_noise
+        kv_heads = self.heads.keys_per_group * self.heads.n_kv
+        self.num_key_value_groups = query_heads // kv_heads  # read by the attention functions
+        value_out = self.heads.n_signal * self.heads.value_dim
+        self.q_proj = nn.Linear(config.hidden_size, query_heads * self.head_dim, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, kv_heads * self.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, kv_heads * self.head_dim, bias=False)
+        self.o_proj = nn.Linear(value_out, config.hidden_size, bias=False)
+        for name in LAMBDA_NAMES:
+            vector = torch.zeros(self.head_dim, dtype=torch.float32)
+            self.register_parameter(name, nn.Parameter(vector))
+        self.subln: LlamaRMSNorm | None = None
+        if config.sub_layer_norm:
+            self.subln = LlamaRMSNorm(self.heads.value_dim, eps=config.attn_rms_norm_eps)
+
+    def lambda_full(self) -> Tensor:
+        """lambda of this layer: a 0-dim fp32 tensor, whatever the model's dtype."""
+        q1, k1, q2, k2 = (getattr(self, name).float() for name in LAMBDA_NAMES)
+        return torch.exp((q1 * k1).sum()) - torch.exp((q2 * k2).sum()) + self.lambda_init
+
+    def project(
+        self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated q [b, heads, n, d], rotated k and plain v [b, kv_heads, n, d]."""
+        shape = (*hidden_states.shape[:-1], -1, self.head_dim)  # -1: a tensor-parallel rank's share
+        query, key, value = (
+            projection(hidden_states).view(shape).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        return query, key, value
+
+    def combine(self, signal: Tensor, noise: Tensor) -> Tensor:
+        """Difference, norm and output projection.
+
+        ``signal`` is [b, n, groups, signal_per_group, v], ``noise`` [b, n, groups, noise_per_group, v];
+        a group's summed noise is broadcast over its signal heads, so each noise map is computed once.
+        """
+        if self.heads.noise_per_group > 1:
+            noise = noise.sum(-2, keepdim=True)
+        # lambda is 0-dim: it multiplies in fp32 without promoting a bf16 output
+        output = signal - self.lambda_full() * noise
+        if self.subln is not None:
+            output = self.subln(output) * (1 - self.lambda_init)
+        return self.o_proj(output.flatten(2))
+
+
+class GdaSharedKeyAttention(GdaAttentionBase):
+    """Plain form: noise heads read the signal's keys, so all heads go through ONE attention call.
+
+    The stripes are already in the order that grouped-query attention expects (n_kv divides the number
+    of stripes). Serving engines that replace the attention function parse this ``forward`` and want
+    exactly one call of it.
+    """
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """[b, n, hidden_size] -> the same shape, and the softmax maps of all heads (eager only)."""
+        query, key, value = self.project(hidden_states, position_embeddings)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attention_interface(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        stripe = [self.heads.signal_per_group, self.heads.noise_per_group]
+        output = output.reshape(*hidden_states.shape[:-1], -1, sum(stripe), self.head_dim)
+        signal, noise = output.split(stripe, dim=-2)
+        return self.combine(signal, noise), weights
+
+
+class _MapCall:
+    """Stands for the module in one of two attention calls, which differ in heads per key head."""
+
+    def __init__(self, module: nn.Module, num_key_value_groups: int) -> None:
+        self.module = module
+        self.num_key_value_groups = num_key_value_groups
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.module, name)
+
+
+class GdaAttention(GdaAttentionBase):
+    """DIFF V1 and Motif-2 form: noise heads have keys of their own, values are 2d wide.
+
+    One attention call for the signal heads on k1 and one for the noise heads on k2; twice as many on
+    backends that want keys and values of one width (WIDE_VALUE_BACKENDS). k1, k2 and v1, v2 are cached
+    as ordinary heads of width d, which every cache class of transformers can hold.
+    """
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """[b, n, hidden_size] -> the same shape, and the softmax maps of all heads (eager only)."""
+        query, key, value = self.project(hidden_states, position_embeddings)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        stripe = [self.heads.signal_per_group, self.heads.noise_per_group]
+        queries = query.unflatten(1, (-1, sum(stripe))).split(stripe, dim=2)
+        pairs = value.unflatten(1, (-1, 2))  # [b, n_kv, 2, n, d]
+        if self.config._attn_implementation in WIDE_VALUE_BACKENDS:
+            values = [pairs.transpose(2, 3).flatten(3)]
+        else:
+            values = [pairs[:, :, 0], pairs[:, :, 1]]
+        outputs, maps = [], []
+        for part, map_query in enumerate(queries):  # the signal heads on k1, the noise heads on k2
+            output, weights = self._attend(
+                map_query.flatten(1, 2), key[:, part::2], values, attention_mask, kwargs
+            )
+            outputs.append(output.unflatten(2, (-1, stripe[part])))
+            if weights is not None:
+                maps.append(weights.unflatten(1, (-1, stripe[part])))
+        all_maps = torch.cat(maps, dim=2).flatten(1, 2) if maps else None
+        return self.combine(*outputs), all_maps
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        values: list[Tensor],
+        attention_mask: Tensor | None,
+        kwargs: dict[str, Any],
+    ) -> tuple[Tensor, Tensor | None]:
+        """Softmax attention of one kind of head: [b, n, heads, width of the values together]."""
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        call = _MapCall(self, query.shape[1] // key.shape[1])
+        results = [
+            attention(
+                call, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs
+            )
+            for value in values
+        ]
+        return torch.cat([output for output, _ in results], dim=-1), results[0][1]
