@@ -10,9 +10,7 @@ from growkit.families.llama import LLAMA
 from growkit.families.motif import MOTIF
 
 # One line a family.
-FAMILIES: dict[str, Family] = {
-    family.name: family for family in (GDA, MOTIF, DIFFLLAMA, LLAMA)
-}
+FAMILIES: dict[str, Family] = {family.name: family for family in (GDA, MOTIF, DIFFLLAMA, LLAMA)}
 
 
 def family_of(config: Config) -> Family:

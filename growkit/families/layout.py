@@ -102,7 +102,7 @@ def adjacent_parts(axis: str, parts: Callable[[Sizes], int], block: Block) -> La
 
 
 def split_parts(axis: str, parts: int, block: Block) -> Layout:
-    """(part, axis): the first part of every unit, then the second part of every unit (DiffLlama)."""
+    """(part, axis): the first part of every unit, then the second of every unit (DiffLlama)."""
 
     def layout(sizes: Sizes) -> Units:
         index = np.arange(sizes[axis])

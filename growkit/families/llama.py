@@ -135,7 +135,9 @@ LLAMA = Family(
         Tensor("q", _attention + "q_proj.weight", (query_rows, hidden_in)),
         Tensor("k", _attention + "k_proj.weight", (kv_rows, hidden_in)),
         Tensor("v", _attention + "v_proj.weight", (kv_rows, hidden_in)),
-        Tensor("o", _attention + "o_proj.weight", (hidden_out, query_columns), writes_residual=True),
+        Tensor(
+            "o", _attention + "o_proj.weight", (hidden_out, query_columns), writes_residual=True
+        ),
         Tensor("q_bias", _attention + "q_proj.bias", (query_rows,), _bias, init="zeros"),
         Tensor("k_bias", _attention + "k_proj.bias", (kv_rows,), _bias, init="zeros"),
         Tensor("v_bias", _attention + "v_proj.bias", (kv_rows,), _bias, init="zeros"),

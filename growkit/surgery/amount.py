@@ -21,7 +21,7 @@ class Amount:
     @staticmethod
     def parse(text: str | int, option: str) -> Amount:
         """Read ``x2``, ``x1.5``, ``+4`` or ``48``. Raises UsageError naming ``option``."""
-        word = str(text).strip().lower().replace("×", "x")
+        word = str(text).strip().lower()
         if match := re.fullmatch(r"x(\d+(?:\.\d+)?|\d+/\d+)", word):
             if "/" in match[1] and not int(match[1].split("/")[1]):
                 raise _malformed(text, option)

@@ -75,8 +75,8 @@ class Depth:
             return [layers - 1] * added
         if self.placement == "even":
             return [int(i) for i in (np.arange(1, added + 1) * layers + added - 1) // added - 1]
-        indices = list(self.placement)
-        wrong = [i for i in indices if not isinstance(i, int) or not 0 <= i < layers]
+        indices = [int(i) for i in self.placement]
+        wrong = [i for i in indices if not 0 <= i < layers]
         if wrong:
             raise UsageError(
                 f"--layer-placement names layer {wrong[0]!r}, but the checkpoint has layers 0 to "

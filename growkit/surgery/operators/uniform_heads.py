@@ -4,8 +4,8 @@ Whole groups are repeated beside themselves, inside their kv pair::
 
     [s0 s1 s2 | n0] [s3 s4 s5 | n1]   ->   [s0 s1 s2 | n0] [s0 s1 s2 | n0] [s3 s4 s5 | n1] ...
 
-Exact: each copied head meets a copy of its noise head and its old keys; shares of o_proj columns sum
-to the old columns. (Tiling all groups would move copies to other kv pairs and break it.)
+Exact: each copied head meets a copy of its noise head and its old keys; shares of o_proj columns
+sum to the old columns. (Tiling all groups would move copies to other kv pairs and break it.)
 """
 
 from __future__ import annotations

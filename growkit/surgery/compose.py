@@ -1,0 +1,110 @@
+"""Several operators become one growth: maps are chained, exactness is the worst of all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from math import prod
+
+import numpy as np
+
+from growkit.errors import GrowkitError
+from growkit.families.layout import Sizes
+from growkit.surgery.axis_map import NEW, AxisMap
+from growkit.surgery.growth import (
+    Exactness,
+    Growth,
+    LayerMap,
+    LayerSource,
+    ModelShape,
+    Operator,
+)
+
+
+@dataclass(frozen=True)
+class ComposedGrowth:
+    """The joint effect of all operators of a plan.
+
+    Attributes:
+        steps: what each operator returned, in order.
+        sizes: sizes of the grown model.
+        axes: map of every axis that grew, from the source to the grown model.
+        layers: source of every layer of the grown model.
+        noise_copies: copies of each old noise map that a signal head subtracts.
+        final_norm_factor: factor on the final norm's gain.
+        exactness: the worst of the steps.
+    """
+
+    steps: tuple[Growth, ...]
+    sizes: dict[str, int]
+    axes: dict[str, AxisMap]
+    layers: LayerMap
+    noise_copies: int
+    final_norm_factor: float
+    exactness: Exactness
+
+
+def compose(operators: Sequence[Operator], shape: ModelShape) -> ComposedGrowth:
+    """Apply the operators one after another on paper.
+
+    Raises:
+        UsageError: when an operator cannot be applied.
+        GrowkitError: when the maps would connect a head to another noise or kv head than its
+            source (a defect of an operator; the check is the proof on paper).
+    """
+    old_sizes = dict(shape.sizes)
+    sizes = dict(old_sizes)
+    axes: dict[str, AxisMap] = {}
+    layers: LayerMap = tuple(LayerSource(i, "kept") for i in range(sizes["layer"]))
+    steps = []
+    for operator in operators:
+        growth = operator.apply(replace(shape, sizes=dict(sizes)))
+        steps.append(growth)
+        for axis, axis_map in growth.axes.items():
+            axes[axis] = axes[axis].then(axis_map) if axis in axes else axis_map
+            sizes[axis] = axis_map.new_size
+        if growth.layers is not None:
+            layers = _chain_layers(layers, growth.layers)
+            sizes["layer"] = len(layers)
+        sizes.update(growth.sizes)
+    noise_copies = prod(step.noise_copies for step in steps)
+    check_links(shape, old_sizes, sizes, axes, noise_copies)
+    return ComposedGrowth(
+        steps=tuple(steps),
+        sizes=sizes,
+        axes=axes,
+        layers=layers,
+        noise_copies=noise_copies,
+        final_norm_factor=prod(step.final_norm_factor for step in steps),
+        exactness=reduce(Exactness.worst, (s.exactness for s in steps), Exactness.BIT_EXACT),
+    )
+
+
+def _chain_layers(first: LayerMap, second: LayerMap) -> LayerMap:
+    chained = []
+    for layer in second:
+        inner = first[layer.source]
+        kind = inner.kind if layer.kind == "kept" or inner.kind == "identity" else layer.kind
+        chained.append(LayerSource(inner.source, kind))
+    return tuple(chained)
+
+
+def check_links(
+    shape: ModelShape, old: Sizes, new: Sizes, axes: dict[str, AxisMap], noise_copies: int
+) -> None:
+    """Every copied head has to work with copies of the heads that its source works with."""
+    for link in shape.family.links:
+        source_map = axes.get(link.source) or AxisMap.identity(old[link.source])
+        target_map = axes.get(link.target) or AxisMap.identity(old[link.target])
+        copied = source_map.source != NEW
+        before = link.indices(old)[source_map.source[copied]]
+        after = target_map.source[link.indices(new)[copied]]
+        copies = noise_copies if link.target == "noise_head" else 1
+        expected = np.sort(np.repeat(before, copies, axis=1), axis=1)
+        if expected.shape != after.shape or (expected != np.sort(after, axis=1)).any():
+            raise GrowkitError(
+                f"The plan would move {link.source.replace('_', ' ')}s to other "
+                f"{link.target.replace('_', ' ')}s.",
+                "This combination of operators does not keep the function; grow in two steps.",
+            )

@@ -1,0 +1,37 @@
+"""config.json of the grown model: only what growth changed is changed, unknown fields stay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from growkit.families import Family
+from growkit.families.gda import config_from
+from growkit.surgery.compose import ComposedGrowth
+
+
+def grown_config(
+    config: Mapping[str, Any],
+    source_family: Family,
+    family: Family,
+    source_sizes: Mapping[str, int],
+    growth: ComposedGrowth,
+) -> dict[str, Any]:
+    """The config of the grown model, in the key order of the source."""
+    if family is not source_family:
+        grown = config_from(config, source_family, source_sizes)
+    else:
+        grown = dict(config)
+    before = family.config_fields(dict(source_sizes))
+    after = family.config_fields(growth.sizes)
+    for field, value in after.items():
+        if value != before.get(field) or (field in grown and grown[field] != value):
+            grown[field] = value
+    if any(axis.endswith("_head") for axis in growth.axes) or "hidden" in growth.axes:
+        # From here on hidden_size / num_attention_heads is no longer the head_dim.
+        grown["head_dim"] = growth.sizes["head_dim"]
+    for field in family.per_layer_fields:
+        values = grown.get(field)
+        if isinstance(values, list):
+            grown[field] = [values[layer.source] for layer in growth.layers]
+    return grown

@@ -1,0 +1,35 @@
+"""Which parameters are new: tensor -> row and column ranges. Training freezes or speeds by it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from growkit.surgery.plan import Plan, TensorPlan
+
+
+def new_parameters(plan: Plan) -> dict[str, Any]:
+    """Map from written tensor to what in it has no old counterpart.
+
+    The value is ``"all"`` for a tensor of an inserted layer or one without a source, otherwise an
+    object with ``rows`` and/or ``columns``: lists of [start, end) element ranges that hold further
+    copies or new units (the first copy of a unit counts as the old one). Tensors without new parts
+    are absent.
+    """
+    result: dict[str, Any] = {}
+    for tensor in plan.tensors:
+        part = _new_part(plan, tensor)
+        if part:
+            result[tensor.output.name] = part
+    return result
+
+
+def _new_part(plan: Plan, tensor: TensorPlan) -> Any:
+    if tensor.source is None or tensor.action == "zero":
+        return "all"
+    if tensor.layer is not None and plan.growth.layers[tensor.layer].kind != "kept":
+        return "all"
+    ranges = {}
+    for label, dim in zip(("rows", "columns"), tensor.dims, strict=False):
+        if dim is not None and dim.new_ranges:
+            ranges[label] = [list(r) for r in dim.new_ranges]
+    return ranges

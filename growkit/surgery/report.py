@@ -1,0 +1,127 @@
+"""A plan as plain data: what ``plan --json``, the manifest and the tables are made from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from growkit.checkpoint import DTYPES
+from growkit.surgery.cost import Cost, cost_of
+from growkit.surgery.plan import Plan
+
+DEFAULT_CONTEXT = 2048
+
+# Axes as people call them, with the config field that holds the number.
+AXIS_LABELS = {
+    "layer": "layers",
+    "hidden": "hidden size",
+    "ffn": "FFN width (intermediate_size)",
+    "query_head": "query heads",
+    "signal_head": "signal heads",
+    "noise_head": "noise heads",
+    "kv_head": "key/value heads",
+    "head_dim": "head_dim",
+    "vocab": "vocabulary",
+}
+
+
+def main_dtype(dtypes: dict[str, int]) -> str:
+    """The dtype that most bytes are stored in."""
+    return max(dtypes, key=lambda name: dtypes[name])
+
+
+def stored_dtypes(plan: Plan) -> dict[str, int]:
+    """Bytes of the source by dtype."""
+    totals: Counter[str] = Counter()
+    for info in plan.checkpoint.tensors.values():
+        totals[info.dtype] += info.nbytes
+    return dict(totals)
+
+
+def costs(plan: Plan) -> tuple[Cost, Cost]:
+    """Cost of the source and of the grown model, at the same context."""
+    dtype = main_dtype(stored_dtypes(plan))
+    longest = plan.config.get("max_position_embeddings") or DEFAULT_CONTEXT
+    context = min(int(longest), DEFAULT_CONTEXT)
+    before = cost_of(plan.source_family, plan.source_sizes, dtype, context)
+    return before, cost_of(plan.family, plan.sizes, dtype, context)
+
+
+def axis_label(plan: Plan, axis: str) -> str:
+    """Name of an axis for people."""
+    if axis == "kv_head" and plan.sizes.get("parts") == 2:
+        return "key/value pairs (k1, k2 | v1, v2)"
+    return AXIS_LABELS[axis]
+
+
+def plan_report(plan: Plan) -> dict[str, Any]:
+    """Everything that ``growkit plan`` says, as JSON-able data."""
+    before, after = costs(plan)
+    actions = Counter(t.action for t in plan.tensors)
+    inserted = sum(layer.kind == "identity" for layer in plan.growth.layers)
+    return {
+        "source_family": plan.source_family.name,
+        "family": plan.family.name,
+        "operators": [
+            {
+                "operator": step.operator,
+                "summary": step.summary,
+                "exactness": step.exactness.value,
+                "reason": step.reason,
+            }
+            for step in plan.growth.steps
+        ],
+        "axes": {
+            axis: {"before": plan.source_sizes[axis], "after": plan.sizes[axis]}
+            for axis in AXIS_LABELS
+            if axis in plan.sizes
+        },
+        "tied_embeddings": {
+            "before": bool(plan.source_sizes["tied"]),
+            "after": bool(plan.sizes["tied"]),
+        },
+        "before": before.to_dict(),
+        "after": after.to_dict(),
+        "bytes_in": plan.checkpoint.total_size,
+        "bytes_out": plan.total_bytes,
+        "tensors": {
+            "total": len(plan.tensors),
+            **{action: actions[action] for action in sorted(actions)},
+        },
+        "inserted_layers": inserted,
+        "layer_sources": [
+            {"source": layer.source, "kind": layer.kind} for layer in plan.growth.layers
+        ],
+        "hidden_copies": plan.sizes["hidden"] // plan.source_sizes["hidden"],
+        "symmetry": plan.symmetry.mode,
+        "noise_snr_db": plan.symmetry.noise_snr_db if plan.symmetry.mode == "noise" else None,
+        "seed": plan.symmetry.seed,
+        "exactness": plan.exactness.value,
+        "warnings": list(plan.warnings),
+    }
+
+
+def tensor_report(plan: Plan) -> list[dict[str, Any]]:
+    """One entry a written tensor: source, action and shapes."""
+    entries = []
+    for tensor in plan.tensors:
+        info = plan.checkpoint.tensors.get(tensor.source or "")
+        entries.append(
+            {
+                "name": tensor.output.name,
+                "action": tensor.action,
+                "dtype": tensor.output.dtype,
+                "shape": list(tensor.output.shape),
+                "source": tensor.source,
+                "source_shape": list(info.shape) if info else None,
+                "bytes": _bytes(tensor.output.dtype, tensor.output.shape),
+            }
+        )
+    return entries
+
+
+def _bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count * DTYPES[dtype].bits // 8
