@@ -1,7 +1,7 @@
 """Continual pretraining on local text, on transformers' Trainer.
 
-`load_recipe` reads a YAML recipe (no torch), `train` runs it; `growkit.training.demo.run_demo` is the
-main job end to end on the built-in text.
+`load_recipe` reads a YAML recipe (no torch), `train` runs it; `growkit.training.demo.run_demo` is
+the main job end to end on the built-in text.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Sample g of a run (g = 0, 1, ...) is ``permutation(n, seed, g // n)[g % n]``: one Philox permutation
 of the n sequences an epoch, keyed by (seed, epoch). Step s with G sequences a step reads samples
-``[s * G, (s + 1) * G)``. So a resumed run needs no replay and no saved sampler state, and a run with
-another batch split of the same G sees the same sequences at every step.
+``[s * G, (s + 1) * G)``. So a resumed run needs no replay and no saved sampler state, and a run
+with another batch split of the same G sees the same sequences at every step.
 """
 
 from __future__ import annotations

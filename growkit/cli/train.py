@@ -1,0 +1,80 @@
+"""``growkit train``: continual pretraining of a checkpoint on local text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from growkit.cli.common import JsonOption, QuietOption, VerboseOption, open_output
+from growkit.cli.output import Output
+
+if TYPE_CHECKING:
+    from growkit.training.run import TrainingResult
+
+PANEL = "Train"
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="YAML recipe; recipes/ holds examples.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Output folder; default: the recipe's, or its name."),
+    ] = None,
+    max_steps: Annotated[
+        int | None, typer.Option(min=1, help="Instead of the recipe's number of steps.")
+    ] = None,
+    resume: Annotated[
+        str, typer.Option(help="auto (newest whole checkpoint), never, or a checkpoint folder.")
+    ] = "auto",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a value of the recipe."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Throw away an earlier run in the output folder.")
+    ] = False,
+    json_mode: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Train a checkpoint on (or a small model from scratch); the same command resumes it.
+
+    [dim]growkit train recipes/train-gda-small.yaml --out checkpoints/small[/dim]
+    """
+    output = open_output(json_mode, quiet, verbose)
+    from growkit.training import load_recipe
+    from growkit.training import train as run
+
+    loaded = load_recipe(recipe, overrides or [], max_steps)
+    target = out or loaded.out or Path("checkpoints") / recipe.stem
+    output.note(f"Training into {target}.")
+    result = run(loaded, target, resume=resume, overwrite=overwrite, reporter=output)
+    show(output, result)
+    output.result(result.to_dict())
+
+
+def show(output: Output, result: TrainingResult) -> None:
+    """The figures of a finished run, and the next command."""
+    from rich.table import Table
+
+    rows = Table(title=f"trained: {result.out}")
+    rows.add_column("figure")
+    rows.add_column("value", justify="right")
+    rows.add_row("steps", f"{result.steps:,}")
+    rows.add_row("tokens", f"{result.tokens:,}")
+    rows.add_row("parameters", f"{result.parameters:,}")
+    if result.loss is not None:
+        rows.add_row("training loss (nats a token)", f"{result.loss:.4f}")
+    if result.eval_loss is not None and result.perplexity is not None:
+        rows.add_row("held-out loss", f"{result.eval_loss:.4f}")
+        rows.add_row("held-out perplexity", f"{result.perplexity:.3f}")
+    if result.bits_per_byte is not None:
+        rows.add_row("held-out bits per byte", f"{result.bits_per_byte:.3f}")
+    rows.add_row("seconds", f"{result.seconds:.1f}")
+    output.show(rows)
+    output.note(f"Metrics: {result.metrics}")
+    if result.plot is not None:
+        output.note(f"Plot:    {result.plot}")
+    output.note(f"Next:    growkit inspect {result.out}")

@@ -1,0 +1,96 @@
+"""metrics.jsonl: one JSON object a line, and loss.png drawn from it.
+
+Keys of a training line: step, tokens, loss, learning_rate, grad_norm, tokens_per_second.
+Keys of an evaluation line: step, tokens, eval_loss, perplexity, bits_per_byte.
+Losses are in nats a token; a training loss is the mean over the steps since the line before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All whole lines; the last one may be cut off when a run was killed, and is left out then."""
+    rows = []
+    if path.is_file():
+        for line in path.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+    return rows
+
+
+def append_metrics(path: Path, row: dict[str, Any]) -> None:
+    """Add one line."""
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def truncate_metrics(path: Path, step: int) -> None:
+    """Drop what was logged after ``step``: a resumed run logs those steps again."""
+    rows = [row for row in read_metrics(path) if row["step"] <= step]
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    os.replace(partial, path)
+
+
+def last_evaluation(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The last evaluation line."""
+    return next((row for row in reversed(rows) if "eval_loss" in row), None)
+
+
+Curve = tuple[str, Sequence[dict[str, Any]], int]
+
+
+def plot_losses(
+    curves: Sequence[Curve], target: Path, *, title: str, marks: Sequence[tuple[int, str]] = ()
+) -> bool:
+    """Draw training and held-out loss against tokens.
+
+    Args:
+        curves: (label, metrics rows, tokens that came before the run).
+        marks: (tokens, label) of vertical lines, for example where the model was grown.
+
+    Returns:
+        False when matplotlib is not installed (nothing is written then).
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for number, (label, rows, before) in enumerate(curves):
+        color = f"C{number}"
+        train = [(before + row["tokens"], row["loss"]) for row in rows if "loss" in row]
+        held_out = [
+            (before + row["tokens"], row["eval_loss"]) for row in rows if "eval_loss" in row
+        ]
+        if train:
+            axes.plot(*zip(*train, strict=True), color=color, alpha=0.35, linewidth=1)
+        if held_out:
+            axes.plot(
+                *zip(*held_out, strict=True), color=color, marker="o", markersize=3, label=label
+            )
+        elif train:
+            axes.plot([], [], color=color, alpha=0.35, label=label)
+    for tokens, label in marks:
+        axes.axvline(tokens, color="0.4", linestyle="--", linewidth=1, label=label)
+    axes.set_xlabel("tokens")
+    axes.set_ylabel("loss (nats a token)")
+    axes.set_title(f"{title}\nheld-out: dots; training: pale line", fontsize=10)
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend()
+    partial = target.with_name(target.name + ".partial")
+    figure.savefig(partial, dpi=120, format="png")
+    os.replace(partial, target)
+    return True

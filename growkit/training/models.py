@@ -1,0 +1,171 @@
+"""The model of a run: loaded from a folder or made from a config, and published at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from growkit.checkpoint import open_checkpoint
+from growkit.errors import CheckpointError, UsageError, nearest
+from growkit.training.checkpoints import sync_folder, sync_folder_entry
+from growkit.training.recipe import ModelSection
+from growkit.training.tokenizer import copy_tokenizer
+from growkit.verify.loading import register_own_models
+
+LINEAGE = "growkit.json"
+CONFIG = "config.json"
+
+
+def build_model(section: ModelSection, tokenizer: Any, seed: int) -> Any:
+    """The causal language model in training precision, on the CPU.
+
+    Raises:
+        UsageError: unknown model type or config key, or a vocabulary smaller than the tokenizer's.
+        CheckpointError: the folder is damaged or transformers cannot load it.
+    """
+    register_own_models()
+    if section.checkpoint is not None:
+        model = _load(section.checkpoint, section)
+    else:
+        assert section.config is not None
+        model = _from_scratch(section.config, section, tokenizer, seed)
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > vocabulary:
+        raise UsageError(
+            f"The tokenizer has {len(tokenizer)} tokens and the model's vocabulary {vocabulary}.",
+            "Use the model's own tokenizer, or set vocab_size in model.config.",
+        )
+    return model
+
+
+def _options(section: ModelSection) -> dict[str, Any]:
+    options: dict[str, Any] = {"trust_remote_code": section.trust_remote_code}
+    if section.attn_implementation is not None:
+        options["attn_implementation"] = section.attn_implementation
+    return options
+
+
+def _load(path: Path, section: ModelSection) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    with open_checkpoint(path):  # the folder's own checks name what is wrong with a file
+        pass
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=section.dtype,
+            local_files_only=True,
+            output_loading_info=True,
+            **_options(section),
+        )
+    except Exception as error:  # whatever transformers objects to, the folder does not load
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        remedy = "Check it with: growkit inspect."
+        if "trust_remote_code" in str(error):
+            remedy = "Read the code that it brings, then set model.trust_remote_code: true."
+        raise CheckpointError(
+            f"transformers cannot load {str(path)!r}: {lines[0].rstrip('.')}.", remedy
+        ) from error
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[problem]:
+            raise CheckpointError(
+                f"{str(path)!r} does not fit its config.json: {problem.replace('_', ' ')} "
+                f"{', '.join(map(str, sorted(info[problem])[:3]))}.",
+                "Its config.json and its safetensors files do not belong together.",
+            )
+    return model
+
+
+def _from_scratch(values: dict[str, Any], section: ModelSection, tokenizer: Any, seed: int) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM, set_seed
+
+    config = make_config(values, tokenizer)
+    set_seed(seed)
+    dtype = torch.bfloat16 if section.dtype == "bfloat16" else torch.float32
+    try:
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, **_options(section))
+    except (ValueError, KeyError, ImportError) as error:
+        raise UsageError(
+            f"No model can be made from model.config: {str(error).splitlines()[0]}",
+            "See the config class of its model_type for fields that go together.",
+        ) from error
+
+
+def make_config(values: dict[str, Any], tokenizer: Any) -> Any:
+    """A transformers config from a recipe's mapping; unknown keys are refused.
+
+    The vocabulary size and the special token ids are the tokenizer's unless they are given.
+    """
+    from transformers import CONFIG_MAPPING
+
+    fields = dict(values)
+    model_type = fields.pop("model_type")
+    if model_type not in CONFIG_MAPPING:
+        raise UsageError(
+            f"model.config.model_type is {model_type!r}, which transformers does not know.",
+            f"{nearest(str(model_type), CONFIG_MAPPING.keys())}For example: gda, llama, qwen3.",
+        )
+    config_class = CONFIG_MAPPING[model_type]
+    fields.setdefault("vocab_size", len(tokenizer))
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if getattr(tokenizer, name, None) is not None:
+            fields.setdefault(name, getattr(tokenizer, name))
+    valid = {field.name for field in dataclasses.fields(config_class) if field.init}
+    valid |= {"rope_theta", *getattr(config_class, "attribute_map", {})}
+    for name in fields:
+        if name not in valid:
+            shown = ", ".join(sorted(n for n in valid if not n.startswith("_")))
+            raise UsageError(
+                f"model.config has the unknown key {name!r} for model_type {model_type!r}.",
+                f"{nearest(name, valid)}Valid keys: {shown}.",
+            )
+    try:
+        return config_class(**fields)
+    except Exception as error:  # strict configs raise several types of their own
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise UsageError(
+            f"model.config is not a valid {model_type} config: {' '.join(lines)}",
+            "Change the fields that it names.",
+        ) from error
+
+
+def publish_model(
+    model: Any,
+    out: Path,
+    staging: Path,
+    *,
+    tokenizer_folder: Path,
+    source: Path | None,
+    record: dict[str, Any],
+) -> None:
+    """Write the trained model into ``out``: weights and tokenizer first, config.json last.
+
+    A folder without config.json is not loadable, so a kill leaves the older model, none, or the new
+    one, never a mixture. growkit.json of a grown source (its lineage) goes along as bytes, and its
+    ``growkit`` block in config.json stays.
+
+    Args:
+        staging: a folder on the same file system, removed afterwards.
+        record: what the run was; becomes ``growkit_training.json``.
+    """
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    model.save_pretrained(staging)
+    copy_tokenizer(tokenizer_folder, staging)
+    if source is not None and (source / LINEAGE).is_file():
+        shutil.copyfile(source / LINEAGE, staging / LINEAGE)
+    (staging / "growkit_training.json").write_text(json.dumps(record, indent=2) + "\n")
+    sync_folder(staging)
+    (out / CONFIG).unlink(missing_ok=True)
+    for stale in [*out.glob("*.safetensors"), *out.glob("*.safetensors.index.json")]:
+        stale.unlink()
+    names = sorted(path.name for path in staging.iterdir() if path.name != CONFIG)
+    for name in [*names, CONFIG]:
+        os.replace(staging / name, out / name)
+    sync_folder_entry(out)
+    staging.rmdir()

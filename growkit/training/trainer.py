@@ -1,0 +1,251 @@
+"""transformers' Trainer, overridden only where this project knows more.
+
+* the order of samples is a pure function of seed and step (`growkit.training.order`);
+* checkpoints are published whole (`growkit.training.checkpoints`);
+* evaluation weighs every token equally and draws no random numbers;
+* every save is preceded by a log line, so that the losses logged after a resume are the ones that
+  the uninterrupted run logs (a mean never spans a checkpoint).
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from growkit.errors import GrowkitError
+from growkit.training import checkpoints
+from growkit.training.evaluate import evaluate
+from growkit.training.metrics import append_metrics
+from growkit.training.order import RunSampler
+from growkit.training.packing import PackedDataset
+from growkit.training.recipe import Recipe
+from growkit.training.report import Bar
+from growkit.training.tokenizer import copy_tokenizer
+
+
+def training_arguments(recipe: Recipe, folder: Path, *, evaluation: bool) -> TrainingArguments:
+    """The recipe in transformers' terms; ``folder`` receives the checkpoints."""
+    section = recipe.training
+    ratio = section.min_learning_rate_ratio
+    name, extra = {
+        "constant": ("constant_with_warmup", {}),
+        "cosine": ("cosine_with_min_lr", {"min_lr_rate": ratio}),
+        "wsd": (
+            "warmup_stable_decay",
+            {
+                "num_decay_steps": recipe.steps(section.decay_steps),
+                "decay_type": section.decay_type,
+                "min_lr_ratio": ratio,
+            },
+        ),
+    }[section.schedule]
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=recipe.total_steps,
+        learning_rate=section.learning_rate,
+        lr_scheduler_type=name,
+        lr_scheduler_kwargs=extra,
+        warmup_steps=recipe.steps(section.warmup_steps),
+        per_device_train_batch_size=section.per_device_train_batch_size,
+        gradient_accumulation_steps=section.gradient_accumulation_steps,
+        weight_decay=section.weight_decay,
+        adam_beta1=section.adam_beta1,
+        adam_beta2=section.adam_beta2,
+        adam_epsilon=section.adam_epsilon,
+        max_grad_norm=section.max_grad_norm,
+        bf16=section.bf16,
+        gradient_checkpointing=section.gradient_checkpointing,
+        torch_compile=section.torch_compile,
+        use_cpu=section.use_cpu,
+        full_determinism=section.full_determinism,
+        seed=section.seed,
+        logging_steps=section.logging_steps,
+        logging_first_step=True,
+        # A loss that is not a number must be seen, not averaged away.
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if evaluation else "no",
+        eval_steps=section.eval_steps,
+        save_strategy="steps",
+        save_steps=section.save_steps,
+        report_to=section.report_to or "none",
+        disable_tqdm=True,
+        # The sampler starts at the right place by itself.
+        ignore_data_skip=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available() and not section.use_cpu,
+    )
+    if arguments.n_gpu > 1:
+        # transformers would wrap the model in DataParallel and multiply the batch size.
+        arguments._n_gpu = 1
+    return arguments
+
+
+class RunTrainer(Trainer):
+    """A Trainer for one recipe.
+
+    Args:
+        folder: where ``checkpoint-N`` folders go.
+        held_out: sequences to evaluate on, or None.
+        tokenizer_folder: its tokenizer files are copied into every checkpoint.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        recipe: Recipe,
+        folder: Path,
+        train: PackedDataset,
+        held_out: PackedDataset | None,
+        *,
+        bytes_per_token: float | None,
+        tokenizer_folder: Path,
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        self.recipe, self.folder, self.tokenizer_folder = recipe, folder, tokenizer_folder
+        self.held_out, self.bytes_per_token = held_out, bytes_per_token
+        self._writing: Path | None = None
+        self._resumed_from: str | None = None
+        arguments = training_arguments(recipe, folder, evaluation=held_out is not None)
+        super().__init__(
+            model=model,
+            args=arguments,
+            train_dataset=train,
+            eval_dataset=held_out,
+            callbacks=callbacks,
+        )
+        self.remove_callback(PrinterCallback)
+
+    def train(self, resume_from_checkpoint: Any = None, **options: Any) -> Any:
+        self._resumed_from = resume_from_checkpoint
+        self.args.eval_on_start = self.held_out is not None and not resume_from_checkpoint
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> RunSampler:
+        return RunSampler(
+            n=len(self.train_dataset),
+            seed=self.recipe.training.seed,
+            sequences_per_step=self.recipe.sequences_per_step,
+            total_steps=self.recipe.total_steps,
+            steps_done=lambda: self.state.global_step,
+        )
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], *rest: Any) -> Any:
+        batches = super().get_batch_samples(epoch_iterator, *rest)
+        if self._resumed_from is not None:
+            # Creating the data loader's iterator drew from the generator that dropout uses.
+            self._load_rng_state(self._resumed_from)
+            self._resumed_from = None
+        return batches
+
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """Matrices decay; norms, biases and lambda vectors (one dimension) never do."""
+        embeddings = set()
+        if not self.recipe.training.decay_embeddings:
+            embeddings = {
+                id(module.weight)
+                for module in model.modules()
+                if isinstance(module, torch.nn.Embedding)
+            }
+        return [
+            name
+            for name, parameter in model.named_parameters()
+            if parameter.ndim >= 2 and id(parameter) not in embeddings
+        ]
+
+    def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
+        """Evaluate on the held-out sequences, and log it."""
+        assert self.held_out is not None
+        section = self.recipe.training
+        metrics = evaluate(
+            self.model,
+            self.held_out,
+            batch_size=section.per_device_eval_batch_size or section.per_device_train_batch_size,
+            bytes_per_token=self.bytes_per_token,
+        )
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._writing or self.folder)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        step = self.state.global_step
+        self._writing = self.folder / checkpoints.PARTIAL
+        shutil.rmtree(self._writing, ignore_errors=True)
+        try:
+            super()._save_checkpoint(model, trial)
+            written = self._writing / f"checkpoint-{step}"
+            copy_tokenizer(self.tokenizer_folder, written)
+            checkpoints.publish(written, self.folder / f"checkpoint-{step}", step)
+        finally:
+            shutil.rmtree(self._writing, ignore_errors=True)
+            self._writing = None
+        checkpoints.keep_newest(self.folder, self.recipe.training.save_total_limit)
+
+
+class RunCallback(TrainerCallback):
+    """Writes metrics.jsonl, moves the progress bar, and stops at a loss that is not a number."""
+
+    def __init__(self, recipe: Recipe, metrics: Path, bar: Callable[[], Bar]) -> None:
+        self.recipe, self.metrics, self.bar = recipe, metrics, bar
+        self.clock, self.clock_step, self.text = time.monotonic(), 0, ""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # A resumed state holds the intervals of the run that saved it.
+        state.compute_steps(args, state.max_steps)
+        self.clock, self.clock_step = time.monotonic(), state.global_step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        control.should_log |= control.should_save or control.should_evaluate
+        self.bar().advance(self.recipe.tokens_per_step)
+        return control
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # Evaluation time does not count in tokens per second.
+        self.clock, self.clock_step = time.monotonic(), state.global_step
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.clock, self.clock_step = time.monotonic(), state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        step, tokens = state.global_step, state.global_step * self.recipe.tokens_per_step
+        row: dict[str, Any] = {"step": step, "tokens": tokens}
+        if "loss" in logs:
+            now = time.monotonic()
+            done = (step - self.clock_step) * self.recipe.tokens_per_step
+            speed = done / max(now - self.clock, 1e-9)
+            self.clock, self.clock_step = now, step
+            row |= {"loss": logs["loss"], "learning_rate": logs["learning_rate"]}
+            row |= {"grad_norm": logs.get("grad_norm"), "tokens_per_second": round(speed, 1)}
+            self._refuse_non_finite(step, row)
+            self.text = (
+                f"step {step}/{state.max_steps}  loss {row['loss']:.3f}  "
+                f"lr {row['learning_rate']:.1e}  {speed:,.0f} tokens/s"
+            )
+            self.bar().describe(self.text)
+        elif "eval_loss" in logs:
+            names = ("eval_loss", "perplexity", "bits_per_byte")
+            row |= {name: logs[name] for name in names if name in logs}
+        else:
+            return
+        append_metrics(self.metrics, row)
+
+    def _refuse_non_finite(self, step: int, row: dict[str, Any]) -> None:
+        for name in ("loss", "grad_norm"):
+            if row[name] is not None and not math.isfinite(row[name]):
+                raise GrowkitError(
+                    f"The {name.replace('_', ' ')} is {row[name]} at step {step}.",
+                    "Lower training.learning_rate or raise training.warmup_steps; if the source "
+                    "checkpoint itself holds NaN, repair it first.",
+                )
