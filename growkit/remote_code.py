@@ -1,7 +1,8 @@
-"""The files that let a user without growkit load a GDA folder (``trust_remote_code=True``). No torch.
+"""The code files that let a user without growkit load a GDA folder. No torch.
 
-The model's source files are copied next to the weights, flat, with their relative imports rewritten.
-They import nothing but torch, transformers, huggingface_hub and each other.
+The model's source files are copied next to the weights, flat, with their relative imports
+rewritten; ``trust_remote_code=True`` loads them. They import nothing but torch, transformers,
+huggingface_hub and each other.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def code_files() -> dict[str, str]:
 
 
 def export_code(folder: str | os.PathLike[str]) -> dict[str, str]:
-    """Write the code files into ``folder`` (made if missing) and return config.json's ``auto_map``."""
+    """Write the code files into ``folder`` (made if missing); returns the ``auto_map``."""
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     for name, text in code_files().items():

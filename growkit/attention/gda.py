@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Grouped Differential Attention: the definition (the oracle) and the fast path beside it.
 
-    o_i = scale * norm( softmax(q_i k1^T / sqrt(d)) V  -  lambda * SUM_j softmax(q_j k2^T / sqrt(d)) V )
-    y   = W_O concat_i o_i,      lambda = exp(lq1.lk1) - exp(lq2.lk2) + lambda_init
+    A1_i = softmax(q_i k1^T / sqrt(d)),    A2_j = softmax(q_j k2^T / sqrt(d))
+    o_i  = scale * norm(A1_i V - lambda * SUM_j A2_j V),    y = W_O concat_i o_i
+    lambda = exp(lq1.lk1) - exp(lq2.lk2) + lambda_init
 
 for signal head i, the noise heads j of its group, and V, k1, k2 of its key/value group. With a
-sub-layer norm, ``norm`` is an RMSNorm over one head's output and scale = 1 - lambda_init; without, both
-are absent. lambda is one fp32 scalar per layer.
+sub-layer norm, ``norm`` is an RMSNorm over one head's output and scale = 1 - lambda_init; without,
+both are absent. lambda is one fp32 scalar per layer.
 
-Rows of q_proj are stripes: min(n_S, n_N) groups of (signal heads, then noise heads). Rows of k_proj and
-v_proj with own noise keys are (n_kv, 2): k1, k2 adjacent and v1, v2 adjacent, the pair of values read
-as one value of width 2d. Columns of o_proj are the signal heads in order.
+Rows of q_proj are stripes: min(n_S, n_N) groups of (signal heads, then noise heads). Rows of k_proj
+and v_proj with own noise keys are (n_kv, 2): k1, k2 adjacent and v1, v2 adjacent, the two values
+read as one of width 2d. Columns of o_proj are the signal heads in order.
 
 Sources: DIFF Transformer (arXiv 2410.05258, section 2.1), Grouped Differential Attention
-(arXiv 2510.06949), layout of MotifTechnologies/vllm ``motif.py``. More noise than signal heads (the sum
-over j) is our extension; it contains the published operator as the case of one noise head per group.
+(arXiv 2510.06949), layout of MotifTechnologies/vllm ``motif.py``. More noise than signal heads (the
+sum over j) is our extension; the published operator is the case of one noise head per group.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def gda_attention_reference(
     Args:
         module: holds the weights; called as ``module(hidden_states, ...)`` it is the fast path.
         hidden_states: [batch, n, hidden_size].
-        position_embeddings: cos and sin, each [batch or 1, n, head_dim], rotate-half pairs (i, i + d/2).
+        position_embeddings: cos and sin, each [batch or 1, n, head_dim] (rotate-half pairs).
         attention_mask: additive [batch or 1, 1, n, n], or boolean with True where attention is
             allowed; None means causal.
 
@@ -163,8 +164,9 @@ class GdaAttentionBase(nn.Module):
     def combine(self, signal: Tensor, noise: Tensor) -> Tensor:
         """Difference, norm and output projection.
 
-        ``signal`` is [b, n, groups, signal_per_group, v], ``noise`` [b, n, groups, noise_per_group, v];
-        a group's summed noise is broadcast over its signal heads, so each noise map is computed once.
+        ``signal`` is [b, n, groups, signal_per_group, v] and ``noise`` [b, n, groups,
+        noise_per_group, v]; a group's summed noise is broadcast over its signal heads, so each
+        noise map is computed once.
         """
         if self.heads.noise_per_group > 1:
             noise = noise.sum(-2, keepdim=True)
@@ -178,9 +180,9 @@ class GdaAttentionBase(nn.Module):
 class GdaSharedKeyAttention(GdaAttentionBase):
     """Plain form: noise heads read the signal's keys, so all heads go through ONE attention call.
 
-    The stripes are already in the order that grouped-query attention expects (n_kv divides the number
-    of stripes). Serving engines that replace the attention function parse this ``forward`` and want
-    exactly one call of it.
+    The stripes are already in the order that grouped-query attention expects (n_kv divides the
+    number of stripes). Serving engines that replace the attention function parse this ``forward``
+    and want exactly one call of it.
     """
 
     def forward(
@@ -228,9 +230,9 @@ class _MapCall:
 class GdaAttention(GdaAttentionBase):
     """DIFF V1 and Motif-2 form: noise heads have keys of their own, values are 2d wide.
 
-    One attention call for the signal heads on k1 and one for the noise heads on k2; twice as many on
-    backends that want keys and values of one width (WIDE_VALUE_BACKENDS). k1, k2 and v1, v2 are cached
-    as ordinary heads of width d, which every cache class of transformers can hold.
+    One attention call for the signal heads on k1 and one for the noise heads on k2; twice as many
+    on backends that want keys and values of one width (WIDE_VALUE_BACKENDS). k1, k2 and v1, v2 are
+    cached as ordinary heads of width d, which every cache class of transformers can hold.
     """
 
     def forward(

@@ -67,7 +67,7 @@ class GdaConfig(PreTrainedConfig):
         num_key_value_heads: key heads as stored: 2 n_kv with ``noise_keys`` "own" (k1, k2 of each
             group), n_kv with "shared". As many as there are stripes of query heads if not given.
         head_dim: width of a query and key head. Required.
-        noise_keys: "own" (noise heads have keys of their own, values are 2 head_dim wide) or "shared".
+        noise_keys: "own" (noise heads have their own keys, values are 2 head_dim wide) or "shared".
         sub_layer_norm: RMSNorm over every head's output, scaled by (1 - lambda_init).
         attn_rms_norm_eps: epsilon of that norm.
         lambda_init: one number per layer; the DIFF Transformer's schedule if not given.
@@ -79,8 +79,8 @@ class GdaConfig(PreTrainedConfig):
     Size in closed form, with E hidden, F FFN, V vocabulary, L layers, d head_dim, H query heads,
     G ``num_key_value_heads``, v value width (2d with own noise keys, else d), n_S signal heads:
 
-    * parameters = L [E d (H + 2G) + E n_S v + 4d + v* + 3 E F + 2 E + 4**] + E + V E (2 V E untied),
-      * with ``sub_layer_norm``, ** with "poly_norm" (:meth:`parameter_count`);
+    * parameters = L [E d (H + 2G) + E n_S v + 4d + 3 E F + 2 E] + E + 2 V E (V E if tied),
+      plus L v with ``sub_layer_norm``, plus 4 L with "poly_norm" (:meth:`parameter_count`);
     * KV cache = 2 G d L elements a token (:meth:`kv_cache_bytes`).
     """
 
@@ -136,8 +136,8 @@ class GdaConfig(PreTrainedConfig):
         """Head counts in the terms of the attention; raises ValueError if they do not fit."""
         return GdaHeads.from_fields(
             self.num_attention_heads,
-            self.num_noise_heads,
-            self.num_key_value_heads,
+            self.num_noise_heads or 0,
+            self.num_key_value_heads or 0,
             self.head_dim,
             self.noise_keys,
         )

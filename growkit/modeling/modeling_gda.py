@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """GdaModel and GdaForCausalLM: a Llama-shaped decoder with Grouped Differential Attention.
 
-Tensor names are Motif's. Embedding, norms, rotary embedding and the forward passes of the whole model
-are those of transformers' Llama, so caches, masks, packing and output capturing follow the library.
+Tensor names are Motif's. Norms, rotary embedding and the forward passes of the whole model are
+those of transformers' Llama, so caches, masks, packing and output capturing follow the library.
 """
 
 from __future__ import annotations
@@ -99,20 +99,19 @@ class GdaPreTrainedModel(PreTrainedModel):
         "attentions": GdaAttentionBase,
     }
 
-    # Set by the growkit package: writes these files into a folder and returns its auto_map. In a folder
-    # loaded with trust_remote_code it stays None, because there transformers itself copies the files.
+    # Set by the growkit package: writes these files into a folder and returns its auto_map. With
+    # trust_remote_code it stays None, because there transformers itself copies the files.
     code_exporter: ClassVar[Callable[[str | os.PathLike[str]], dict[str, str]] | None] = None
 
-    def save_pretrained(
-        self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any
-    ) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Save weights, config and the code, so that the folder loads without growkit."""
-        if self.code_exporter is not None:
+        exporter = type(self).code_exporter
+        if exporter is not None:
             if kwargs.get("push_to_hub"):  # it would upload the folder without the code
                 raise ValueError("push_to_hub=True: call model.push_to_hub(repo_id) instead.")
             if kwargs.get("is_main_process", True):
-                self.config.auto_map = self.code_exporter(save_directory)
-        super().save_pretrained(save_directory, *args, **kwargs)
+                self.config.auto_map = exporter(save_directory)
+        super().save_pretrained(save_directory, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

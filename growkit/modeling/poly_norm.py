@@ -11,7 +11,7 @@ class PolyNorm(nn.Module):
     """w0 norm(z^3) + w1 norm(z^2) + w2 norm(z) + b, with norm(z) = z / sqrt(mean(z^2) + 1e-6).
 
     The mean runs over the last dimension (the FFN width), so the parts of a split width cannot be
-    computed apart. Computed in fp32. Source: PolyCom (arXiv 2411.03884); Motif-2 (arXiv 2511.07464).
+    computed apart. Computed in fp32. Sources: arXiv 2411.03884; Motif-2 (arXiv 2511.07464).
     """
 
     eps = 1e-6
