@@ -1,0 +1,180 @@
+"""The main job in one call: plan, write, prove on the written files, publish."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from growkit.checkpoint import (
+    OutputTensor,
+    ShardWriter,
+    content_hash,
+    copy_side_files,
+    open_checkpoint,
+    parse_size,
+    plan_shards,
+    staged_output,
+)
+from growkit.remote_code import export_code
+from growkit.surgery.card import model_card
+from growkit.surgery.execute import execute
+from growkit.surgery.inspect import layer_lambdas
+from growkit.surgery.manifest import MANIFEST, build_manifest, config_block, to_json
+from growkit.surgery.plan import Plan, build_plan
+from growkit.surgery.request import GrowthRequest
+
+# Config, manifest, card and code beside the tensors; a generous bound for the check of disk space.
+SIDE_FILE_BYTES = 64 << 20
+
+
+class Progress(Protocol):
+    """One bar: amounts in the unit of the total that it was opened with."""
+
+    def advance(self, amount: float) -> None: ...
+
+    def describe(self, text: str) -> None: ...
+
+
+OpenProgress = Callable[[str, float, str], AbstractContextManager[Progress]]
+
+
+class _Silent:
+    def advance(self, amount: float) -> None:
+        pass
+
+    def describe(self, text: str) -> None:
+        pass
+
+
+def _no_progress(description: str, total: float, unit: str) -> AbstractContextManager[Progress]:
+    return nullcontext(_Silent())
+
+
+def grow_checkpoint(
+    source: Path,
+    out: Path,
+    request: GrowthRequest,
+    *,
+    overwrite: bool = False,
+    verify: bool = True,
+    text: str | None = None,
+    hash_content: bool = False,
+    max_shard_size: int | str = "5GB",
+    threads: int | None = None,
+    open_progress: OpenProgress = _no_progress,
+    warn: Callable[[str], None] = lambda text: None,
+) -> tuple[Plan, dict[str, Any]]:
+    """Grow a checkpoint folder into ``out``.
+
+    The result appears under ``out`` only when it is whole and, unless ``verify`` is False, proven:
+    a failed verification, an error or Ctrl-C leaves nothing new, and an old ``out`` as it was.
+
+    Args:
+        source: folder of the checkpoint.
+        out: folder to write.
+        request: sizes and choices.
+        overwrite: replace an existing ``out``.
+        verify: compare source and result through transformers (imports torch).
+        text: to verify on; default the built-in sample.
+        hash_content: record a hash of the source's weights (reads them once more).
+        max_shard_size: bytes, or with a unit (``5GB``).
+        threads: workers; default one a core.
+        open_progress: opens a progress bar from description, total and unit.
+        warn: told about weights that are not finite.
+
+    Returns:
+        The plan and the manifest (content of ``growkit.json``).
+
+    Raises:
+        UsageError, CheckpointError, GrowkitError: bad request, source or target; nothing written.
+        VerificationFailed: the written folder does not compute what its plan promises.
+    """
+    shard_bytes = parse_size(max_shard_size)
+    with open_checkpoint(source) as checkpoint:
+        plan = build_plan(
+            checkpoint,
+            request.operators(),
+            symmetry=request.symmetry_choice(),
+            target=request.format,
+        )
+        layer_lambdas(checkpoint, plan.source_family, plan.source_sizes["layer"])
+        content = None
+        if hash_content:
+            with open_progress("hash", checkpoint.total_size, "B") as bar:
+                content = content_hash(checkpoint, bar)
+        manifest = build_manifest(plan, request.to_dict(), content)
+        needed = plan.total_bytes + SIDE_FILE_BYTES
+        with staged_output(
+            out, overwrite=overwrite, needed_bytes=needed, sources=[source]
+        ) as folder:
+            _write_tensors(plan, folder, shard_bytes, threads, open_progress, warn)
+            _write_side_files(plan, folder, manifest, out.name)
+            if verify:
+                with open_progress("verify", 100, "%") as bar:
+                    manifest["verification"] = _verify(source, folder, out.name, text, bar)
+                _write_manifest_and_card(plan, folder, manifest, out.name)
+    return plan, manifest
+
+
+def _write_tensors(
+    plan: Plan,
+    folder: Path,
+    shard_bytes: int,
+    threads: int | None,
+    open_progress: OpenProgress,
+    warn: Callable[[str], None],
+) -> None:
+    outputs: list[OutputTensor] = [tensor.output for tensor in plan.tensors]
+    shard_plan = plan_shards(outputs, shard_bytes)
+    lock = threading.Lock()
+    reported: set[str] = set()
+
+    def non_finite(name: str) -> None:
+        with lock:
+            if name not in reported:
+                reported.add(name)
+                warn(f"tensor {name!r} holds NaN or infinite weights")
+
+    with open_progress("write", plan.total_bytes, "B") as bar:
+
+        def advance(count: int) -> None:
+            with lock:
+                bar.advance(count)
+
+        with ShardWriter(folder, shard_plan) as writer:
+            execute(plan, writer, threads=threads, advance=advance, on_non_finite=non_finite)
+            bar.describe("make durable")
+
+
+def _write_side_files(plan: Plan, folder: Path, manifest: dict[str, Any], name: str) -> None:
+    copy_side_files(plan.checkpoint.path, folder)
+    config = dict(plan.config)
+    if plan.family.name == "gda":
+        config["auto_map"] = export_code(folder)
+    config["growkit"] = config_block(manifest)
+    (folder / "config.json").write_text(
+        json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    _write_manifest_and_card(plan, folder, manifest, name)
+
+
+def _write_manifest_and_card(plan: Plan, folder: Path, manifest: dict[str, Any], name: str) -> None:
+    (folder / MANIFEST).write_text(to_json(manifest), encoding="utf-8")
+    card = model_card(plan.checkpoint.path, manifest, name)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _verify(
+    source: Path, folder: Path, name: str, text: str | None, bar: Progress
+) -> dict[str, Any]:
+    from growkit.verify import verify_checkpoints
+
+    report = verify_checkpoints(source, folder, text=text, progress=bar)
+    report = replace(report, b=name, cause=report.cause.replace(folder.name, name))
+    report.raise_if_failed()
+    return {**report.to_dict(), "summary": report.summary()}

@@ -1,0 +1,98 @@
+"""README.md of a grown folder: the model card, with the before/after table and the proof."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from growkit.surgery.report import AXIS_LABELS
+
+
+def model_card(source: Path, manifest: dict[str, Any], name: str) -> str:
+    """Text of the card.
+
+    Args:
+        source: folder of the parent; its license and base model are carried over.
+        manifest: of the grown folder.
+        name: of the grown model.
+    """
+    header = _front_matter(source)
+    front: dict[str, Any] = {"library_name": "transformers", "tags": ["growkit", "model-growth"]}
+    for key in ("license", "license_name", "license_link", "language", "base_model"):
+        if key in header:
+            front[key] = header[key]
+    plan = manifest["plan"]
+    lines = [
+        "---",
+        yaml.safe_dump(front, sort_keys=False).strip(),
+        "---",
+        "",
+        f"# {name}",
+        "",
+        f"Grown from `{manifest['parent']['name']}` by growkit {manifest['growkit_version']}. "
+        "Initialised, not yet trained at this size.",
+        "",
+        "| | before | after |",
+        "|---|---:|---:|",
+        *_rows(plan),
+        "",
+        "## How",
+        "",
+        *[f"* {step['summary']}: {step['exactness']}. {step['reason']}." for step in _steps(plan)],
+        f"* symmetry of copies: {plan['symmetry']}, seed {plan['seed']}",
+        "",
+        "```yaml",
+        yaml.safe_dump({"grow": manifest["request"]}, sort_keys=False).strip(),
+        "```",
+        "",
+        "## Proof",
+        "",
+        _proof(manifest),
+        "",
+        "## Next",
+        "",
+        "`growkit.json` lists which rows and columns are new; `growkit train` continues from here.",
+        "",
+    ]
+    if plan["warnings"]:
+        lines[-4:-4] = ["Warnings: " + "; ".join(plan["warnings"]) + ".", ""]
+    return "\n".join(lines)
+
+
+def _steps(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    return list(plan["operators"])
+
+
+def _rows(plan: dict[str, Any]) -> list[str]:
+    rows = [
+        f"| {AXIS_LABELS[axis]} | {sizes['before']:,} | {sizes['after']:,} |"
+        for axis, sizes in plan["axes"].items()
+    ]
+    for key, label in (
+        ("parameters", "parameters"),
+        ("non_embedding_parameters", "parameters without embeddings"),
+        ("flops_per_token", "forward FLOPs per token"),
+        ("kv_cache_bytes_per_token", "KV-cache bytes per token"),
+    ):
+        rows.append(f"| {label} | {plan['before'][key]:,} | {plan['after'][key]:,} |")
+    return rows
+
+
+def _proof(manifest: dict[str, Any]) -> str:
+    verification = manifest.get("verification")
+    if verification is None:
+        return "Not verified (`--no-verify`). Run `growkit verify PARENT THIS_FOLDER`."
+    return str(verification.get("summary", "See `growkit.json`."))
+
+
+def _front_matter(source: Path) -> dict[str, Any]:
+    try:
+        text = (source / "README.md").read_text(encoding="utf-8")
+        if not text.startswith("---"):
+            return {}
+        value = yaml.safe_load(text.split("---", 2)[1])
+    except (OSError, ValueError, IndexError, yaml.YAMLError):
+        return {}
+    return value if isinstance(value, dict) else {}

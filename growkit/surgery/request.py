@@ -1,0 +1,178 @@
+"""What the user asks for, from flags or from a recipe file: the same request, the same plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from growkit.errors import UsageError, nearest
+from growkit.surgery.amount import Amount
+from growkit.surgery.growth import Operator
+from growkit.surgery.operators import (
+    Depth,
+    Ffn,
+    Hidden,
+    NoiseHeads,
+    SignalHeads,
+    UniformHeads,
+    UntieEmbeddings,
+)
+from growkit.surgery.operators.depth import METHODS, PLACEMENTS
+from growkit.surgery.symmetry import MODES, Symmetry
+
+CHOICES = {
+    "depth_method": METHODS,
+    "new_heads": ("copy", "zero"),
+    "new_units": ("copy", "zero"),
+    "symmetry": MODES,
+}
+
+
+@dataclass(frozen=True)
+class GrowthRequest:
+    """Sizes and choices of one growth. Sizes are ``x2``, ``+4`` or the new number.
+
+    Attributes:
+        signal_heads, noise_heads, uniform_heads: head groups of differential attention.
+        ffn: ``intermediate_size``.
+        hidden: ``hidden_size``, a whole multiple.
+        layers: depth, by ``depth_method`` at ``layer_placement``.
+        untie_embeddings: write an output projection of its own.
+        depth_method: ``identity`` (exact), ``stack``, ``interpolate`` or ``solar``.
+        layer_placement: ``even``, ``end`` or indices such as ``3,7,11``.
+        new_heads, new_units: ``copy``, or ``zero`` for random ones with zero output.
+        symmetry: ``split``, ``even`` or ``noise``.
+        noise_snr_db: decibels, for ``noise``.
+        seed: of every random number.
+        format: family to write, when not the source's.
+    """
+
+    signal_heads: str | None = None
+    noise_heads: str | None = None
+    uniform_heads: str | None = None
+    ffn: str | None = None
+    hidden: str | None = None
+    layers: str | None = None
+    untie_embeddings: bool = False
+    depth_method: str = "identity"
+    layer_placement: str = "even"
+    new_heads: str = "copy"
+    new_units: str = "copy"
+    symmetry: str = "split"
+    noise_snr_db: float = 10.0
+    seed: int = 0
+    format: str | None = None
+
+    def __post_init__(self) -> None:
+        for field, choices in CHOICES.items():
+            value = getattr(self, field)
+            if value not in choices:
+                raise UsageError(
+                    f"--{field.replace('_', '-')} {value!r} is not known.",
+                    f"{nearest(str(value), choices)}Valid values: {', '.join(choices)}.",
+                )
+
+    @staticmethod
+    def from_mapping(values: Mapping[str, Any]) -> GrowthRequest:
+        """Read the ``grow`` section of a recipe. Raises UsageError for an unknown key."""
+        known = {field.name: field for field in fields(GrowthRequest)}
+        for key in values:
+            if key not in known:
+                raise UsageError(
+                    f"The recipe has an unknown key {key!r} under 'grow'.",
+                    f"{nearest(str(key), known)}Valid keys: {', '.join(known)}.",
+                )
+        converted: dict[str, Any] = {
+            key: str(value)
+            if value is not None and str(known[key].type).startswith("str")
+            else value
+            for key, value in values.items()
+        }
+        for key, kind in (("untie_embeddings", bool), ("seed", int), ("noise_snr_db", float)):
+            value = converted.get(key)
+            wrong = isinstance(value, bool) != (kind is bool)
+            if value is not None and (wrong or not isinstance(value, (kind, int))):
+                raise UsageError(
+                    f"The recipe has {key}: {value!r} under 'grow'.",
+                    f"It has to be a {kind.__name__}.",
+                )
+        return GrowthRequest(**converted)
+
+    def operators(self) -> list[Operator]:
+        """The requested operators, in the order in which they are applied."""
+        result: list[Operator] = []
+        if self.untie_embeddings:
+            result.append(UntieEmbeddings())
+        if self.uniform_heads:
+            result.append(UniformHeads(Amount.parse(self.uniform_heads, "--uniform-heads")))
+        if self.signal_heads:
+            amount = Amount.parse(self.signal_heads, "--signal-heads")
+            result.append(SignalHeads(amount, self.new_heads))
+        if self.noise_heads:
+            result.append(NoiseHeads(Amount.parse(self.noise_heads, "--noise-heads")))
+        if self.ffn:
+            result.append(Ffn(Amount.parse(self.ffn, "--ffn"), self.new_units))
+        if self.hidden:
+            result.append(Hidden(Amount.parse(self.hidden, "--hidden")))
+        if self.layers:
+            amount = Amount.parse(self.layers, "--layers")
+            result.append(Depth(amount, self.depth_method, self._placement()))
+        if not result:
+            raise UsageError(
+                "Nothing to grow was asked for.",
+                "Give at least one of --signal-heads, --noise-heads, --uniform-heads, --layers, "
+                "--ffn, --hidden, --untie-embeddings or --recipe.",
+            )
+        return result
+
+    def _placement(self) -> str | tuple[int, ...]:
+        if self.layer_placement in PLACEMENTS:
+            return self.layer_placement
+        try:
+            return tuple(int(part) for part in self.layer_placement.strip("[]").split(","))
+        except ValueError:
+            raise UsageError(
+                f"--layer-placement {self.layer_placement!r} is not known.",
+                f"Valid values: {', '.join(PLACEMENTS)}, or layer indices such as 3,7,11.",
+            ) from None
+
+    def symmetry_choice(self) -> Symmetry:
+        """How copies share weights."""
+        return Symmetry(self.symmetry, self.noise_snr_db, self.seed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Only what differs from the defaults; the ``grow`` section of a recipe."""
+        defaults = GrowthRequest()
+        return {k: v for k, v in asdict(self).items() if v != getattr(defaults, k)}
+
+
+def read_recipe(path: Path) -> GrowthRequest:
+    """The request of a recipe file with a ``grow`` section.
+
+    Raises:
+        UsageError: not a file, not YAML, no ``grow`` section, an unknown key.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(
+            f"The recipe {str(path)!r} cannot be read: {error.strerror}.", "Give a YAML file."
+        ) from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"The recipe {str(path)!r} is not YAML: {error}.") from None
+    if not isinstance(content, dict) or not isinstance(content.get("grow"), dict):
+        raise UsageError(
+            f"The recipe {str(path)!r} has no 'grow' section.",
+            "Write for example: 'grow: {signal_heads: x2}'.",
+        )
+    for key in content:
+        if key not in ("grow", "description"):
+            raise UsageError(
+                f"The recipe {str(path)!r} has an unknown key {key!r}.",
+                f"{nearest(str(key), ('grow', 'description'))}Valid keys: grow, description.",
+            )
+    return GrowthRequest.from_mapping(content["grow"])
