@@ -131,12 +131,12 @@ def layer_table(report: VerificationReport) -> Table:
     from rich.table import Table
 
     rows = Table(title="residual stream")
-    for heading in ("layer of B", "layer of A", "max |d|", "rms of A", "tolerance"):
+    for heading in ("layer of B", "layer of A", "max |d|", "relative", "tolerance"):
         rows.add_column(heading, justify="right")
     for layer in report.layers:
         names = ["embedding" if i < 0 else str(i) for i in (layer.layer, layer.source)]
         style = "" if layer.within else "red"
-        figures = (layer.max_difference, layer.scale, layer.tolerance)
+        figures = (layer.max_difference, layer.relative_difference, layer.tolerance)
         rows.add_row(*names, *(f"{figure:.3g}" for figure in figures), style=style)
     return rows
 

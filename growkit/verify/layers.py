@@ -86,7 +86,7 @@ def compare_layers(
         return [], "layers not compared one by one: the model has no list of decoder layers"
     pairs, note = layer_pairs(b, len(list_a), len(list_b))
     factor = b.plan.get("hidden_factor")
-    found: dict[int, tuple[float, float, int]] = {}
+    found: dict[int, tuple[float, float]] = {}
     for ids in batches if pairs else []:
         with recorded_residuals(list_a) as streams_a, recorded_residuals(list_b) as streams_b:
             model_a(input_ids=ids, use_cache=False)
@@ -101,23 +101,28 @@ def compare_layers(
                 )
             if isinstance(factor, (int, float)):
                 left, right = left * factor, right[..., :width]
-            worst, squares, elements = found.get(layer, (0.0, 0.0, 0))
-            # NaN compares false with everything: count it as an infinite difference.
-            difference = torch.nan_to_num((left - right).abs(), nan=torch.inf).max()
-            found[layer] = (
-                max(worst, float(difference)),
-                squares + float(left.double().square().sum()),
-                elements + left.numel(),
-            )
-    differences = []
-    for layer, source in pairs:
-        worst, squares, elements = found[layer]
-        scale = (squares / elements) ** 0.5
-        allowed = tolerance(
-            scale, layer + 1, compute, storage=storage, storage_rounding=storage_rounding
+            worst = zip(found.get(layer, (0.0, 0.0)), _differences(left, right), strict=True)
+            absolute, relative = (max(pair) for pair in worst)
+            found[layer] = (absolute, relative)
+    return [
+        LayerDifference(
+            layer,
+            source,
+            *found[layer],
+            tolerance(1.0, layer + 1, compute, storage=storage, storage_rounding=storage_rounding),
         )
-        differences.append(LayerDifference(layer, source, worst, scale, allowed))
-    return differences, note
+        for layer, source in pairs
+    ], note
+
+
+def _differences(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
+    """Largest ``|a - b|``, and the largest relative one as LayerDifference defines it."""
+    a, b = a.double(), b.double()
+    # NaN compares false with everything: count it as an infinite difference.
+    absolute = torch.nan_to_num((a - b).abs(), nan=torch.inf)
+    size = a.abs() + a.square().mean(-1, keepdim=True).sqrt()
+    relative = absolute / size.clamp(min=torch.finfo(torch.float32).tiny)
+    return float(absolute.max()), float(relative.max())
 
 
 def first_non_finite(model: Any, batches: list[torch.Tensor]) -> int | None:
@@ -147,7 +152,10 @@ def describe(layers: list[LayerDifference]) -> str:
             f"every compared residual stream is equal up to layer {last.layer} "
             f"(max |d| {last.max_difference:.3g})"
         )
-    figures = f"max |d| {first.max_difference:.3g}, tolerance {first.tolerance:.3g}"
+    figures = (
+        f"max |d| {first.max_difference:.3g}, relative {first.relative_difference:.3g}, "
+        f"tolerance {first.tolerance:.3g}"
+    )
     if first.layer < 0:
         return f"the embeddings differ already ({figures})"
     return f"the residual stream first differs after layer {first.layer} of B ({figures})"

@@ -32,18 +32,21 @@ class Generation:
 class LayerDifference:
     """The residual stream after one layer of B, against the layer of A that it continues.
 
-    ``layer`` and ``source`` are -1 for the embeddings, before the first layer.
+    ``layer`` and ``source`` are -1 for the embeddings, before the first layer. Trained models
+    have a few elements thousands of times larger than the rest, whose rounding alone exceeds any
+    absolute limit. So what is judged is ``relative_difference``: each ``|d|`` over the element's
+    own size plus the root mean square of its position, which is what the next norm divides by.
     """
 
     layer: int
     source: int
     max_difference: float
-    scale: float
+    relative_difference: float
     tolerance: float
 
     @property
     def within(self) -> bool:
-        return self.max_difference <= self.tolerance
+        return self.relative_difference <= self.tolerance
 
 
 @dataclass(frozen=True)

@@ -15,19 +15,11 @@ from growkit.verify.figures import LogitFigures
 from growkit.verify.folder import Folder, dtype_name, open_folder
 from growkit.verify.generation import compare_generation
 from growkit.verify.layerwise import load_layerwise
-from growkit.verify.report import Generation, HalfPrecision, LayerDifference, VerificationReport
-from growkit.verify.tolerance import EXACTNESS
+from growkit.verify.options import COMPUTE_DTYPES, check_options, promised_exactness, widest_dtype
+from growkit.verify.report import HalfPrecision, LayerDifference, VerificationReport
 from growkit.verify.tolerance import tolerance as tolerance_rule
-from growkit.verify.windows import encoder, token_windows
-
-COMPUTE_DTYPES = {
-    "auto": None,
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-LAYERWISE = ("auto", "on", "off")
+from growkit.verify.verdict import verdict
+from growkit.verify.windows import comparison_windows
 
 
 class Progress(Protocol):
@@ -109,12 +101,12 @@ def verify_checkpoints(
         VerificationFailed: tensors that are missing or not expected, logits that are not finite,
             a model that cannot generate.
     """
-    _check_options(tokens, window, batch_size, compute_dtype, tolerance, layerwise, exactness)
+    check_options(tokens, window, batch_size, compute_dtype, tolerance, layerwise, exactness)
     progress = progress or _Silent()
     folder_a, folder_b = open_folder(a), open_folder(b)
     notes: list[str] = []
-    exactness = exactness or _promised(folder_b, notes)
-    compute = COMPUTE_DTYPES[compute_dtype] or _widest(folder_a, folder_b)
+    exactness = exactness or promised_exactness(folder_b, notes)
+    compute = COMPUTE_DTYPES[compute_dtype] or widest_dtype(folder_a, folder_b)
     by_layer = layerwise == "on" or (
         layerwise == "auto" and not memory.both_fit(folder_a, folder_b, compute)
     )
@@ -124,7 +116,17 @@ def verify_checkpoints(
     model_a = run.load(folder_a, compute)
     model_b = run.load(folder_b, compute)
     vocab_size = _common_vocabulary(model_a, model_b)
-    windows, tokenizer = _windows(run, text, tokens, window, vocab_size, notes)
+    windows, tokenizer = comparison_windows(
+        text,
+        [
+            loading.load_tokenizer(folder, trust_remote_code=trust_remote_code)
+            for folder in (folder_a, folder_b)
+        ],
+        tokens=tokens,
+        window=window,
+        vocab_size=vocab_size,
+        notes=notes,
+    )
     batches = list(windows.split(len(windows) if by_layer else batch_size))
     progress.advance(20)
 
@@ -137,11 +139,15 @@ def verify_checkpoints(
 
     depth = max(_depth(model_a), _depth(model_b))
     rounding = exactness == "rounded"
-    allowed = (
-        tolerance
-        if tolerance is not None
-        else _rule(figures.logit_rms, depth, compute, folder_b.storage_dtype, rounding)
-    )
+    allowed = tolerance
+    if allowed is None:
+        allowed = tolerance_rule(
+            figures.logit_rms,
+            depth,
+            compute,
+            storage=folder_b.storage_dtype,
+            storage_rounding=rounding,
+        )
 
     progress.describe("generate")
     generation = None
@@ -177,7 +183,7 @@ def verify_checkpoints(
     half = _half_precision(run, batches[0], notes)
     progress.advance(15)
 
-    passed, cause = _verdict(exactness, figures, allowed, generation, compared)
+    passed, cause = verdict(exactness, figures, allowed, generation, compared)
     first = next((entry.layer for entry in compared if not entry.within), None)
     return VerificationReport(
         passed=passed,
@@ -213,53 +219,6 @@ def verify_checkpoints(
     )
 
 
-def _rule(
-    rms: float, depth: int, compute: torch.dtype, storage: torch.dtype, rounding: bool
-) -> float:
-    return tolerance_rule(rms, depth, compute, storage=storage, storage_rounding=rounding)
-
-
-def _check_options(
-    tokens: int,
-    window: int,
-    batch_size: int,
-    compute_dtype: str,
-    limit: float | None,
-    layerwise: str,
-    exactness: str | None,
-) -> None:
-    choices = (
-        ("--compute-dtype", compute_dtype, tuple(COMPUTE_DTYPES)),
-        ("--layerwise", layerwise, LAYERWISE),
-        ("exactness", exactness or "exact", EXACTNESS),
-    )
-    for option, value, valid in choices:
-        if value not in valid:
-            raise UsageError(f"{option} {value!r} is not known.", f"Choose {', '.join(valid)}.")
-    for option, number, least in (
-        ("--tokens", tokens, 2),
-        ("--window", window, 2),
-        ("--batch-size", batch_size, 1),
-    ):
-        if number < least:
-            raise UsageError(f"{option} {number} is too small.", f"Give {least} or more.")
-    if limit is not None and not (math.isfinite(limit) and limit >= 0):
-        raise UsageError(f"--tolerance {limit} is no tolerance.", "Give a number of 0 or more.")
-
-
-def _promised(b: Folder, notes: list[str]) -> str:
-    """What the plan in B's manifest promises; ``exact`` without a plan."""
-    said = b.plan.get("exactness", "exact")
-    if said in EXACTNESS:
-        return str(said)
-    notes.append(f"growkit.json says exactness {said!r}, which is not known: held to 'exact'")
-    return "exact"
-
-
-def _widest(a: Folder, b: Folder) -> torch.dtype:
-    return torch.float64 if torch.float64 in (a.storage_dtype, b.storage_dtype) else torch.float32
-
-
 def _depth(model: Any) -> int:
     return int(model.config.get_text_config(decoder=True).num_hidden_layers)
 
@@ -274,43 +233,6 @@ def _common_vocabulary(model_a: Any, model_b: Any) -> int:
             "Only checkpoints with the same vocabulary can be compared.",
         )
     return size_a
-
-
-def _windows(
-    run: _Run, text: str | None, tokens: int, window: int, vocab_size: int, notes: list[str]
-) -> tuple[torch.Tensor, str]:
-    """Token ids ``[windows, length]`` and the name of what made them."""
-    if text is None:
-        from growkit.samples import sample_text
-
-        text = sample_text()
-    found = [
-        loading.load_tokenizer(folder, trust_remote_code=run.trust_remote_code)
-        for folder in (run.a, run.b)
-    ]
-    made = [
-        token_windows(
-            text,
-            encoder(tokenizer, vocab_size),
-            tokens=tokens,
-            window=window,
-            vocab_size=vocab_size,
-        )
-        for tokenizer in found
-        if tokenizer is not None
-    ]
-    if not made:
-        notes.append("no tokenizer: the text's bytes modulo the vocabulary size are the token ids")
-        plain = encoder(None, vocab_size)
-        return (
-            token_windows(text, plain, tokens=tokens, window=window, vocab_size=vocab_size),
-            "bytes",
-        )
-    if len(made) == 1:
-        notes.append("only one of the folders has a tokenizer that loads")
-    elif not torch.equal(made[0], made[1]):
-        notes.append("the two tokenizers differ: the first folder's is used")
-    return made[0], type(next(t for t in found if t is not None)).__name__
 
 
 def _logits(
@@ -356,35 +278,3 @@ def _half_precision(run: _Run, ids: torch.Tensor, notes: list[str]) -> HalfPreci
         notes.append(f"logits overflow in {dtype_name(half)} compute")
         return None
     return effect
-
-
-def _verdict(
-    exactness: str,
-    figures: LogitFigures,
-    allowed: float,
-    generation: Generation | None,
-    compared: list[LayerDifference],
-) -> tuple[bool | None, str]:
-    """The verdict and, for a failure, its cause in one sentence."""
-    # A cache that changes the tokens is a defect of B alone, whatever the growth promised.
-    if generation is not None and not (generation.cached_equals_uncached or generation.explained):
-        return False, (
-            f"Generation with a KV cache differs from generation without it at token "
-            f"{generation.first_cache_disagreement} (logit margin {generation.margin:.3g}, "
-            f"tolerance {allowed:.3g})."
-        )
-    if exactness == "not-exact":
-        return None, ""
-    if figures.max_difference > allowed:
-        where = layers.describe(compared)
-        return False, (
-            f"The logits differ by up to {figures.max_difference:.3g} (tolerance {allowed:.3g}, "
-            f"logits of {figures.logit_rms:.3g} rms)" + (f"; {where}." if where else ".")
-        )
-    if generation is not None and not generation.explained:
-        return False, (
-            f"Greedy generation differs from the first folder's at token "
-            f"{generation.first_disagreement} (logit margin {generation.margin:.3g}, tolerance "
-            f"{allowed:.3g}), although the logits on the text agree."
-        )
-    return True, ""

@@ -11,8 +11,8 @@ error of a few ``eps``; the errors are independent, so they add up like a random
   were rounded on writing (``rounded``: a third of a weight, a rescaled gain), because the two
   models then really have slightly different weights.
 * ``L`` is the number of layers of the deeper model.
-* ``s`` is the root mean square of A's logits over the compared tokens (for a layer: of A's
-  residual stream after that layer).
+* ``s`` is the root mean square of A's logits over the compared tokens, and 1 for the relative
+  differences of residual streams.
 * ``C_compute`` is 128 for float32 and float64, whose matrix products accumulate in the dtype
   itself, and 16 for bfloat16 and float16, whose products accumulate in float32 so that only
   the results are rounded. ``C_storage`` is 8.
@@ -52,10 +52,10 @@ def tolerance(
     storage: torch.dtype | None = None,
     storage_rounding: bool = False,
 ) -> float:
-    """Largest allowed ``|difference|`` of two tensors of root mean square ``scale``.
+    """Largest allowed ``|difference|`` from a reference of root mean square ``scale``.
 
     Args:
-        scale: root mean square of the reference (logits, or a residual stream).
+        scale: root mean square of the reference; 1 for a relative difference.
         layers: decoder layers that the signal went through in the deeper model.
         compute: dtype of the arithmetic.
         storage: dtype of the stored weights; only read with ``storage_rounding``.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +85,34 @@ def _take(text: str, start: int, encode: Encode, length: int) -> list[int]:
         if len(ids) >= length or start + characters >= len(text):
             return ids[:length]
         characters *= 4
+
+
+def comparison_windows(
+    text: str | None,
+    tokenizers: Sequence[Any | None],
+    *,
+    tokens: int,
+    window: int,
+    vocab_size: int,
+    notes: list[str],
+) -> tuple[torch.Tensor, str]:
+    """Token ids ``[windows, length]`` and the name of what made them.
+
+    The first tokenizer that there is makes them; a second one that disagrees, or is missing, is
+    noted. Without any the text's bytes are the ids.
+    """
+    if text is None:
+        from growkit.samples import sample_text
+
+        text = sample_text()
+    sizes = {"tokens": tokens, "window": window, "vocab_size": vocab_size}
+    found = [tokenizer for tokenizer in tokenizers if tokenizer is not None]
+    if not found:
+        notes.append("no tokenizer: the text's bytes modulo the vocabulary size are the token ids")
+        return token_windows(text, encoder(None, vocab_size), **sizes), "bytes"
+    made = [token_windows(text, encoder(tokenizer, vocab_size), **sizes) for tokenizer in found]
+    if len(made) < len(tokenizers):
+        notes.append("only one of the folders has a tokenizer that loads")
+    elif not torch.equal(made[0], made[1]):
+        notes.append("the two tokenizers differ: the first folder's is used")
+    return made[0], type(found[0]).__name__
