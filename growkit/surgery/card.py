@@ -7,8 +7,6 @@ from typing import Any
 
 import yaml
 
-from growkit.surgery.report import AXIS_LABELS
-
 
 def model_card(source: Path, manifest: dict[str, Any], name: str) -> str:
     """Text of the card.
@@ -67,8 +65,8 @@ def _steps(plan: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _rows(plan: dict[str, Any]) -> list[str]:
     rows = [
-        f"| {AXIS_LABELS[axis]} | {sizes['before']:,} | {sizes['after']:,} |"
-        for axis, sizes in plan["axes"].items()
+        f"| {sizes['label']} | {sizes['before']:,} | {sizes['after']:,} |"
+        for sizes in plan["axes"].values()
     ]
     for key, label in (
         ("parameters", "parameters"),

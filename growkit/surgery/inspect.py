@@ -15,7 +15,7 @@ from growkit.surgery.growth import ModelShape
 from growkit.surgery.lambdas import lambda_value
 from growkit.surgery.manifest import read_manifest
 from growkit.surgery.operators.require import growable
-from growkit.surgery.report import AXIS_LABELS, DEFAULT_CONTEXT, main_dtype
+from growkit.surgery.report import AXIS_LABELS, DEFAULT_CONTEXT, axis_label, main_dtype
 
 
 def layer_lambdas(checkpoint: Checkpoint, family: Family, layers: int) -> list[dict[str, float]]:
@@ -59,7 +59,11 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     report: dict[str, Any] = {
         "family": family.name,
         "model_type": checkpoint.config.get("model_type"),
-        "axes": {axis: sizes[axis] for axis in AXIS_LABELS if axis in sizes},
+        "axes": {
+            axis: {"label": axis_label(axis, sizes), "size": sizes[axis]}
+            for axis in AXIS_LABELS
+            if axis in sizes
+        },
         "tied_embeddings": bool(sizes["tied"]),
         "cost": cost_of(family, sizes, dtype, context).to_dict(),
         "dtypes": dict(dtypes),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from growkit.checkpoint import DTYPES
@@ -47,10 +48,10 @@ def costs(plan: Plan) -> tuple[Cost, Cost]:
     return before, cost_of(plan.family, plan.sizes, dtype, context)
 
 
-def axis_label(plan: Plan, axis: str) -> str:
+def axis_label(axis: str, sizes: Mapping[str, int]) -> str:
     """Name of an axis for people."""
-    if axis == "kv_head" and plan.sizes.get("parts") == 2:
-        return "key/value pairs (k1, k2 | v1, v2)"
+    if axis == "kv_head" and sizes.get("parts") == 2:
+        return "key/value pairs"
     return AXIS_LABELS[axis]
 
 
@@ -72,7 +73,11 @@ def plan_report(plan: Plan) -> dict[str, Any]:
             for step in plan.growth.steps
         ],
         "axes": {
-            axis: {"before": plan.source_sizes[axis], "after": plan.sizes[axis]}
+            axis: {
+                "label": axis_label(axis, plan.sizes),
+                "before": plan.source_sizes[axis],
+                "after": plan.sizes[axis],
+            }
             for axis in AXIS_LABELS
             if axis in plan.sizes
         },

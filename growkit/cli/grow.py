@@ -1,0 +1,119 @@
+"""``growkit grow``: the main job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from growkit.cli.common import (
+    CheckpointArgument,
+    JsonOption,
+    QuietOption,
+    VerboseOption,
+    open_output,
+)
+from growkit.cli.growth_options import growth_options
+
+if TYPE_CHECKING:
+    from growkit.surgery.request import GrowthRequest
+
+PANEL = "Grow"
+OUTPUT = "Output"
+
+
+@growth_options
+def grow(
+    checkpoint: CheckpointArgument,
+    request: GrowthRequest,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", "--output-dir", help="Folder to write.", rich_help_panel=OUTPUT
+        ),
+    ],
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Replace an existing checkpoint once the new one is whole.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
+    no_verify: Annotated[
+        bool,
+        typer.Option(
+            "--no-verify",
+            help="Do not compare the written folder with the source (the card says so).",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
+    text: Annotated[
+        Path | None,
+        typer.Option(help="Text to verify on; default: a built-in English sample."),
+    ] = None,
+    max_shard_size: Annotated[
+        str, typer.Option(help="Largest shard, in bytes with a unit.", rich_help_panel=OUTPUT)
+    ] = "5GB",
+    hash_content: Annotated[
+        bool,
+        typer.Option(
+            "--hash",
+            help="Record a hash of the source's weights (reads them once more).",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Writing threads; default: one a core.", rich_help_panel=OUTPUT),
+    ] = None,
+    json_mode: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Grow a checkpoint, prove that the written files compute the same, publish the folder.
+
+    [dim]growkit grow ckpt/ --signal-heads x2 --out grown/[/dim]
+    """
+    output = open_output(json_mode, quiet, verbose)
+    from growkit.grow import grow_checkpoint
+
+    given = None
+    if text is not None and not no_verify:
+        from growkit.verify.windows import read_text
+
+        given = read_text(text)
+    warnings: list[str] = []
+
+    def warn(message: str) -> None:
+        warnings.append(message)
+        output.warn(message)
+
+    _, manifest = grow_checkpoint(
+        checkpoint,
+        out,
+        request,
+        overwrite=overwrite,
+        verify=not no_verify,
+        text=given,
+        hash_content=hash_content,
+        max_shard_size=max_shard_size,
+        threads=threads,
+        open_progress=lambda name, total, unit: output.progress(name, total, unit=unit),
+        warn=warn,
+    )
+    if not (json_mode or quiet):
+        from growkit.cli.plan_view import plan_tables
+
+        output.show(*plan_tables(manifest["plan"]))
+        proof = manifest["verification"]
+        output.show(
+            f"[bold]verification[/bold] {proof['summary']}"
+            if proof
+            else "not verified (--no-verify)"
+        )
+        output.show(f"wrote {out}", f"next: growkit train RECIPE.yaml --set model.checkpoint={out}")
+    for message in manifest["plan"]["warnings"]:
+        output.warn(message)
+    output.result({"out": str(out), "warnings": warnings, **manifest})

@@ -1,0 +1,75 @@
+"""``growkit plan``: what a growth would do, before anything is written."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from growkit.cli.common import (
+    CheckpointArgument,
+    JsonOption,
+    QuietOption,
+    VerboseOption,
+    open_output,
+)
+from growkit.cli.growth_options import growth_options
+
+if TYPE_CHECKING:
+    from growkit.surgery.request import GrowthRequest
+
+PANEL = "Grow"
+
+
+@growth_options
+def plan(
+    checkpoint: CheckpointArgument,
+    request: GrowthRequest,
+    tensors: Annotated[
+        bool, typer.Option("--tensors", help="List every tensor of the grown checkpoint.")
+    ] = False,
+    json_mode: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Show what a growth would write: sizes, cost, exactness. Reads headers only.
+
+    A folder with a config.json and no weights is enough.
+
+    [dim]growkit plan ckpt/ --signal-heads x2[/dim]
+    """
+    output = open_output(json_mode, quiet, verbose)
+    from growkit.checkpoint import open_checkpoint
+    from growkit.surgery.declared import declare_tensors
+    from growkit.surgery.inspect import layer_lambdas
+    from growkit.surgery.plan import build_plan
+    from growkit.surgery.report import plan_report, tensor_report
+
+    with open_checkpoint(checkpoint, require_tensors=False) as source:
+        has_weights = bool(source.tensors)
+        if not has_weights:
+            declare_tensors(source)
+        made = build_plan(
+            source,
+            request.operators(),
+            symmetry=request.symmetry_choice(),
+            target=request.format,
+        )
+        if has_weights:
+            layer_lambdas(source, made.source_family, made.source_sizes["layer"])
+        report = plan_report(made)
+        details = tensor_report(made) if tensors else []
+    if tensors:
+        report["tensor_list"] = details
+    if not (json_mode or quiet):
+        from growkit.cli.plan_view import human_bytes, plan_tables
+
+        output.show(*plan_tables(report))
+        for entry in details:
+            shapes = f"{entry['source_shape']} -> {entry['shape']}"
+            output.show(
+                f"{entry['action']:9} {entry['name']} {shapes} {human_bytes(entry['bytes'])}"
+            )
+    for warning in report["warnings"]:
+        output.warn(warning)
+    output.result(report)

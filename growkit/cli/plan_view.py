@@ -1,0 +1,86 @@
+"""A plan as rich tables: what ``plan`` shows and ``grow`` ends with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+EXACTNESS_TEXT = {
+    "bit-exact": "[green]bit-exact[/green] (same numbers, or zeros added)",
+    "exact": "[green]exact[/green] (equal up to the order of floating-point sums)",
+    "rounded": "[yellow]rounded[/yellow] (exact algebra, new weights rounded to the stored dtype)",
+    "not-exact": "[red]not exact[/red] (another function, to be trained)",
+}
+
+
+def human_bytes(count: float) -> str:
+    """Bytes in decimal units."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(count) < 1000 or unit == "TB":
+            return f"{count:.4g} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def human_count(count: float) -> str:
+    """A count with a unit: 2.597 B."""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.4g} {unit}"
+    return f"{count:.0f}"
+
+
+def plan_tables(report: dict[str, Any]) -> list[Table]:
+    """Tables of :func:`growkit.surgery.report.plan_report`."""
+    return [_axes(report), _tensors(report)]
+
+
+def _axes(report: dict[str, Any]) -> Table:
+    family = report["family"]
+    title = (
+        family if family == report["source_family"] else f"{report['source_family']} -> {family}"
+    )
+    table = Table(title=f"plan: {title}", title_justify="left")
+    table.add_column("axis")
+    table.add_column("before", justify="right")
+    table.add_column("after", justify="right")
+    table.add_column("", justify="right")
+    for axis, sizes in report["axes"].items():
+        _change(table, sizes["label"], sizes["before"], sizes["after"], str)
+    tied = report["tied_embeddings"]
+    if tied["before"] != tied["after"]:
+        table.add_row("embeddings", "tied", "untied", "")
+    table.add_section()
+    before, after = report["before"], report["after"]
+    for key, label, form in (
+        ("parameters", "parameters", human_count),
+        ("non_embedding_parameters", "  without embeddings", human_count),
+        ("flops_per_token", f"forward FLOPs per token at {after['context']}", human_count),
+        ("kv_cache_bytes_per_token", "KV cache per token", human_bytes),
+    ):
+        _change(table, label, before[key], after[key], form)
+    _change(table, "weights on disk", report["bytes_in"], report["bytes_out"], human_bytes)
+    return table
+
+
+def _change(table: Table, label: str, before: float, after: float, form: Any) -> None:
+    factor = "" if before == after or not before else f"[bold]x{after / before:.4g}[/bold]"
+    table.add_row(label, form(before), form(after), factor)
+
+
+def _tensors(report: dict[str, Any]) -> Table:
+    table = Table(title="how", title_justify="left", show_header=False)
+    table.add_column("what")
+    table.add_column("value", overflow="fold")
+    for step in report["operators"]:
+        table.add_row(step["operator"], f"{step['summary']}; {step['exactness']}")
+    counts = [f"{n} {action}" for action, n in report["tensors"].items() if action != "total"]
+    table.add_row("tensors", f"{report['tensors']['total']}: {', '.join(counts)}")
+    symmetry = report["symmetry"]
+    if report["noise_snr_db"] is not None:
+        symmetry += f" at {report['noise_snr_db']:g} dB"
+    table.add_row("symmetry of copies", f"{symmetry}, seed {report['seed']}")
+    table.add_row("disk needed", human_bytes(report["bytes_out"]))
+    table.add_row("function", EXACTNESS_TEXT[report["exactness"]])
+    return table
