@@ -44,7 +44,6 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 def publish(written: Path, target: Path, step: int) -> None:
     """Give a finished checkpoint folder its manifest and its name; replaces an older one."""
-    sync_folder(written)
     manifest = {"format": 1, "step": step, "files": _sizes(written)}
     (written / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     sync_folder(written)

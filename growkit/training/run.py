@@ -351,10 +351,12 @@ def _resume_point(folder: Path, resume: str, reporter: Reporter) -> Path | None:
             reporter.warn("no whole checkpoint is left: the run starts from the beginning")
         return newest
     chosen = Path(resume).resolve()
-    reason = checkpoints.damage(chosen) if chosen.is_dir() else "it is not a folder"
-    if reason is not None or checkpoints.step_of(chosen) < 0:
+    problem = checkpoints.damage(chosen) if chosen.is_dir() else "it is not a folder"
+    if problem is None and checkpoints.step_of(chosen) < 0:
+        problem = "its name is not checkpoint-N"
+    if problem is not None:
         raise CheckpointError(
-            f"{resume!r} cannot be resumed from: {reason or 'its name is not checkpoint-N'}.",
+            f"{resume!r} cannot be resumed from: {problem}.",
             "Give a checkpoint-N folder that growkit train wrote, or --resume auto.",
         )
     # Newer checkpoints of this run belong to the branch that is left here.

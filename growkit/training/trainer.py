@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shutil
 import time
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_callback import PrinterCallback, TrainerControl
 
 from growkit.errors import GrowkitError
 from growkit.training import checkpoints
@@ -62,7 +63,7 @@ def training_arguments(recipe: Recipe, folder: Path, *, evaluation: bool) -> Tra
         adam_epsilon=section.adam_epsilon,
         max_grad_norm=section.max_grad_norm,
         bf16=section.bf16,
-        gradient_checkpointing=section.gradient_checkpointing,
+        **{_checkpointing_name(): section.gradient_checkpointing},
         torch_compile=section.torch_compile,
         use_cpu=section.use_cpu,
         full_determinism=section.full_determinism,
@@ -86,6 +87,13 @@ def training_arguments(recipe: Recipe, folder: Path, *, evaluation: bool) -> Tra
         # transformers would wrap the model in DataParallel and multiply the batch size.
         arguments._n_gpu = 1
     return arguments
+
+
+def _checkpointing_name() -> str:
+    """The option was renamed within transformers 5, and the old name warns."""
+    names = {field.name for field in dataclasses.fields(TrainingArguments)}
+    new = "activation_checkpointing"
+    return new if new in names else "gradient_checkpointing"
 
 
 class RunTrainer(Trainer):
@@ -113,6 +121,7 @@ class RunTrainer(Trainer):
         self.held_out, self.bytes_per_token = held_out, bytes_per_token
         self._writing: Path | None = None
         self._resumed_from: str | None = None
+        self.control: TrainerControl
         arguments = training_arguments(recipe, folder, evaluation=held_out is not None)
         super().__init__(
             model=model,

@@ -1,0 +1,244 @@
+"""A run that was stopped anywhere and resumed is the uninterrupted run, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from training_runs import TINY_GDA, make, recipe_values
+
+from growkit.errors import CheckpointError, UsageError
+from growkit.training import Recipe, train
+from growkit.training.checkpoints import damage, list_checkpoints, newest_whole
+from growkit.training.metrics import read_metrics
+from growkit.training.recipe import make_recipe
+
+
+def figures(out: Path) -> list[dict[str, float]]:
+    """The metrics of a run without the one that depends on the clock."""
+    rows = read_metrics(out / "training" / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in rows]
+
+
+def weights(out: Path) -> bytes:
+    return (out / "model.safetensors").read_bytes()
+
+
+def cut_back(out: Path, step: int) -> None:
+    """Make a finished run look as if it had been killed after the checkpoint of ``step``."""
+    for checkpoint in list_checkpoints(out / "training" / "checkpoints"):
+        if int(checkpoint.name.split("-")[1]) > step:
+            shutil.rmtree(checkpoint)
+    for path in out.iterdir():
+        if path.is_file():
+            path.unlink()
+
+
+@pytest.fixture(scope="module")
+def recipe(text_file: Path) -> Recipe:
+    return make(text_file)
+
+
+@pytest.fixture(scope="module")
+def finished(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("finished") / "run"
+    train(recipe, out)
+    return out
+
+
+@pytest.mark.parametrize("step", [0, 3, 6, 9, 12])
+def test_resumed_run_equals_the_uninterrupted_one(
+    step: int, recipe: Recipe, finished: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    cut_back(out, step)
+    result = train(recipe, out)
+    assert (result.resumed_from is None) == (step == 0)
+    assert weights(out) == weights(finished)
+    assert figures(out) == figures(finished)
+
+
+def test_another_order_of_samples_is_noticed(
+    recipe: Recipe, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Negative control: a sampler that starts over after a resume gives other weights."""
+    from growkit.training.order import RunSampler
+
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    cut_back(out, 6)
+    original = RunSampler.__init__
+
+    def restart(self: RunSampler, **arguments: object) -> None:
+        original(self, **{**arguments, "steps_done": lambda: 0})  # type: ignore[arg-type]
+
+    monkeypatch.setattr(RunSampler, "__init__", restart)
+    train(recipe, out)
+    assert weights(out) != weights(finished)
+
+
+@pytest.mark.parametrize("restored", [True, False])
+def test_dropout_continues_with_its_own_random_numbers(
+    restored: bool, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second case is the negative control: without our restore, dropout differs."""
+    from growkit.training.trainer import RunTrainer
+
+    values = recipe_values(text_file, max_steps=6, decay_steps=2, save_total_limit=9)
+    values["model"]["config"] = {
+        "model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64,
+        "resid_pdrop": 0.5,
+    }  # fmt: skip
+    recipe = make_recipe(values)
+    train(recipe, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    cut_back(tmp_path / "cut", 3)
+    if not restored:
+        own, library = RunTrainer.get_batch_samples, RunTrainer.__mro__[1].get_batch_samples
+        assert own is not library
+        monkeypatch.setattr(RunTrainer, "get_batch_samples", library)
+    train(recipe, tmp_path / "cut")
+    assert (weights(tmp_path / "cut") == weights(tmp_path / "whole")) == restored
+
+
+def test_run_killed_at_any_moment_goes_on(text_file: Path, tmp_path: Path) -> None:
+    """kill -9 of a real process, wherever it happens to be; then the same command."""
+    values = recipe_values(text_file, save_steps=4, max_steps=40, save_total_limit=2)
+    values["model"]["config"] = dict(TINY_GDA)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    program = (
+        "import sys; from growkit.cli import train as t; import typer; a = typer.Typer();"
+        "a.command()(t.train); a(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", program, str(path), "-q", "--out"]
+    killed = tmp_path / "killed"
+    metrics = killed / "training" / "metrics.jsonl"
+    step = random.randint(5, 30)
+    process = subprocess.Popen([*command, str(killed)])
+    while process.poll() is None:
+        rows = read_metrics(metrics)
+        if rows and rows[-1]["step"] >= step:
+            break
+        time.sleep(0.001)
+    assert process.poll() is None, "the run ended before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "config.json").exists()
+    subprocess.run([*command, str(killed)], check=True)
+    train(make_recipe(values), tmp_path / "whole")
+    assert weights(killed) == weights(tmp_path / "whole")
+    assert figures(killed) == figures(tmp_path / "whole")
+    assert not list(killed.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "model.safetensors", "manifest.json"])
+@pytest.mark.parametrize("how", ["missing", "truncated"])
+def test_damaged_newest_checkpoint_is_skipped(
+    name: str, how: str, recipe: Recipe, finished: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    cut_back(out, 6)
+    folder = out / "training" / "checkpoints"
+    victim = folder / "checkpoint-6" / name
+    if how == "missing":
+        victim.unlink()
+    else:
+        victim.write_bytes(victim.read_bytes()[:-7])
+    newest, skipped = newest_whole(folder)
+    assert newest == folder / "checkpoint-3"
+    assert [path.name for path, _ in skipped] == ["checkpoint-6"]
+    assert name in skipped[0][1]
+
+
+def test_run_says_that_it_skips_and_ends_the_same(
+    recipe: Recipe, finished: Path, tmp_path: Path
+) -> None:
+    from growkit.training import Silent
+
+    class Listening(Silent):
+        def __init__(self) -> None:
+            self.warnings: list[str] = []
+
+        def warn(self, text: str) -> None:
+            self.warnings.append(text)
+
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    cut_back(out, 6)
+    (out / "training" / "checkpoints" / "checkpoint-6" / "optimizer.pt").unlink()
+    reporter = Listening()
+    result = train(recipe, out, reporter=reporter)
+    assert result.resumed_from is not None and result.resumed_from.endswith("checkpoint-3")
+    assert any("checkpoint-6" in w and "optimizer.pt" in w for w in reporter.warnings)
+    assert weights(out) == weights(finished)
+    assert damage(out / "training" / "checkpoints" / "checkpoint-6") is None
+
+
+def test_resume_from_a_named_checkpoint(recipe: Recipe, finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    cut_back(out, 9)
+    chosen = out / "training" / "checkpoints" / "checkpoint-3"
+    result = train(recipe, out, resume=str(chosen))
+    assert result.resumed_from == str(chosen)
+    assert weights(out) == weights(finished)
+    (chosen / "optimizer.pt").unlink()
+    with pytest.raises(CheckpointError, match=r"optimizer\.pt is missing"):
+        train(recipe, out, resume=str(chosen))
+
+
+def test_finished_run_is_left_alone(recipe: Recipe, finished: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*.safetensors")}
+    result = train(recipe, finished)
+    assert result.steps == 12
+    assert (
+        result.to_dict()["eval_loss"]
+        == json.loads((finished / "growkit_training.json").read_text())["eval_loss"]
+    )
+    assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*.safetensors")}
+
+
+def test_longer_wsd_run_extends_the_stable_phase(text_file: Path, tmp_path: Path) -> None:
+    """A stable-phase checkpoint that goes on with more steps is the run that was always long."""
+    short, long = make(text_file, max_steps=8), make(text_file, max_steps=12)
+    train(short, tmp_path / "extended")
+    cut_back(tmp_path / "extended", 3)
+    train(long, tmp_path / "extended")
+    train(long, tmp_path / "long")
+    assert weights(tmp_path / "extended") == weights(tmp_path / "long")
+
+
+def test_run_of_another_recipe_is_refused(
+    recipe: Recipe, finished: Path, text_file: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=r"training.learning_rate was 0.01 and is 0.02"):
+        train(make(text_file, learning_rate=2e-2), finished)
+    with pytest.raises(UsageError, match="holds a run already"):
+        train(recipe, finished, resume="never")
+
+
+def test_changed_data_is_refused(text_file: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    shutil.copyfile(text_file, text)
+    train(make(text, max_steps=3, warmup_steps=0, decay_steps=1), tmp_path / "run")
+    text.write_text(text.read_text() + "more\n")
+    with pytest.raises(UsageError, match="data files changed"):
+        train(make(text, max_steps=6, warmup_steps=0, decay_steps=1), tmp_path / "run")
+
+
+def test_threads_are_not_changed(recipe: Recipe, finished: Path) -> None:
+    before = torch.get_num_threads()
+    train(recipe, finished)
+    assert torch.get_num_threads() == before

@@ -1,0 +1,258 @@
+"""Schedules, weight decay, evaluation and what a run writes."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from training_runs import TINY_GDA, TINY_LLAMA, make, recipe_values
+
+from growkit.errors import CheckpointError, GrowkitError, UsageError
+from growkit.training import train
+from growkit.training.evaluate import evaluate
+from growkit.training.metrics import plot_losses, read_metrics, truncate_metrics
+from growkit.training.packing import PackedDataset
+from growkit.training.recipe import make_recipe
+from growkit.training.trainer import RunTrainer, training_arguments
+
+
+@pytest.fixture(scope="module")
+def finished(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    values = recipe_values(text_file, save_total_limit=2)
+    values["model"]["config"] = dict(TINY_GDA)
+    out = tmp_path_factory.mktemp("gda") / "run"
+    train(make_recipe(values), out)
+    return out
+
+
+def rates(recipe: Any, tmp_path: Path) -> list[float]:
+    """Learning rate of every step, as the trainer itself would set it."""
+    from transformers import get_scheduler
+
+    arguments = training_arguments(recipe, tmp_path, evaluation=False)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=arguments.learning_rate)
+    schedule = get_scheduler(
+        arguments.lr_scheduler_type,
+        optimizer,
+        arguments.get_warmup_steps(recipe.total_steps),
+        recipe.total_steps,
+        arguments.lr_scheduler_kwargs,
+    )
+    values = []
+    for _ in range(recipe.total_steps):
+        values.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return values
+
+
+def test_schedules(text_file: Path, tmp_path: Path) -> None:
+    def of(**changes: Any) -> list[float]:
+        changes = {"max_steps": 20, "learning_rate": 1.0, "warmup_steps": 4, **changes}
+        return rates(make(text_file, **changes), tmp_path)
+
+    warmup = [0, 0.25, 0.5, 0.75]
+    wsd = of(schedule="wsd", decay_steps=5, decay_type="linear")
+    assert wsd[:4] == warmup and wsd[4:16] == [1.0] * 12
+    assert wsd[16:] == pytest.approx([0.8, 0.6, 0.4, 0.2])
+    floor = of(schedule="wsd", decay_steps=5, decay_type="linear", min_learning_rate_ratio=0.1)
+    assert floor[15:] == pytest.approx([1, 0.82, 0.64, 0.46, 0.28])
+    cosine = of(schedule="cosine", min_learning_rate_ratio=0.1)
+    assert cosine[:5] == [*warmup, 1.0]
+    expected = [0.1 + 0.9 * (1 + math.cos(math.pi * i / 16)) / 2 for i in range(16)]
+    assert cosine[4:] == pytest.approx(expected)
+    assert of(schedule="constant") == [*warmup, *[1.0] * 16]
+    assert of(schedule="constant", warmup_steps=0.2) == of(schedule="constant")
+
+
+def test_logged_learning_rate_follows_the_schedule(finished: Path) -> None:
+    rows = read_metrics(finished / "training" / "metrics.jsonl")
+    logged = {row["step"]: row["learning_rate"] for row in rows if "loss" in row}
+    recipe = make_recipe(yaml.safe_load((finished / "training" / "recipe.yaml").read_text()))
+    expected = rates(recipe, finished)
+    assert logged == pytest.approx({step: expected[step - 1] for step in logged})
+    assert {1, 2, 3, 4, 6, 12} <= logged.keys()
+
+
+@pytest.mark.parametrize("decay_embeddings", [True, False])
+def test_only_matrices_decay(decay_embeddings: bool, text_file: Path) -> None:
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    import growkit.modeling  # noqa: F401
+
+    values = {**TINY_GDA, "vocab_size": 32, "hidden_act": "poly_norm"}
+    config = CONFIG_MAPPING[values.pop("model_type")](**values)
+    model = AutoModelForCausalLM.from_config(config)
+    trainer = RunTrainer.__new__(RunTrainer)
+    trainer.recipe = make(text_file, decay_embeddings=decay_embeddings)
+    names = set(trainer.get_decay_parameter_names(model))
+    free = {name for name, _ in model.named_parameters()} - names
+    for part in ("lambda_q1", "subln", "layernorm", "model.norm", "act_fn"):
+        assert any(part in name for name in free)
+    assert not any("_proj" in name for name in free)
+    assert ("model.embed_tokens.weight" in names) == decay_embeddings
+
+
+def test_evaluation_weighs_every_token_equally(finished: Path) -> None:
+    """Against the definition, one sequence at a time; a short last batch must not matter."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(finished, dtype=torch.float64)
+    tokens = np.random.default_rng(0).integers(0, 257, 5 * 16).astype(np.uint16)
+    dataset = PackedDataset(tokens, 16)
+    total = 0.0
+    for i in range(5):
+        ids = dataset[i]["input_ids"][None]
+        with torch.no_grad():
+            log_p = model(input_ids=ids).logits.log_softmax(-1)
+        total -= sum(log_p[0, t, ids[0, t + 1]].item() for t in range(15))
+    for batch_size in (1, 2, 5, 8):
+        result = evaluate(model, dataset, batch_size=batch_size, bytes_per_token=2.0)
+        assert result["eval_loss"] == pytest.approx(total / 75, abs=1e-6)
+        assert result["perplexity"] == pytest.approx(math.exp(total / 75), rel=1e-5)
+        assert result["bits_per_byte"] == pytest.approx(total / 75 / math.log(2) / 2, abs=1e-6)
+
+
+def test_evaluation_of_a_certain_model() -> None:
+    """A model that gives every token the same logit has the vocabulary as its perplexity."""
+
+    class Uniform(torch.nn.Module):
+        device = torch.device("cpu")
+
+        def forward(self, input_ids: torch.Tensor, use_cache: bool) -> Any:
+            from transformers.modeling_outputs import CausalLMOutput
+
+            return CausalLMOutput(logits=torch.zeros(*input_ids.shape, 257))
+
+    result = evaluate(Uniform(), PackedDataset(np.arange(64, dtype=np.uint16), 16), batch_size=3)
+    assert result["perplexity"] == pytest.approx(257)
+
+
+def test_run_folder(finished: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(finished)
+    tokenizer = AutoTokenizer.from_pretrained(finished)
+    assert type(model).__name__ == "GdaForCausalLM" and len(tokenizer) == 257
+    assert model.config.eos_token_id == tokenizer.eos_token_id
+    folder = finished / "training"
+    names = sorted(p.name for p in (folder / "checkpoints").iterdir())
+    assert names == ["checkpoint-12", "checkpoint-9"]  # save_total_limit
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    held_out = [row for row in rows if "eval_loss" in row]
+    assert [row["step"] for row in held_out] == [0, 4, 8, 12]
+    assert held_out[-1]["eval_loss"] < held_out[0]["eval_loss"] - 0.5
+    assert all(row["tokens"] == row["step"] * 64 for row in rows)
+    png = (folder / "loss.png").read_bytes()
+    assert png.startswith(b"\x89PNG\r\n\x1a\n") and len(png) > 5000
+    record = json.loads((finished / "growkit_training.json").read_text())
+    assert record["eval_loss"] == held_out[-1]["eval_loss"]
+    assert record["steps"] == 12 and record["tokens"] == 768
+    assert not list(finished.rglob("*.partial"))
+
+
+def test_published_model_is_the_last_checkpoint(finished: Path) -> None:
+    last = finished / "training" / "checkpoints" / "checkpoint-12" / "model.safetensors"
+    assert (finished / "model.safetensors").read_bytes() == last.read_bytes()
+
+
+def test_continuing_keeps_the_lineage(finished: Path, text_file: Path, tmp_path: Path) -> None:
+    """growkit.json goes along as bytes, and the growkit block of config.json stays."""
+    source = tmp_path / "grown"
+    shutil.copytree(finished, source)
+    manifest = b'{"lineage":   ["parent"]}\n'
+    (source / "growkit.json").write_bytes(manifest)
+    config = json.loads((source / "config.json").read_text())
+    block = {"parent": "abc", "axes": {"signal_head": [3, 6]}}
+    (source / "config.json").write_text(json.dumps({**config, "growkit": block}))
+    values = recipe_values(text_file, max_steps=3, warmup_steps=0, decay_steps=1)
+    values["model"] = {"checkpoint": str(source)}
+    del values["tokenizer"]
+    result = train(make_recipe(values), tmp_path / "on")
+    assert (result.out / "growkit.json").read_bytes() == manifest
+    assert json.loads((result.out / "config.json").read_text())["growkit"] == block
+    assert (result.out / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
+    start = read_metrics(result.metrics)[0]
+    end = read_metrics(finished / "training" / "metrics.jsonl")[-1]
+    assert start["step"] == 0
+    assert start["eval_loss"] == pytest.approx(end["eval_loss"], abs=1e-6)
+
+
+def test_damaged_source_is_refused(finished: Path, text_file: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(finished, source)
+    weights = source / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    values = recipe_values(text_file)
+    values["model"] = {"checkpoint": str(source)}
+    del values["tokenizer"]
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        train(make_recipe(values), tmp_path / "run")
+    with pytest.raises(UsageError, match="is the checkpoint that the run starts from"):
+        train(make_recipe(values), source)
+    values["model"] = {"checkpoint": str(tmp_path / "absent")}
+    with pytest.raises(UsageError, match="is not a folder"):
+        train(make_recipe(values), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_foreign_folder_is_not_written_into(text_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match="not empty and holds no training run"):
+            train(make(text_file), tmp_path, overwrite=overwrite)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_loss_that_is_not_a_number_stops_the_run(text_file: Path, tmp_path: Path) -> None:
+    recipe = make(text_file, learning_rate=1e30, warmup_steps=0, max_grad_norm=0.0)
+    with pytest.raises(GrowkitError, match=r"is (nan|inf) at step \d"):
+        train(recipe, tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_sequence_longer_than_the_model(text_file: Path, tmp_path: Path) -> None:
+    values = recipe_values(text_file)
+    values["data"] |= {"sequence_length": 65, "max_eval_tokens": 400}
+    with pytest.raises(UsageError, match=r"sequence_length is 65 .* positions for 64"):
+        train(make_recipe(values), tmp_path / "run")
+
+
+def test_vocabulary_smaller_than_the_tokenizer(text_file: Path, tmp_path: Path) -> None:
+    values = recipe_values(text_file)
+    values["model"]["config"] = {**TINY_LLAMA, "vocab_size": 100}
+    with pytest.raises(UsageError, match="257 tokens and the model's vocabulary 100"):
+        train(make_recipe(values), tmp_path / "run")
+
+
+def test_several_processes_are_refused(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="several processes"):
+        train(make(text_file), tmp_path / "run")
+
+
+def test_metrics_survive_a_cut_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.5}\n{"step": 3, "lo')
+    assert [row["step"] for row in read_metrics(path)] == [1, 2]
+    truncate_metrics(path, 1)
+    assert path.read_text() == '{"step": 1, "loss": 2.0}\n'
+
+
+def test_no_plot_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    rows = [{"step": 1, "tokens": 1, "loss": 2.0}]
+    assert plot_losses([("a", rows, 0)], tmp_path / "a.png", title="t", marks=[(1, "grown")])
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert not plot_losses([("a", rows, 0)], tmp_path / "b.png", title="t")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png"]

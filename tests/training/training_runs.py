@@ -1,0 +1,73 @@
+"""Tiny runs for the training tests: a Llama of a few thousand parameters on bytes."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+from growkit.training.recipe import Recipe, make_recipe
+
+TINY_LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": True,
+}
+TINY_GDA = {
+    "model_type": "gda",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_noise_heads": 1,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "noise_keys": "own",
+    "sub_layer_norm": True,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": True,
+}
+
+
+def write_text(path: Path, lines: int = 300) -> Path:
+    """A small text of random words, the same every time."""
+    words = ("the", "old", "king", "of", "France", "spoke", "to", "his", "daughter", "and", "wine")
+    source = random.Random(1)
+    rows = [" ".join(source.choice(words) for _ in range(8)) for _ in range(lines)]
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+def recipe_values(text: Path, **training: Any) -> dict[str, Any]:
+    """Plain values of a recipe: 12 steps of 2 x 2 sequences, saved every 3 steps."""
+    return {
+        "model": {"config": dict(TINY_LLAMA)},
+        "tokenizer": {"bytes": True},
+        "data": {"files": [str(text)], "sequence_length": 16, "max_eval_tokens": 160},
+        "training": {
+            "max_steps": 12,
+            "learning_rate": 1e-2,
+            "schedule": "wsd",
+            "warmup_steps": 2,
+            "decay_steps": 4,
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 2,
+            "logging_steps": 2,
+            "eval_steps": 4,
+            "save_steps": 3,
+            "save_total_limit": 100,
+            "use_cpu": True,
+            "seed": 5,
+            **training,
+        },
+    }
+
+
+def make(text: Path, **training: Any) -> Recipe:
+    """The recipe of :func:`recipe_values`."""
+    return make_recipe(recipe_values(text, **training))
