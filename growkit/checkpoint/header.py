@@ -24,6 +24,7 @@ MAX_HEADER_BYTES = 100_000_000  # the reference implementation's own limit
 _MAX_ENTRY_CHARACTERS = 4096
 _MAX_DIMENSIONS = 32  # numpy < 2 has no more
 _MAX_METADATA_ENTRIES = 100_000
+_MAX_TENSORS = 500_000  # in one file; the largest published models have some 200 000 in all
 _MAX_ELEMENTS = 2**63 - 1
 _SPACE = " \t\n\r"
 _DECODER = json.JSONDecoder()
@@ -85,7 +86,8 @@ def read_header(path: Path) -> FileHeader:
     for begin, end, name, dtype, shape in sorted(entries):
         if begin != position:
             kind = "overlaps the tensor before it" if begin < position else "leaves a gap before it"
-            raise _broken(path.name, f"tensor {name!r} {kind} (offset {begin}, not {position})")
+            what = f"tensor {name[:200]!r} {kind} (offset {begin}, not {position})"
+            raise _broken(path.name, what)
         position = end
         tensors[name] = TensorInfo(name, dtype, shape, path.name, data_start + begin, end - begin)
     if position > data_size:
@@ -163,7 +165,9 @@ class _Parser:
         position = 0
         for name, position in self._members(0):
             if name in seen:
-                raise _broken(self.file, f"tensor {name!r} appears twice")
+                raise self._bad(name, "appears twice")
+            if len(seen) > _MAX_TENSORS:
+                raise _broken(self.file, f"more than {_MAX_TENSORS} tensors")
             seen.add(name)
             if name == "__metadata__":
                 metadata, self.end = self._metadata(position)

@@ -125,7 +125,7 @@ def _not_writable(folder: Path, error: OSError) -> GrowkitError:
 
 def _acquire(partial: Path, out: Path) -> int:
     """Create and lock the partial folder; the descriptor holds the lock."""
-    while True:
+    for _ in range(100):
         try:
             partial.mkdir(exist_ok=True)
             descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -153,6 +153,10 @@ def _acquire(partial: Path, out: Path) -> int:
             os.close(descriptor)
             raise
         return descriptor
+    raise GrowkitError(
+        f"{str(partial)!r} is created and removed by other runs all the time.",
+        "Choose another output folder.",
+    )
 
 
 def _foreign(partial: Path) -> UsageError:
@@ -225,7 +229,12 @@ def _publish(partial: Path, out: Path, locks: list[int]) -> None:
         if not _exchange(partial, out):
             old = out.with_name(f"{out.name}.old-{os.getpid()}")
             out.rename(old)
-            partial.rename(out)
+            try:
+                partial.rename(out)
+            except BaseException:
+                old.rename(out)
+                (out / MARKER).unlink(missing_ok=True)
+                raise
         _sync(out.parent)
         (out / MARKER).unlink(missing_ok=True)
         _remove(old)

@@ -38,16 +38,21 @@ class ShardWriter:
         self._descriptors: dict[str, int] = {}
         try:
             for shard in plan.shards:
-                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-                descriptor = os.open(folder / shard.name, flags, 0o666)
-                self._descriptors[shard.name] = descriptor
-                os.ftruncate(descriptor, shard.size)
-                write_exactly(descriptor, memoryview(shard.header), 0)
+                self._create(shard.name, shard.header, shard.size)
             if plan.index is not None:
-                (folder / INDEX_FILE).write_bytes(plan.index)
-        except OSError as error:
+                self._create(INDEX_FILE, plan.index, len(plan.index))
+        except BaseException:
             self._release()
-            raise self._explain(error, shard.name) from error
+            raise
+
+    def _create(self, name: str, content: bytes, size: int) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            descriptor = self._descriptors[name] = os.open(self.folder / name, flags, 0o666)
+            os.ftruncate(descriptor, size)
+            write_exactly(descriptor, memoryview(content), 0)
+        except OSError as error:
+            raise self._explain(error, name) from error
 
     def write(self, name: str, offset: int, data: Any) -> None:
         """Write a contiguous buffer or array at byte ``offset`` of the tensor ``name``."""
