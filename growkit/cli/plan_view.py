@@ -46,7 +46,7 @@ def _axes(report: dict[str, Any]) -> Table:
     table.add_column("before", justify="right")
     table.add_column("after", justify="right")
     table.add_column("", justify="right")
-    for axis, sizes in report["axes"].items():
+    for sizes in report["axes"].values():
         _change(table, sizes["label"], sizes["before"], sizes["after"], str)
     tied = report["tied_embeddings"]
     if tied["before"] != tied["after"]:

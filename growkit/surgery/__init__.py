@@ -1,0 +1,1 @@
+"""Surgery: requests become axis maps, axis maps a plan, the plan files. numpy only, no torch."""
