@@ -90,10 +90,12 @@ def verify(
 
 def table(report: VerificationReport) -> Table:
     """The figures, one a row."""
+    from rich.markup import escape
     from rich.table import Table
 
     colour = {True: "green", False: "red", None: "yellow"}[report.passed]
-    rows = Table(title=f"[{colour}]{report.status}[/{colour}]: {report.a} against {report.b}")
+    names = escape(f"{report.a} against {report.b}")
+    rows = Table(title=f"[{colour}]{report.status}[/{colour}]: {names}")
     rows.add_column("figure")
     rows.add_column("value", justify="right")
     where = f"{report.tokens} tokens, {report.text}, {report.tokenizer}"

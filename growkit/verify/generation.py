@@ -1,86 +1,74 @@
-"""Greedy generation: B with its KV cache, B without, and A."""
+"""Greedy generation of B with its KV cache, against B without a cache and against A."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import nn
 
 from growkit.errors import VerificationFailed
 from growkit.verify.report import Generation
 
 
 def compare_generation(
-    model_a: nn.Module, model_b: nn.Module, prompt: torch.Tensor, tokens: int, tolerance: float
+    model_a: Any, model_b: Any, prompt: torch.Tensor, tokens: int, tolerance: float
 ) -> Generation:
-    """Generate ``tokens`` greedy tokens after ``prompt`` ``[1, length]`` three times.
+    """Generate ``tokens`` greedy tokens with B's cache after ``prompt`` ``[1, length]``.
+
+    What A and B without a cache would have generated takes one pass of each over the result: as
+    long as every token is the best one after those before it, greedy generation gives the same
+    tokens, and the first that is not is where it parts.
 
     Raises:
-        VerificationFailed: a model cannot generate at all.
+        VerificationFailed: B cannot generate at all.
     """
-    ids_a, scores_a = _greedy(model_a, prompt, tokens, use_cache=True, name="the first folder")
-    cached, _ = _greedy(model_b, prompt, tokens, use_cache=True, name="the second folder")
-    uncached, plain = _greedy(model_b, prompt, tokens, use_cache=False, name="the second folder")
-    cache_at, other_at = _first_difference(cached, uncached), _first_difference(cached, ids_a)
-    margin, explained = None, True
-    if other_at is not None:
-        margin = _margin(scores_a, ids_a, cached, other_at)
-        explained = margin <= 2 * tolerance
-    if cache_at is not None:
-        cache_margin = _margin(plain, uncached, cached, cache_at)
-        explained = explained and cache_margin <= 2 * tolerance
-        margin = cache_margin if margin is None else margin
+    sequence = _greedy(model_b, prompt, tokens)
+    chosen = sequence[0, prompt.shape[1] :]
+    cache_at, cache_margin = _first_disagreement(model_b, sequence, chosen)
+    other_at, other_margin = _first_disagreement(model_a, sequence, chosen)
+    margins = [margin for margin in (cache_margin, other_margin) if margin is not None]
     return Generation(
         prompt_tokens=prompt.shape[1],
-        tokens=len(cached),
+        tokens=len(chosen),
         cached_equals_uncached=cache_at is None,
         equals_a=other_at is None,
         first_cache_disagreement=cache_at,
         first_disagreement=other_at,
-        margin=margin,
-        explained=explained,
+        margin=max(margins, default=None),
+        cache_explained=cache_margin is None or cache_margin <= 2 * tolerance,
+        explained=all(margin <= 2 * tolerance for margin in margins),
     )
 
 
-def _first_difference(a: list[int], b: list[int]) -> int | None:
-    return next((i for i, pair in enumerate(zip(a, b, strict=True)) if pair[0] != pair[1]), None)
+def _first_disagreement(
+    model: Any, sequence: torch.Tensor, chosen: torch.Tensor
+) -> tuple[int | None, float | None]:
+    """Where the model would choose another token, and by how many logits it prefers that one."""
+    logits = model(input_ids=sequence[:, :-1], use_cache=False).logits[0, -len(chosen) :].float()
+    margins = logits.max(-1).values - logits.gather(-1, chosen[:, None])[:, 0]
+    wrong = (logits.argmax(-1) != chosen).nonzero()
+    return (int(wrong[0]), float(margins[wrong[0]])) if len(wrong) else (None, None)
 
 
-def _margin(scores: list[torch.Tensor], own: list[int], other: list[int], at: int) -> float:
-    """How much the reference prefers its own token to the other model's, in logits."""
-    return float(scores[at][own[at]] - scores[at][other[at]])
-
-
-def _greedy(
-    model: Any, prompt: torch.Tensor, tokens: int, *, use_cache: bool, name: str
-) -> tuple[list[int], list[torch.Tensor]]:
-    """Token ids and their logits ``[vocab]``; the folder's sampling settings play no part."""
+def _greedy(model: Any, prompt: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Prompt and new tokens ``[1, length + tokens]``; the folder's sampling settings are unused."""
     from transformers import GenerationConfig
 
-    # An end-of-text id would stop the two at different lengths only if they already differ; none
-    # is set, so that always `tokens` tokens are compared.
+    # No end-of-text id is set either, so that always `tokens` tokens are compared.
     saved, model.generation_config = model.generation_config, GenerationConfig(pad_token_id=0)
     try:
-        output = model.generate(
+        result: torch.Tensor = model.generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
-            generation_config=GenerationConfig(
-                max_new_tokens=tokens,
-                do_sample=False,
-                use_cache=use_cache,
-                pad_token_id=0,
-                return_dict_in_generate=True,
-                output_logits=True,
-            ),
+            max_new_tokens=tokens,
+            do_sample=False,
+            use_cache=True,
         )
     except Exception as error:  # an uneven cache raises whatever the attention kernel raises
-        how = "with" if use_cache else "without"
         raise VerificationFailed(
-            f"Generation {how} a KV cache fails in {name}: {error}.",
+            f"Generation with a KV cache fails in the second folder: {error}.",
             "The model's cache layout or layer indices are wrong.",
         ) from error
     finally:
         model.generation_config = saved
-    ids = output.sequences[0, prompt.shape[1] :].tolist()
-    return ids, [step[0].float() for step in output.logits]
+    return result

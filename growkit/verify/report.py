@@ -25,6 +25,7 @@ class Generation:
     first_cache_disagreement: int | None
     first_disagreement: int | None
     margin: float | None
+    cache_explained: bool
     explained: bool
 
 

@@ -16,7 +16,7 @@ def verdict(
 ) -> tuple[bool | None, str]:
     """The verdict and, for a failure, its cause in one sentence."""
     # A cache that changes the tokens is a defect of B alone, whatever the growth promised.
-    if generation is not None and not (generation.cached_equals_uncached or generation.explained):
+    if generation is not None and not generation.cache_explained:
         return False, (
             f"Generation with a KV cache differs from generation without it at token "
             f"{generation.first_cache_disagreement} (logit margin {generation.margin:.3g}, "
