@@ -54,7 +54,7 @@ def gda_config(
 
 
 def scatter_weights(module: nn.Module, seed: int = 1) -> nn.Module:
-    """Weights of the size that keeps activations near 1; norm gains and lambdas away from neutral."""
+    """Weights that keep activations near 1, with norm gains and lambdas away from neutral."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():

@@ -1,0 +1,176 @@
+"""A written folder holds its own code: a user without growkit loads it, and saves it again."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from gda_cases import gda_config, scatter_weights
+from transformers import AutoModelForCausalLM
+
+from growkit.attention.gda import GdaSharedKeyAttention
+from growkit.modeling import GdaForCausalLM
+from growkit.remote_code import AUTO_MAP, code_files, export_code, flattened
+
+TOKENS = [[5, 9, 3, 8], [1, 2, 3, 4]]
+
+# Runs with growkit blocked; loads the folders, saves each again, loads those.
+STRANGER = """
+import json, sys
+sys.modules["growkit"] = None
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+report = {}
+for folder in sys.argv[1:]:
+    def load(path, auto=AutoModelForCausalLM):
+        return auto.from_pretrained(path, trust_remote_code=True, output_loading_info=True)
+    model, info = load(folder)
+    ids = torch.tensor(%s)
+    model.save_pretrained(folder + "-again")
+    again, _ = load(folder + "-again")
+    base, _ = load(folder, AutoModel)
+    report[folder] = {
+        "module": type(model).__module__,
+        "logits": model(ids).logits.tolist(),
+        "again": again(ids).logits.tolist(),
+        "base": type(base).__name__,
+        "problems": [sorted(v) for v in info.values() if v],
+        "generated": model.generate(ids, max_new_tokens=4, do_sample=False).tolist(),
+        "config": type(AutoConfig.from_pretrained(folder, trust_remote_code=True)).__name__,
+    }
+print("REPORT" + json.dumps(report))
+"""
+
+
+def run_without_growkit(script: str, *arguments, cache) -> str:
+    """stdout of a fresh interpreter, isolated from this checkout."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    environment |= {"HF_MODULES_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(
+        [sys.executable, "-I", "-c", script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cache,
+        env=environment,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory):
+    """Models saved by growkit, and what a process without growkit made of them."""
+    root = tmp_path_factory.mktemp("folders")
+    models = {}
+    for name, fields in {
+        "own": {"noise_keys": "own", "hidden_act": "poly_norm"},
+        "shared": {"noise_keys": "shared", "sub_layer_norm": False, "tie_word_embeddings": True},
+    }.items():
+        model = scatter_weights(GdaForCausalLM(gda_config(implementation="sdpa", **fields)))
+        model.eval().save_pretrained(root / name)
+        models[str(root / name)] = model
+    cache = tmp_path_factory.mktemp("cache")
+    stdout = run_without_growkit(STRANGER % TOKENS, *models, cache=cache)
+    return models, json.loads(stdout.split("REPORT", 1)[1])
+
+
+def test_a_user_without_growkit_gets_the_same_logits(stranger):
+    models, report = stranger
+    for folder, model in models.items():
+        found = report[folder]
+        assert found["module"].startswith("transformers_modules.")
+        assert (found["base"], found["config"]) == ("GdaModel", "GdaConfig")
+        assert found["problems"] == []
+        assert torch.equal(torch.tensor(found["logits"]), model(torch.tensor(TOKENS)).logits)
+        generated = model.generate(torch.tensor(TOKENS), max_new_tokens=4, do_sample=False)
+        assert found["generated"] == generated.tolist()
+
+
+def test_what_that_user_saves_loads_for_both(stranger):
+    models, report = stranger
+    for folder, model in models.items():
+        assert report[folder]["again"] == report[folder]["logits"]
+        written = json.loads(Path(folder + "-again", "config.json").read_text())
+        assert written["auto_map"] == AUTO_MAP
+        ours = AutoModelForCausalLM.from_pretrained(folder + "-again", trust_remote_code=True)
+        assert type(ours) is GdaForCausalLM, "the installed class wins over the folder's"
+        assert torch.equal(ours(torch.tensor(TOKENS)).logits, model(torch.tensor(TOKENS)).logits)
+
+
+def test_code_is_written_without_torch_transformers_or_the_model(tmp_path):
+    """What `growkit grow` calls; also with the model's own module names imported nowhere."""
+    script = (
+        "import sys, json; sys.path.insert(0, sys.argv[1])\n"
+        "from growkit.remote_code import export_code\n"
+        "auto_map = export_code(sys.argv[2])\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'growkit.modeling'} & set(sys.modules)\n"
+        "print(json.dumps([auto_map, sorted(heavy)]))"
+    )
+    root = Path(__file__).resolve().parents[2]
+    stdout = run_without_growkit(script, root, tmp_path / "out", cache=tmp_path)
+    auto_map, heavy = json.loads(stdout)
+    assert auto_map == AUTO_MAP
+    assert heavy == []
+    assert {p.name for p in (tmp_path / "out").iterdir()} == set(code_files())
+
+
+def test_grow_and_save_write_the_same_code(stranger, tmp_path):
+    export_code(tmp_path)
+    for folder in stranger[0]:
+        for name in code_files():
+            assert Path(folder, name).read_text() == (tmp_path / name).read_text()
+
+
+def test_files_import_only_each_other_and_public_libraries():
+    files = code_files()
+    for name, text in files.items():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                assert node.level == 1 and f"{node.module}.py" in files, (name, node.module)
+            elif isinstance(node, (ast.Import, ast.ImportFrom)):
+                module = node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
+                top = module.split(".")[0]
+                public = {"torch", "transformers", "huggingface_hub"}
+                assert top in public | set(sys.stdlib_module_names), (name, top)
+
+
+def test_flattening_rewrites_imports_and_nothing_else():
+    source = "from ..attention.gda import X\nfrom .a import (\n    Y,\n)\nfrom os import path\n"
+    assert flattened(source) == source.replace("..attention.gda", ".gda")
+
+
+def test_serving_engines_find_one_attention_call_in_the_plain_form():
+    """vLLM's transformers backend parses the source of ``forward`` for exactly this shape."""
+    tree = ast.parse(code_files()["gda.py"])
+    shared = next(n for n in tree.body if getattr(n, "name", "") == GdaSharedKeyAttention.__name__)
+    forward = next(n for n in shared.body if getattr(n, "name", "") == "forward")
+    assigned = [
+        node.target.id if isinstance(node, ast.AnnAssign) else node.targets[0].id
+        for node in ast.walk(forward)
+        if isinstance(node, (ast.Assign, ast.AnnAssign))
+        and any(getattr(n, "id", "") == "ALL_ATTENTION_FUNCTIONS" for n in ast.walk(node.value))
+    ]
+    assert len(assigned) == 1
+    calls = [
+        node
+        for node in ast.walk(forward)
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == assigned[0]
+    ]
+    assert len(calls) == 1
+    keywords = {k.arg: ast.unparse(k.value) for k in calls[0].keywords}
+    assert keywords["scaling"] == "self.scaling"
+    assert keywords[None] == "kwargs"
+    assert GdaForCausalLM._supports_attention_backend
+
+
+def test_saving_straight_to_the_hub_is_refused_with_the_way_that_works(tmp_path):
+    model = GdaForCausalLM(gda_config())
+    with pytest.raises(ValueError, match=r"model\.push_to_hub"):
+        model.save_pretrained(tmp_path, push_to_hub=True)
