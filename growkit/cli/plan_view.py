@@ -27,7 +27,7 @@ def human_count(count: float) -> str:
     """A count with a unit: 2.597 B."""
     for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if count >= size:
-            return f"{count / size:.4g} {unit}"
+            return f"{count / size:#.4g} {unit}"
     return f"{count:.0f}"
 
 

@@ -97,7 +97,8 @@ def plan_report(plan: Plan) -> dict[str, Any]:
         "layer_sources": [
             {"source": layer.source, "kind": layer.kind} for layer in plan.growth.layers
         ],
-        "hidden_copies": plan.sizes["hidden"] // plan.source_sizes["hidden"],
+        # The first channels of the grown residual stream are the old ones, unscaled.
+        "hidden_factor": 1.0,
         "symmetry": plan.symmetry.mode,
         "noise_snr_db": plan.symmetry.noise_snr_db if plan.symmetry.mode == "noise" else None,
         "seed": plan.symmetry.seed,

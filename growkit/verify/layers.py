@@ -62,7 +62,7 @@ def layer_pairs(b: Folder, layers_a: int, layers_b: int) -> tuple[list[tuple[int
         )
     pairs, reached = [(-1, -1)], -1
     for layer, entry in enumerate(sources):
-        if entry.get("kind") == "copy" and entry.get("source") == reached + 1:
+        if entry.get("kind") in ("kept", "copy") and entry.get("source") == reached + 1:
             reached += 1
         elif entry.get("kind") != "identity":
             return pairs, f"layers not compared from layer {layer} on: it continues no layer of A"
