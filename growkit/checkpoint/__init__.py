@@ -1,9 +1,10 @@
 """Checkpoint folders: header reader, streaming writer, atomic publish. No torch."""
 
 from growkit.checkpoint.dtypes import DTYPES, DType
-from growkit.checkpoint.folder import INDEX_FILE, SINGLE_FILE, Checkpoint, open_checkpoint
+from growkit.checkpoint.folder import Checkpoint, open_checkpoint
 from growkit.checkpoint.header import FileHeader, TensorInfo, read_header
 from growkit.checkpoint.identity import content_hash, identity
+from growkit.checkpoint.layout import INDEX_FILE, SINGLE_FILE
 from growkit.checkpoint.publish import staged_output
 from growkit.checkpoint.shards import (
     OutputTensor,

@@ -28,6 +28,7 @@ _MAX_TENSORS = 500_000  # in one file; the largest published models have some 20
 _MAX_ELEMENTS = 2**63 - 1
 _SPACE = " \t\n\r"
 _DECODER = json.JSONDecoder()
+_PAIRS_DECODER = json.JSONDecoder(object_pairs_hook=list)  # built once: costs more than its use
 
 COPY_AGAIN = "Copy or download the file again."
 
@@ -83,13 +84,14 @@ def read_header(path: Path) -> FileHeader:
     data_size = file_size - data_start
     tensors: dict[str, TensorInfo] = {}
     position = 0
+    file = path.name
     for begin, end, name, dtype, shape in sorted(entries):
         if begin != position:
             kind = "overlaps the tensor before it" if begin < position else "leaves a gap before it"
             what = f"tensor {name[:200]!r} {kind} (offset {begin}, not {position})"
-            raise _broken(path.name, what)
+            raise _broken(file, what)
         position = end
-        tensors[name] = TensorInfo(name, dtype, shape, path.name, data_start + begin, end - begin)
+        tensors[name] = TensorInfo(name, dtype, shape, file, data_start + begin, end - begin)
     if position > data_size:
         raise CheckpointError(
             f"{path.name!r} is truncated: its header describes {position} bytes of tensors and the "
@@ -166,7 +168,7 @@ class _Parser:
         for name, position in self._members(0):
             if name in seen:
                 raise self._bad(name, "appears twice")
-            if len(seen) > _MAX_TENSORS:
+            if len(entries) == _MAX_TENSORS:
                 raise _broken(self.file, f"more than {_MAX_TENSORS} tensors")
             seen.add(name)
             if name == "__metadata__":
@@ -235,7 +237,7 @@ class _Parser:
             raise self._bad(name, "has no description of dtype, shape and data_offsets")
         self.end = close + 1
         try:
-            pairs = json.loads(self.text[position : close + 1], object_pairs_hook=list)
+            pairs = _PAIRS_DECODER.decode(self.text[position : close + 1])
         except (ValueError, RecursionError) as error:
             raise self._bad(name, "is not described by valid JSON") from error
         fields: dict[str, Any] = dict(pairs)

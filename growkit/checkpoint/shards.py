@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from growkit.checkpoint.dtypes import DTYPES
-from growkit.checkpoint.folder import SINGLE_FILE
+from growkit.checkpoint.layout import SINGLE_FILE
 from growkit.errors import UsageError
 
 _UNITS = {"": 1} | {

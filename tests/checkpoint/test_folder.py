@@ -70,7 +70,7 @@ def test_packed_types_are_listed_but_not_read(tmp_path: Path) -> None:
     raw_file(tmp_path / "model.safetensors", {"a": entry("F4", [3, 4], [0, 6])}, bytes(6))
     with open_checkpoint(tmp_path) as checkpoint:
         assert checkpoint.tensors["a"].nbytes == 6
-        with pytest.raises(CheckpointError, match="'a'.*F4.*only be copied"):
+        with pytest.raises(CheckpointError, match=r"'a'.*F4.*only be copied"):
             checkpoint.read("a")
 
 
@@ -111,7 +111,7 @@ def test_config_alone(tmp_path: Path) -> None:
 
 def test_not_a_folder(make_checkpoint: Make, tmp_path: Path) -> None:
     make_checkpoint("source")
-    with pytest.raises(UsageError, match="no folder.*Did you mean 'source'.*hf download"):
+    with pytest.raises(UsageError, match=r"no folder.*Did you mean 'source'.*hf download"):
         open_checkpoint(tmp_path / "sorce")
     with pytest.raises(UsageError, match="a file, not a folder"):
         open_checkpoint(tmp_path / "source" / "config.json")
@@ -277,6 +277,7 @@ def test_links_as_in_a_download_cache(make_checkpoint: Make, tmp_path: Path) -> 
     assert open_checkpoint(tmp_path / "snapshot").tensors.keys() == make_tensors().keys()
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's peak memory")
 def test_a_trillion_parameters_in_bounded_memory(tmp_path: Path) -> None:
     """200 sparse shards of 5 billion parameters: only headers are read, and nothing is imported
     that growing does not need."""
@@ -294,14 +295,15 @@ def test_a_trillion_parameters_in_bounded_memory(tmp_path: Path) -> None:
             file.truncate()
     write_index(tmp_path, weight_map)
     program = """
-import resource, sys
+import re, sys
 from pathlib import Path
 from growkit.checkpoint import open_checkpoint
 checkpoint = open_checkpoint(Path(sys.argv[1]))
 assert checkpoint.total_size == 2_000_000_000_000
 assert len(checkpoint.tensors) == 4000
 assert not {"torch", "transformers", "safetensors"} & set(sys.modules)
-assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 150_000  # KiB
+peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+assert peak < 80_000, peak
 """
     root = Path(__file__).parents[2]
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, cwd=root)

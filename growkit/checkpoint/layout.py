@@ -1,0 +1,148 @@
+"""Which files of a folder are the checkpoint, and its two JSON files, read with limits."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from growkit.checkpoint.header import COPY_AGAIN
+from growkit.errors import CheckpointError, UsageError, nearest
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+MAX_CONFIG_BYTES = 16_000_000
+_MAX_INDEX_BYTES = 64_000_000
+_MODEL_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+
+
+def not_a_folder(path: Path) -> UsageError:
+    if path.exists():
+        return UsageError(
+            f"{str(path)!r} is a file, not a folder.", "Give the folder that holds config.json."
+        )
+    siblings: list[str] = []
+    if path.parent.is_dir():
+        siblings = [entry.name for entry in os.scandir(path.parent) if entry.is_dir()]
+    old = [name for name in siblings if name.startswith(f"{path.name}.old-")]
+    if old:
+        remedy = f"An interrupted --overwrite left the old folder as {old[0]!r}: rename it back."
+    else:
+        remedy = nearest(path.name, siblings) + (
+            "Give a local folder; a checkpoint on the Hub is downloaded first, with "
+            "'hf download NAME --local-dir FOLDER'."
+        )
+    return UsageError(f"There is no folder {str(path)!r}.", remedy)
+
+
+def find_weights(path: Path, required: bool) -> dict[str, set[str] | None]:
+    """Shard -> names that the index expects in it (None without an index), sorted by shard."""
+    files = {entry.name for entry in os.scandir(path)}
+    numbered = sorted(name for name in files if _MODEL_SHARD.fullmatch(name))
+    if INDEX_FILE not in files:
+        if SINGLE_FILE in files:
+            if numbered:
+                raise _mixed(SINGLE_FILE, numbered)
+            return {SINGLE_FILE: None}
+        if numbered:
+            raise CheckpointError(
+                f"{str(path)!r} has {numbered[0]!r} but no {INDEX_FILE}.",
+                "Copy or download the index too.",
+            )
+        if required:
+            raise _no_weights(path, files)
+        return {}
+    weight_map = _read_index(path / INDEX_FILE)
+    missing = [shard for shard in weight_map if shard not in files]
+    if missing:
+        raise CheckpointError(
+            f"{INDEX_FILE} names {len(missing)} missing shard(s): {', '.join(missing[:5])}.",
+            "Copy or download them too.",
+        )
+    if SINGLE_FILE in files and SINGLE_FILE not in weight_map:
+        # from_pretrained would load the single file and ignore the index without a word.
+        raise _mixed(SINGLE_FILE, [INDEX_FILE])
+    stale = [name for name in numbered if name not in weight_map]
+    if stale:
+        raise _mixed(stale[0], [INDEX_FILE])
+    return {shard: weight_map[shard] for shard in sorted(weight_map)}
+
+
+def _mixed(first: str, others: list[str]) -> CheckpointError:
+    return CheckpointError(
+        f"The folder mixes two saves: {first!r} does not belong to {others[0]!r}.",
+        "Remove the files of the older one.",
+    )
+
+
+def _no_weights(path: Path, files: set[str]) -> UsageError:
+    if any(name.startswith("pytorch_model") and name.endswith(".bin") for name in files):
+        return UsageError(
+            f"{str(path)!r} has pytorch_model.bin weights, and only safetensors is read.",
+            'Convert it: python -c "from transformers import AutoModelForCausalLM as M; '
+            f"M.from_pretrained('{path}', dtype='auto').save_pretrained('{path}-safetensors')\"",
+        )
+    return UsageError(
+        f"{str(path)!r} has no weights.", f"It must hold {SINGLE_FILE} or {INDEX_FILE} with shards."
+    )
+
+
+def _read_index(path: Path) -> dict[str, set[str] | None]:
+    index = parse_object(read_limited(path, _MAX_INDEX_BYTES), path.name)
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{path.name!r} has no weight_map.", COPY_AGAIN)
+    shards: dict[str, set[str]] = {}
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or not _plain_file_name(shard):
+            raise CheckpointError(
+                f"{path.name!r} puts tensor {name!r} into {shard!r}, which is not the name of a "
+                "safetensors file in the folder.",
+                "Do not use this index: it may come from an untrusted source.",
+            )
+        shards.setdefault(shard, set()).add(name)
+    return dict(shards)
+
+
+def _plain_file_name(name: str) -> bool:
+    """No folder, no drive, no hidden file: the index must not lead out of the checkpoint."""
+    return (
+        name.endswith(".safetensors")
+        and not name.startswith(".")
+        and not any(letter in "/\\:" or not letter.isprintable() for letter in name)
+    )
+
+
+def read_limited(path: Path, limit: int) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            content = file.read(limit + 1)
+    except OSError as error:
+        raise CheckpointError(f"{path.name!r} cannot be read: {error.strerror}.") from error
+    if len(content) > limit:
+        raise CheckpointError(f"{path.name!r} is larger than {limit} bytes.", COPY_AGAIN)
+    return content
+
+
+def parse_object(content: bytes, file: str) -> dict[str, Any]:
+    """Content of a JSON file that must be one object with no key twice."""
+    try:
+        value = json.loads(content.decode("utf-8"), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file!r} is not valid JSON: {error}.", COPY_AGAIN) from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{file!r} is not a JSON object.", COPY_AGAIN)
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"key {key[:80]!r} appears twice")
+            seen.add(key)
+    return value

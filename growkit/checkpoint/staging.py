@@ -1,0 +1,190 @@
+"""The steps of an atomic publish: claim a partial folder, make it durable, exchange names, clean.
+
+Every state after a kill is readable by the next run. The partial folder carries a marker file from
+its first moment, so that nothing but our own leftovers is ever deleted. A live run holds a lock
+(flock) on the folder itself, which disappears with the process and leaves no file behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+import stat
+from pathlib import Path
+
+from growkit.errors import GrowkitError, UsageError
+
+MARKER = ".growkit-partial"
+_NO_LOCKS_HERE = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EINVAL}
+
+
+def acquire(partial: Path, out: Path) -> int:
+    """Create and lock the partial folder; the descriptor holds the lock."""
+    for _ in range(100):
+        try:
+            partial.mkdir(exist_ok=True)
+            descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except FileExistsError as error:
+            raise _foreign(partial) from error
+        except FileNotFoundError:
+            continue  # another run finished and renamed it away
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENOTDIR):
+                raise _foreign(partial) from error
+            raise not_writable(partial.parent, error) from error
+        try:
+            _lock(descriptor, out)
+            if not same(partial, descriptor):
+                os.close(descriptor)
+                continue
+            names = os.listdir(partial)
+            if names and MARKER not in names:
+                raise _foreign(partial)
+            (partial / MARKER).touch()
+        except OSError as error:
+            os.close(descriptor)
+            raise not_writable(partial, error) from error
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+    raise GrowkitError(
+        f"{str(partial)!r} is created and removed by other runs all the time.",
+        "Choose another output folder.",
+    )
+
+
+def _foreign(partial: Path) -> UsageError:
+    return UsageError(
+        f"{str(partial)!r} exists and was not made by growkit.",
+        "Move it away or choose another output folder.",
+    )
+
+
+def _lock(descriptor: int, out: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise GrowkitError(
+            f"Another run is writing {str(out)!r} now.",
+            "Wait for it or choose another output folder.",
+        ) from error
+    except OSError as error:
+        if error.errno not in _NO_LOCKS_HERE:  # some network file systems have no locks
+            raise
+
+
+def same(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(descriptor))
+    except OSError:
+        return False
+
+
+def recover(out: Path) -> None:
+    """Undo or finish a replacement that was killed between its two renames."""
+    with os.scandir(out.parent) as entries:
+        found = [
+            Path(entry.path)
+            for entry in entries
+            if entry.name.startswith(f"{out.name}.old-") and entry.is_dir(follow_symlinks=False)
+        ]
+    for old in found:
+        names = os.listdir(old)
+        if names and MARKER not in names:
+            continue  # not ours
+        if names and not out.exists():
+            old.rename(out)
+            (out / MARKER).unlink(missing_ok=True)
+        else:
+            remove(old)
+
+
+def publish(partial: Path, out: Path, locks: list[int]) -> None:
+    """Give the whole folder its final name, in one step where the system can exchange names."""
+    if out.is_dir() and os.listdir(out):
+        # From here on the old folder may be found under the other name: marked, it will be
+        # recognised as ours; locked, no other run takes it for a leftover while we remove it.
+        locks.append(os.open(out, os.O_RDONLY | os.O_DIRECTORY))
+        _lock(locks[-1], out)
+        (out / MARKER).touch()
+        old = partial
+        if not _exchange(partial, out):
+            old = out.with_name(f"{out.name}.old-{os.getpid()}")
+            out.rename(old)
+            try:
+                partial.rename(out)
+            except BaseException:
+                old.rename(out)
+                (out / MARKER).unlink(missing_ok=True)
+                raise
+        sync(out.parent)
+        (out / MARKER).unlink(missing_ok=True)
+        remove(old)
+    else:
+        partial.rename(out)
+        sync(out.parent)
+        (out / MARKER).unlink(missing_ok=True)
+    sync(out)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two names atomically (Linux renameat2 with RENAME_EXCHANGE); False where it cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    at_fdcwd, rename_exchange = -100, 2
+    result: int = renameat2(
+        at_fdcwd, os.fsencode(first), at_fdcwd, os.fsencode(second), rename_exchange
+    )
+    return result == 0
+
+
+def sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """fsync every file and folder; files that are already durable cost nothing."""
+    for root, _, names in os.walk(folder):
+        for name in names:
+            path = Path(root, name)
+            if stat.S_ISREG(path.stat(follow_symlinks=False).st_mode):
+                sync(path)
+        sync(Path(root))
+
+
+def clear(folder: Path, *, keep_marker: bool) -> None:
+    """Remove the content, the marker last: half removed, it is still recognised as ours."""
+    for name in os.listdir(folder):
+        path = folder / name
+        if name == MARKER:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    if not keep_marker:
+        (folder / MARKER).unlink(missing_ok=True)
+
+
+def remove(folder: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        clear(folder, keep_marker=False)
+        folder.rmdir()
+
+
+def not_writable(folder: Path, error: OSError) -> GrowkitError:
+    return GrowkitError(
+        f"The output cannot be written into {str(folder)!r}: {error.strerror}.",
+        "Choose an output folder where you may write.",
+    )
