@@ -86,6 +86,7 @@ class GdaConfig(PreTrainedConfig):
 
     model_type = "gda"
     keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
+    has_no_defaults_at_init = True  # head_dim; older transformers 5 would call GdaConfig()
     # A rank gets whole stripes and whole key/value groups if its count divides both numbers.
     base_model_tp_plan = _ATTENTION_TP_PLAN | _MLP_TP_PLAN
     base_model_pp_plan = {  # noqa: RUF012
