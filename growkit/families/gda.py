@@ -113,11 +113,26 @@ CARRIED_FIELDS = (
 )
 
 
+# What a format's own class assumes where config.json is silent and ours assumes otherwise.
+CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
+    "diffllama": {"rms_norm_eps": 1e-5, "max_position_embeddings": 2048}
+}
+
+
 def config_from(config: Config, family: Family, sizes: Sizes) -> dict[str, Any]:
     """Our config for a checkpoint of another differential format (DiffLlama, Motif)."""
     assert family.lambda_init is not None
-    carried = {name: config[name] for name in CARRIED_FIELDS if name in config}
-    norm_eps = config.get("attn_rms_norm_eps", config.get("rms_norm_eps", 1e-5))
+    activation = config.get("hidden_act")
+    if activation not in (None, "silu", "poly_norm"):
+        raise UsageError(
+            f"config.json has hidden_act = {activation!r}, which the gda format cannot hold.",
+            "Grow it by options that the source's own format can hold (--layers, --ffn, --hidden).",
+        )
+    stated = {**CLASS_DEFAULTS.get(family.name, {}), **config}
+    carried = {name: stated[name] for name in CARRIED_FIELDS if name in stated}
+    # DiffLlama's per-head norm takes the eps of its other norms.
+    norm_eps = stated["rms_norm_eps"] if family.name == "diffllama" else None
+    norm_eps = stated.get("attn_rms_norm_eps", norm_eps)
     return (
         carried
         | _fields(sizes)

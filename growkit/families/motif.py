@@ -33,7 +33,13 @@ def _sizes(config: Config) -> dict[str, int]:
         )
     noise = noise or heads // 2
     dim = dim or sizes["hidden"] // heads
-    kv = (config.get("num_key_value_heads") or heads) // 2
+    stored_kv = config.get("num_key_value_heads") or heads
+    if stored_kv % 2:
+        raise UsageError(
+            f"config.json has num_key_value_heads = {stored_kv}.",
+            "Signal and noise keys come in pairs: use an even number.",
+        )
+    kv = stored_kv // 2
     diff.check_head_counts(heads - noise, noise, kv)
     return sizes | {
         "signal_head": heads - noise,
@@ -48,14 +54,14 @@ def _sizes(config: Config) -> dict[str, int]:
 
 
 def _fields(sizes: Sizes) -> dict[str, Any]:
-    fields = basic_fields(sizes) | {
+    # num_noise_heads also at 1:1, where the format may leave it out: a source that states it would
+    # keep its old number otherwise.
+    return basic_fields(sizes) | {
         "num_attention_heads": sizes["signal_head"] + sizes["noise_head"],
+        "num_noise_heads": sizes["noise_head"],
         "num_key_value_heads": 2 * sizes["kv_head"],
         "head_dim": sizes["head_dim"],
     }
-    if sizes["signal_head"] != sizes["noise_head"]:
-        fields["num_noise_heads"] = sizes["noise_head"]
-    return fields
 
 
 def _refusal(config: Config, sizes: Sizes) -> str | None:

@@ -15,6 +15,7 @@ Randomness is keyed by seed, tensor name and position, never by thread or shard.
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,11 @@ class Symmetry:
             raise UsageError(
                 f"--symmetry {self.mode!r} is not known.",
                 f"{nearest(self.mode, MODES)}Valid values: {', '.join(MODES)}.",
+            )
+        if not math.isfinite(self.noise_snr_db):
+            raise UsageError(
+                f"--noise-snr-db {self.noise_snr_db} is not a number of decibels.",
+                "Give a finite number; 10 is usual, larger is quieter.",
             )
 
 

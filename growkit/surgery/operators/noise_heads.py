@@ -12,6 +12,7 @@ two exponents, and lambda_init stays (growth.md section 8 with D = lambda / m - 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 
@@ -35,18 +36,18 @@ class NoiseHeads:
 
     def apply(self, shape: ModelShape) -> Growth:
         require_axis(shape, "noise_head", "--noise-heads")
-        signal, noise, kv = (shape.sizes[a] for a in ("signal_head", "noise_head", "kv_head"))
-        target = self.amount.resolve(noise, "--noise-heads", "noise heads", kv)
-        fits = target % noise == 0 if target <= signal else target % max(signal, noise) == 0
-        if not fits or (signal % target and target % signal):
+        signal, noise = shape.sizes["signal_head"], shape.sizes["noise_head"]
+        asked = self.amount.exact(noise)
+        if asked >= noise and not _fits(asked, signal, noise):
             possible = [n for n in range(noise + 1, signal + 1) if not signal % n and not n % noise]
             below = ", ".join(str(n) for n in possible)
             raise UsageError(
-                f"--noise-heads {self.amount.text} asks for {target} noise heads, which does not "
-                f"divide {signal} signal heads into groups with one old noise head each.",
+                f"--noise-heads {self.amount.text} asks for {float(asked):g} noise heads, which "
+                f"does not divide {signal} signal heads into groups with one old noise head each.",
                 f"Possible: {below + ', ' if below else ''}or a multiple of {max(signal, noise)} "
                 f"(the divisors of {signal} are {divisors(signal)}).",
             )
+        target = self.amount.resolve(noise, "--noise-heads", "noise heads")
         old_links = signal_to_noise(shape.sizes)
         new_links = signal_to_noise({**shape.sizes, "noise_head": target})
         copies = new_links.shape[1] // old_links.shape[1]
@@ -62,3 +63,10 @@ class NoiseHeads:
             reason="every signal head keeps a copy of its noise map"
             + ("; lambda is divided by the number of copies it subtracts" if copies > 1 else ""),
         )
+
+
+def _fits(target: Fraction, signal: int, noise: int) -> bool:
+    """Groups of ``signal`` heads stay even; kv pairs divide ``noise`` and with it the target."""
+    if target > signal:
+        return target % max(signal, noise) == 0
+    return target % noise == 0 and signal % target == 0
