@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from growkit.errors import GrowkitError, UsageError
 from growkit.families import Family
 from growkit.families.gda import config_from
 from growkit.surgery.compose import ComposedGrowth
@@ -34,4 +35,21 @@ def grown_config(
         values = grown.get(field)
         if isinstance(values, list):
             grown[field] = [values[layer.source] for layer in growth.layers]
+    if not _reads_back(grown, family, growth):
+        # A field that the source left to a default now has to be stated.
+        grown.update(after)
+        if not _reads_back(grown, family, growth):
+            raise GrowkitError(
+                f"The {family.name} config cannot state the grown sizes {growth.sizes}.",
+                "Please report this: growkit would have written a config that loads wrongly.",
+            )
     return grown
+
+
+def _reads_back(config: Mapping[str, Any], family: Family, growth: ComposedGrowth) -> bool:
+    """The written config means the sizes that were planned."""
+    try:
+        sizes = family.sizes(config)
+    except UsageError:
+        return False
+    return all(growth.sizes[axis] == size for axis, size in sizes.items())
