@@ -190,7 +190,8 @@ class _Work:
     def _scaled(self, tensor: TensorPlan, block: Array) -> Array:
         if tensor.factor != 1.0:
             wide = block.astype(compute_dtype(block.dtype))
-            block = (wide * wide.dtype.type(tensor.factor)).astype(block.dtype)
+            stored = DTYPES[tensor.output.dtype].numpy  # wider than the source for small gains
+            block = (wide * wide.dtype.type(tensor.factor)).astype(stored)
         if not np.isfinite(block.astype(np.float32, copy=False).sum()):
             self.on_non_finite(tensor.output.name)
         return block

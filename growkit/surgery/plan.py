@@ -8,46 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from growkit.checkpoint import DTYPES, Checkpoint, OutputTensor
-from growkit.errors import CheckpointError, UsageError
-from growkit.families import FAMILIES, Family, Tensor, family_of
-from growkit.families.differential import LAMBDA_ROLES
-from growkit.families.layout import Units
+from growkit.checkpoint import DTYPES, Checkpoint
+from growkit.errors import UsageError
+from growkit.families import FAMILIES, Family, family_of
 from growkit.surgery.compose import ComposedGrowth, compose
 from growkit.surgery.config import grown_config
-from growkit.surgery.dim_map import DimMap, map_dim
-from growkit.surgery.growth import Exactness, LayerSource, ModelShape, Operator
-from growkit.surgery.lambdas import LambdaChange
+from growkit.surgery.growth import Exactness, ModelShape, Operator
 from growkit.surgery.symmetry import Symmetry
-
-FLOATS = {"F64", "F32", "F16", "BF16"}
-
-
-@dataclass(frozen=True)
-class TensorPlan:
-    """How one written tensor comes about.
-
-    Attributes:
-        output: name, dtype and shape.
-        role: its role in the family table.
-        source: name of the tensor it is made of; None when it is new.
-        dims: map of each dimension, None where it is unchanged.
-        action: ``copied`` (same bytes), ``grown``, ``rescaled``, ``zero`` or ``new``.
-        factor: every entry is multiplied by this, after sharing.
-        init: how entries without a source start (``normal``, ``ones``, ``zeros``).
-        lambda_change: what happens to the lambda vector, if this is one.
-        layer: index of the written layer, if it belongs to one.
-    """
-
-    output: OutputTensor
-    role: str
-    source: str | None
-    dims: tuple[DimMap | None, ...]
-    action: str
-    factor: float = 1.0
-    init: str = "normal"
-    lambda_change: LambdaChange | None = None
-    layer: int | None = None
+from growkit.surgery.tensor_plans import PlanBuilder, TensorPlan
 
 
 @dataclass(frozen=True)
@@ -127,7 +95,7 @@ def build_plan(
     if family is not source_family:
         growth.sizes["sub_layer_norm"] = 1
     config = grown_config(checkpoint.config, source_family, family, source_sizes, growth)
-    builder = _Builder(checkpoint, source_family, family, source_sizes, growth, config)
+    builder = PlanBuilder(checkpoint, source_family, family, source_sizes, growth, config)
     tensors = builder.tensors()
     exactness = growth.exactness
     if builder.rounded or (symmetry.mode != "split" and _rounds(symmetry, growth)):
@@ -196,130 +164,3 @@ def _warnings(
             "even shares keep copies equal for ever (equal gradients): growth that is never used"
         )
     return tuple(warnings)
-
-
-class _Builder:
-    """Makes the list of written tensors; maps are computed once a role, not once a layer."""
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        source_family: Family,
-        family: Family,
-        source_sizes: Mapping[str, int],
-        growth: ComposedGrowth,
-        config: Mapping[str, Any],
-    ) -> None:
-        self.checkpoint, self.config = checkpoint, config
-        self.source_family, self.family = source_family, family
-        self.source_sizes, self.growth = source_sizes, growth
-        self.rounded = False
-        self._dims: dict[str, tuple[DimMap | None, ...]] = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self._units: dict[tuple[str, int, bool], Units] = {}
-
-    def tensors(self) -> tuple[TensorPlan, ...]:
-        names = list(self.family.names(self.growth.sizes))
-        return tuple(self._plan(tensor, layer, name) for tensor, layer, name in names)
-
-    def _plan(self, tensor: Tensor, layer: int | None, name: str) -> TensorPlan:
-        source_tensor = self._source_tensor(tensor)
-        layer_source = self.growth.layers[layer] if layer is not None else None
-        if tensor.role not in self._shapes:
-            self._shapes[tensor.role] = tensor.shape(self.growth.sizes)
-        shape = self._shapes[tensor.role]
-        if source_tensor is None:
-            dtype = self._dtype_of_new(layer_source)
-            output = OutputTensor(name, dtype, shape)
-            return TensorPlan(
-                output,
-                tensor.role,
-                None,
-                (None,) * len(shape),
-                "new",
-                init=tensor.init,
-                layer=layer,
-            )
-        source = source_tensor.name
-        if layer_source is not None:
-            source = source.replace("{layer}", str(layer_source.source))
-        dtype = self.checkpoint.tensors[source].dtype
-        dims = self._dims_of(tensor, source_tensor)
-        if layer_source is not None and layer_source.kind == "identity" and tensor.writes_residual:
-            output = OutputTensor(name, dtype, shape)
-            return TensorPlan(output, tensor.role, source, dims, "zero", layer=layer)
-        change = self._lambda_change(layer, layer_source)
-        factor = self._factor(tensor.role, change)
-        lambda_change = change if change and tensor.role in LAMBDA_ROLES else None
-        if lambda_change is not None:
-            dtype = "F32"
-        action = "copied"
-        if any(dim is not None for dim in dims):
-            action = "grown"
-            if dtype not in FLOATS:
-                raise CheckpointError(
-                    f"Tensor {source!r} has dtype {dtype}, which growkit copies but cannot grow.",
-                    "Convert the checkpoint to bfloat16, float16 or float32 first.",
-                )
-        elif factor != 1.0 or lambda_change is not None:
-            action = "rescaled"
-        return TensorPlan(
-            OutputTensor(name, dtype, shape),
-            tensor.role,
-            source,
-            dims,
-            action,
-            factor,
-            tensor.init,
-            lambda_change,
-            layer,
-        )
-
-    def _source_tensor(self, tensor: Tensor) -> Tensor | None:
-        found = self.source_family.tensor(tensor.role)
-        if found is not None and found.when(self.source_sizes):
-            return found
-        if tensor.role == "lm_head":
-            return self.source_family.tensor("embed")
-        return None
-
-    def _dtype_of_new(self, layer_source: LayerSource | None) -> str:
-        reference = self.source_family.tensor("input_norm" if layer_source else "final_norm")
-        assert reference is not None
-        layer = str(layer_source.source) if layer_source else ""
-        return self.checkpoint.tensors[reference.name.replace("{layer}", layer)].dtype
-
-    def _dims_of(self, tensor: Tensor, source: Tensor) -> tuple[DimMap | None, ...]:
-        if tensor.role not in self._dims:
-            self._dims[tensor.role] = tuple(
-                map_dim(
-                    old.layout(self.source_sizes),
-                    new.layout(self.growth.sizes),
-                    self.growth.axes,
-                    new.consumes,
-                )
-                for old, new in zip(source.dims, tensor.dims, strict=True)
-            )
-        return self._dims[tensor.role]
-
-    def _lambda_change(
-        self, layer: int | None, layer_source: LayerSource | None
-    ) -> LambdaChange | None:
-        if layer is None or layer_source is None or self.family.lambda_init is None:
-            return None
-        assert self.source_family.lambda_init is not None
-        change = LambdaChange(
-            self.source_family.lambda_init(self.checkpoint.config, layer_source.source),
-            self.family.lambda_init(self.config, layer),
-            self.growth.noise_copies,
-        )
-        return None if change.is_identity else change
-
-    def _factor(self, role: str, change: LambdaChange | None) -> float:
-        if role == "final_norm":
-            return self.growth.final_norm_factor
-        if change is not None and role == self.family.lambda_scale_role:
-            if change.scale_factor != 1.0:
-                self.rounded = True
-            return change.scale_factor
-        return 1.0
