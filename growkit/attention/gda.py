@@ -244,6 +244,12 @@ class GdaAttention(GdaAttentionBase):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """[b, n, hidden_size] -> the same shape, and the softmax maps of all heads (eager only)."""
+        if str(self.config._attn_implementation).startswith("paged|"):
+            # a paged cache is written inside the attention function, once a call: here twice
+            raise ValueError(
+                "Continuous batching needs one attention call a layer; noise_keys = 'own' makes "
+                "two. Use generate(), or a model with noise_keys = 'shared'."
+            )
         query, key, value = self.project(hidden_states, position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)

@@ -49,7 +49,10 @@ _ATTENTION_TP_PLAN = {
     "layers.*.self_attn.k_proj": "colwise",
     "layers.*.self_attn.v_proj": "colwise",
     "layers.*.self_attn.o_proj": "rowwise",
+    # the lambda vectors: whole on every rank, each of which sees the gradient of its own heads
+    "layers.*.self_attn": "replicated_with_grad_allreduce",
 }
+_NORM_TP_PLAN = {"layers.*.self_attn.subln": "replicated_with_grad_allreduce"}
 _MLP_TP_PLAN = {
     "layers.*.mlp.gate_proj": "colwise",
     "layers.*.mlp.up_proj": "colwise",
@@ -88,7 +91,7 @@ class GdaConfig(PreTrainedConfig):
     keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
     has_no_defaults_at_init = True  # head_dim; older transformers 5 would call GdaConfig()
     # A rank gets whole stripes and whole key/value groups if its count divides both numbers.
-    base_model_tp_plan = _ATTENTION_TP_PLAN | _MLP_TP_PLAN
+    base_model_tp_plan = _ATTENTION_TP_PLAN | _NORM_TP_PLAN | _MLP_TP_PLAN
     base_model_pp_plan = {  # noqa: RUF012
         "embed_tokens": (["input_ids"], ["inputs_embeds"]),
         "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
@@ -128,8 +131,11 @@ class GdaConfig(PreTrainedConfig):
             self.num_key_value_heads = stripes * (2 if self.noise_keys == "own" else 1)
         if self.lambda_init is None:
             self.lambda_init = lambda_init_schedule(self.num_hidden_layers)
-        if self.hidden_act == "poly_norm":  # it normalises over the whole FFN width: not shardable
-            self.base_model_tp_plan = dict(_ATTENTION_TP_PLAN)
+        self.base_model_tp_plan = dict(_ATTENTION_TP_PLAN)
+        if self.sub_layer_norm:
+            self.base_model_tp_plan |= _NORM_TP_PLAN
+        if self.hidden_act != "poly_norm":  # it normalises over the whole FFN width: not shardable
+            self.base_model_tp_plan |= _MLP_TP_PLAN
         super().__post_init__(**kwargs)
 
     @property

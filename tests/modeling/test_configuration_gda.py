@@ -145,6 +145,7 @@ def test_lambda_init_of_one_is_fine_without_the_norm():
 
 def test_tensor_parallel_plan_leaves_polynorm_whole():
     assert "layers.*.mlp.gate_proj" in gda_config().base_model_tp_plan
+    assert "layers.*.self_attn.subln" not in gda_config(sub_layer_norm=False).base_model_tp_plan
     plan = gda_config(hidden_act="poly_norm").base_model_tp_plan
     assert "layers.*.mlp.gate_proj" not in plan
     assert plan["layers.*.self_attn.q_proj"] == "colwise"

@@ -1,0 +1,35 @@
+"""Runs under torchrun: loads a folder over two ranks, compares with a stored one-process run."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+import torch.distributed as dist
+from transformers.distributed import DistributedConfig
+
+from growkit.modeling import GdaForCausalLM
+
+folder = sys.argv[1]
+expected = torch.load(f"{folder}/expected.pt")
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+model = GdaForCausalLM.from_pretrained(folder, distributed_config=DistributedConfig(tp_size=2))
+out = model(expected["tokens"], labels=expected["tokens"])
+out.loss.backward()
+errors = {"logits": (whole(out.logits) - expected["logits"]).abs().max().item()}
+for name, parameter in model.named_parameters():
+    errors[name] = (whole(parameter.grad) - expected["gradients"][name]).abs().max().item()
+shards = {
+    name: tuple(parameter.to_local().shape)
+    for name, parameter in model.named_parameters()
+    if hasattr(parameter, "to_local")
+}
+if dist.get_rank() == 0:
+    torch.save({"errors": errors, "shards": shards}, f"{folder}/found.pt")
+dist.barrier()
+dist.destroy_process_group()

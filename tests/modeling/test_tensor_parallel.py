@@ -1,0 +1,51 @@
+"""Two ranks over gloo compute what one process does, gradients of shared parameters included."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from gda_cases import gda_config, scatter_weights
+from transformers.distributed import DistributedConfig
+
+from growkit.modeling import GdaForCausalLM
+
+
+@pytest.mark.skipif(
+    "tp_size" not in inspect.signature(DistributedConfig).parameters,
+    reason="this transformers has no DistributedConfig(tp_size=)",
+)
+def test_two_ranks_equal_one_process(tmp_path):
+    config = gda_config((6, 2, 2), "own", implementation="sdpa", vocab_size=64)
+    model = scatter_weights(GdaForCausalLM(config))
+    model.save_pretrained(tmp_path)
+    tokens = torch.randint(1, 64, (2, 9), generator=torch.Generator().manual_seed(0))
+    out = model(tokens, labels=tokens)
+    out.loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    expected = {"tokens": tokens, "logits": out.logits.detach(), "gradients": gradients}
+    torch.save(expected, tmp_path / "expected.pt")
+
+    here = Path(__file__).resolve()
+    root = os.pathsep.join([str(here.parents[2]), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc_per_node", "2", str(here.parent / "tensor_parallel_worker.py")]
+    result = subprocess.run(
+        [*command, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    found = torch.load(tmp_path / "found.pt")
+    assert set(gradients) | {"logits"} == set(found["errors"])
+    assert max(found["errors"].values()) < 1e-5
+    # really split: one of two stripes, one of two key/value groups
+    assert found["shards"]["model.layers.0.self_attn.q_proj.weight"] == (32, 32)
+    assert found["shards"]["model.layers.0.self_attn.k_proj.weight"] == (16, 32)
