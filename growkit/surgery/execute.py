@@ -274,6 +274,8 @@ class _targets:
         self.runs = []
         for rank in range(int(rows.rank.max()) + 1 if len(rows.rank) else 0):
             here = np.flatnonzero((rows.rank == rank) & (rows.source != NEW))
+            if not len(here):  # new units are ranked too
+                break
             sources = rows.source[here]
             breaks = np.flatnonzero((np.diff(sources) != 1) | (np.diff(here) != 1)) + 1
             for part in np.split(np.arange(len(here)), breaks):
