@@ -244,8 +244,8 @@ class GdaAttention(GdaAttentionBase):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """[b, n, hidden_size] -> the same shape, and the softmax maps of all heads (eager only)."""
-        if str(self.config._attn_implementation).startswith("paged|"):
-            # a paged cache is written inside the attention function, once a call: here twice
+        if kwargs.get("cache") is not None:
+            # the paged cache is written inside the attention function, once a call: here twice
             raise ValueError(
                 "Continuous batching needs one attention call a layer; noise_keys = 'own' makes "
                 "two. Use generate(), or a model with noise_keys = 'shared'."
