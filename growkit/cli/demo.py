@@ -27,7 +27,7 @@ def demo(
     ),
     steps: Annotated[
         int, typer.Option(min=4, help="Steps before growth; half as many follow it.")
-    ] = 400,
+    ] = 300,
     seed: Annotated[int, typer.Option(min=0, help="Of initialization and sample order.")] = 0,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Begin anew instead of going on.")
@@ -43,6 +43,9 @@ def demo(
     [dim]growkit demo[/dim]
     """
     output = open_output(json_mode, quiet, verbose)
+    from growkit.training.threads import wait_passively
+
+    wait_passively()
     from growkit.training.demo import DemoSettings, run_demo
 
     settings = DemoSettings(steps=steps, continue_steps=max(steps // 2, 2), seed=seed)
@@ -61,24 +64,18 @@ def table(result: DemoResult) -> Table:
     from rich.table import Table
 
     rows = Table(title="held-out loss in nats a token")
-    rows.add_column("model")
-    for heading in (
-        "parameters",
-        "tokens seen",
-        "before growth",
-        "step 0",
-        "after training",
-        "perplexity",
-    ):
-        rows.add_column(heading, justify="right")
+    rows.add_column("model", min_width=18)
+    headings = ("para-\nmeters", "tokens\nseen", "before\ngrowth", "\nstep 0", "after\ntraining")
+    for heading in (*headings, "per-\nplexity"):
+        rows.add_column(heading, justify="right", no_wrap=True)
     for model in result.models:
         before = model.loss_before_growth
         rows.add_row(
             model.name,
-            f"{model.parameters:,}",
+            f"{model.parameters / 1e6:.3f} M",
             f"{model.tokens:,}",
-            "" if before is None else f"{before:.6f}",
-            f"{model.loss_at_start:.6f}",
+            "" if before is None else f"{before:.5f}",
+            f"{model.loss_at_start:.5f}",
             f"{model.loss_at_end:.4f}",
             f"{model.perplexity:.2f}",
         )

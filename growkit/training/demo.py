@@ -33,8 +33,8 @@ GROWTH = "x2"
 class DemoSettings:
     """Sizes of the demo. The defaults take about three minutes on two CPU cores."""
 
-    steps: int = 400
-    continue_steps: int = 200
+    steps: int = 300
+    continue_steps: int = 150
     hidden_size: int = 128
     layers: int = 4
     sequence_length: int = 128
@@ -232,7 +232,7 @@ def run_demo(
         )
         for name, result in (
             ("base", base),
-            ("trained on without growth", continued),
+            ("no growth, trained on", continued),
             (f"signal heads {GROWTH}, trained on", grown),
         )
     )

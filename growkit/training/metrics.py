@@ -63,13 +63,15 @@ def plot_losses(
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.ticker import EngFormatter
     except ImportError:
         return False
     figure = Figure(figsize=(8, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for number, (label, rows, before) in enumerate(curves):
-        color = f"C{number}"
+        # Curves that lie on each other must both be seen: each later one is dashed more.
+        color, style = f"C{number}", ("-", "-", "--", ":")[number % 4]
         train = [(before + row["tokens"], row["loss"]) for row in rows if "loss" in row]
         held_out = [
             (before + row["tokens"], row["eval_loss"]) for row in rows if "eval_loss" in row
@@ -78,13 +80,19 @@ def plot_losses(
             axes.plot(*zip(*train, strict=True), color=color, alpha=0.35, linewidth=1)
         if held_out:
             axes.plot(
-                *zip(*held_out, strict=True), color=color, marker="o", markersize=3, label=label
+                *zip(*held_out, strict=True),
+                color=color,
+                linestyle=style,
+                marker="o",
+                markersize=3,
+                label=label,
             )
         elif train:
             axes.plot([], [], color=color, alpha=0.35, label=label)
     for tokens, label in marks:
         axes.axvline(tokens, color="0.4", linestyle="--", linewidth=1, label=label)
     axes.set_xlabel("tokens")
+    axes.xaxis.set_major_formatter(EngFormatter())
     axes.set_ylabel("loss (nats a token)")
     axes.set_title(f"{title}\nheld-out: dots; training: pale line", fontsize=10)
     axes.grid(alpha=0.3)

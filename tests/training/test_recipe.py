@@ -109,3 +109,17 @@ def test_committed_recipes(path: Path) -> None:
     assert text.splitlines()[0].startswith(f"# growkit train recipes/{path.name}")
     recipe = load_recipe(path)
     assert yaml.safe_load(text)["training"]["learning_rate"] == recipe.training.learning_rate
+
+
+def test_reading_a_recipe_imports_no_torch(tmp_path: Path) -> None:
+    """A mistake is reported at once, not after the libraries are loaded."""
+    import subprocess
+    import sys
+
+    program = (
+        "import sys; from pathlib import Path; from growkit.training import load_recipe;"
+        "import growkit.cli.train, growkit.cli.demo;"
+        "load_recipe(Path(sys.argv[1])); assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    path = write(tmp_path, GOOD)
+    subprocess.run([sys.executable, "-c", program, str(path)], check=True)

@@ -256,3 +256,17 @@ def test_no_plot_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert not plot_losses([("a", rows, 0)], tmp_path / "b.png", title="t")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png"]
+
+
+@pytest.mark.parametrize("option", ["bf16", "gradient_checkpointing"])
+def test_options_that_change_only_how_it_is_computed(
+    option: str, text_file: Path, tmp_path: Path
+) -> None:
+    """Close to the plain run, and really on: bf16 rounds, recomputation does not."""
+    ends = {}
+    for value in (False, True):
+        recipe = make(text_file, **{option: value}, max_steps=6, decay_steps=2)
+        result = train(recipe, tmp_path / str(value))
+        ends[value] = result.eval_loss
+    assert ends[True] == pytest.approx(ends[False], abs=0.05)
+    assert (ends[True] == ends[False]) == (option == "gradient_checkpointing")
