@@ -15,8 +15,17 @@ from growkit.surgery.request import GrowthRequest
 
 @pytest.mark.parametrize(
     ("text", "size", "expected"),
-    [("x2", 4, 8), ("X1.5", 4, 6), ("x3/2", 4, 6), ("+3", 4, 7), ("9", 4, 9), (" 9 ", 4, 9)]
-    + [("x1", 4, 4), ("4", 4, 4), (12, 4, 12)],
+    [
+        ("x2", 4, 8),
+        ("X1.5", 4, 6),
+        ("x3/2", 4, 6),
+        ("+3", 4, 7),
+        ("9", 4, 9),
+        (" 9 ", 4, 9),
+        ("x1", 4, 4),
+        ("4", 4, 4),
+        (12, 4, 12),
+    ],
 )
 def test_sizes(text: Any, size: int, expected: int) -> None:
     assert Amount.parse(text, "--ffn").resolve(size, "--ffn", "units") == expected

@@ -43,7 +43,7 @@ def test_rank_multiplicity_and_share_match_a_loop(axis_map: AxisMap) -> None:
         else:
             assert axis_map.share[unit] == 1 / counts[old]
             shares[old] += Fraction(1, int(axis_map.multiplicity[unit]))
-    assert dict(shares) == {old: 1 for old in range(axis_map.old_size)}
+    assert dict(shares) == dict.fromkeys(range(axis_map.old_size), 1)
 
 
 @given(chained())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -49,7 +51,7 @@ def test_new_ranges_are_new_units_and_further_copies(axis_map: AxisMap, block: i
         seen.add(old)
     ranges = dim.new_ranges
     assert {i for start, end in ranges for i in range(start, end)} == expected
-    assert all(a[1] < b[0] for a, b in zip(ranges, ranges[1:], strict=False))
+    assert all(a[1] < b[0] for a, b in itertools.pairwise(ranges))
 
 
 @given(axis_maps(), st.sampled_from([1, 2]), st.booleans(), st.booleans())

@@ -1,0 +1,56 @@
+"""Shrinking by a plan's own maps: what growth did has to be undone byte for byte."""
+
+from __future__ import annotations
+
+import numpy as np
+from tiny_checkpoints import Array, Tensors
+
+from growkit.surgery.axis_map import NEW
+from growkit.surgery.plan import Plan
+
+
+def shrink(plan: Plan, grown: Tensors) -> Tensors:
+    """The source's tensors: the first copy of what produces, the sum of what reads.
+
+    Factors are taken off again; inserted layers are dropped after a look at their zeros.
+    """
+    result: Tensors = {}
+    for tensor in plan.tensors:
+        array = grown[tensor.output.name]
+        kind = "kept" if tensor.layer is None else plan.growth.layers[tensor.layer].kind
+        if tensor.action == "zero":
+            assert not array.any()
+        if kind != "kept" or tensor.source is None:
+            continue
+        dtype = array.dtype
+        wide = array.astype(np.float64)
+        for axis, dim in enumerate(tensor.dims):
+            if dim is not None:
+                wide = _shrink_axis(wide, axis, dim.source, dim.block, dim.consumes)
+        if tensor.factor != 1.0:
+            wide = wide / tensor.factor
+        if tensor.source in result:
+            # A second reader of one source: the output projection of an untied embedding.
+            assert (result[tensor.source] == wide).all()
+            continue
+        result[tensor.source] = wide.astype(dtype)
+    return result
+
+
+def _shrink_axis(wide: Array, axis: int, source: Array, block: int, consumes: bool) -> Array:
+    units = np.moveaxis(wide, axis, 0).reshape(len(source), block, -1)
+    rest = np.moveaxis(wide, axis, 0).shape[1:]
+    old = np.zeros((int(source.max()) + 1, block, units.shape[2]))
+    seen: set[int] = set()
+    for unit, origin in enumerate(source.tolist()):
+        if origin == NEW:
+            assert not consumes or not units[unit].any()
+        elif consumes:
+            old[origin] += units[unit]
+        elif origin not in seen:
+            old[origin] = units[unit]
+        else:
+            assert (old[origin] == units[unit]).all()
+        seen.add(origin)
+    shrunk: Array = np.moveaxis(old.reshape(-1, *rest), 0, axis)
+    return shrunk
