@@ -27,6 +27,8 @@ _ALWAYS = (
 _NEVER = (
     "config.json",  # the caller writes the grown one
     "growkit.json",
+    "growkit_training.json",  # of the run that made the source
+    "manifest.json",
     "*.index.json",
     "trainer_state.json",
     "*_results.json",

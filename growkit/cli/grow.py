@@ -113,7 +113,10 @@ def grow(
             if proof
             else "not verified (--no-verify)"
         )
-        output.show(f"wrote {out}", f"next: growkit train RECIPE.yaml --set model.checkpoint={out}")
+        output.show(
+            f"wrote {out}",
+            f"next: growkit train recipes/train-continue.yaml --set model.checkpoint={out}",
+        )
     for message in manifest["plan"]["warnings"]:
         output.warn(message)
     output.result({"out": str(out), "warnings": warnings, **manifest})
