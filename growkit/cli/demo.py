@@ -51,7 +51,7 @@ def demo(
     settings = DemoSettings(steps=steps, continue_steps=max(steps // 2, 2), seed=seed)
     result = run_demo(out, settings, overwrite=overwrite, reporter=output)
     output.show(table(result), CAVEAT)
-    output.show(f"plot: {result.plot}" if result.plot else "no plot: install growkit[plots]")
+    output.show(f"plot: {result.plot}" if result.plot else "no plot: install growkit\\[plots]")
     output.show(f"figures: {result.out / 'demo.json'}")
     grown = result.out / "grown-trained"
     output.show(f"next: growkit inspect {grown}", f"      growkit verify {result.out / 'base'} "

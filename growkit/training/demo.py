@@ -218,7 +218,7 @@ def run_demo(
         marks=[(base.tokens, "growth")],
     )
     if not plotted:
-        reporter.note("No loss.png: matplotlib is not installed (pip install 'growkit[plots]').")
+        reporter.note("No loss.png: matplotlib is not installed (pip install 'growkit\\[plots]').")
     models = tuple(
         DemoModel(
             name=name,

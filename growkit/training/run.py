@@ -266,7 +266,7 @@ def _run(
         "recipe": recipe.to_dict(),
     }
     if not metrics.plot_losses([("held-out", rows, 0)], folder / "loss.png", title=out.name):
-        reporter.note("No loss.png: matplotlib is not installed (pip install 'growkit[plots]').")
+        reporter.note("No loss.png: matplotlib is not installed (pip install 'growkit\\[plots]').")
     publish_model(
         trainer.accelerator.unwrap_model(model, keep_torch_compile=False),
         out,

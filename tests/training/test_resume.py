@@ -242,3 +242,27 @@ def test_threads_are_not_changed(recipe: Recipe, finished: Path) -> None:
     before = torch.get_num_threads()
     train(recipe, finished)
     assert torch.get_num_threads() == before
+
+
+def test_overwrite_begins_anew_and_keeps_the_old_model_until_the_end(
+    recipe: Recipe, finished: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from growkit.training import models
+
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    old = weights(out)
+    other = make(text_file, seed=6)
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise RuntimeError("stopped before publishing")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(models, "publish_model", fail)
+        with pytest.raises(RuntimeError, match="stopped"):
+            train(other, out, overwrite=True)
+    assert weights(out) == old and (out / "config.json").is_file()
+    result = train(other, out)
+    assert result.resumed_from is not None and weights(out) != old
+    assert train(recipe, out, overwrite=True).resumed_from is None
+    assert weights(out) == old
