@@ -98,7 +98,10 @@ def build_plan(
     builder = PlanBuilder(checkpoint, source_family, family, source_sizes, growth, config)
     tensors = builder.tensors()
     exactness = growth.exactness
-    if builder.rounded or (symmetry.mode != "split" and _rounds(symmetry, growth)):
+    shared = _shared_among(tensors)
+    if any(tensor.lambda_change is not None for tensor in tensors):
+        exactness = exactness.worst(Exactness.EXACT)
+    if builder.rounded or _rounds(symmetry, shared):
         exactness = exactness.worst(Exactness.ROUNDED)
     return Plan(
         checkpoint=checkpoint,
@@ -110,7 +113,7 @@ def build_plan(
         tensors=tensors,
         symmetry=symmetry,
         exactness=exactness,
-        warnings=_warnings(symmetry, growth, source_family, family),
+        warnings=_warnings(symmetry, growth, bool(shared), source_family, family),
     )
 
 
@@ -144,22 +147,28 @@ def _check_refusal(family: Family, growth: ComposedGrowth, config: Mapping[str, 
         )
 
 
-def _rounds(symmetry: Symmetry, growth: ComposedGrowth) -> bool:
+def _shared_among(tensors: Sequence[TensorPlan]) -> set[int]:
+    """Numbers of copies that weights are divided among."""
+    dims = {id(dim): dim for tensor in tensors for dim in tensor.dims if dim is not None}
+    counts = (set(dim.multiplicity.tolist()) for dim in dims.values() if dim.shares)
+    return set().union(*counts) - {0, 1}
+
+
+def _rounds(symmetry: Symmetry, shared: set[int]) -> bool:
     if symmetry.mode == "noise":
-        return any((m.multiplicity > 1).any() for m in growth.axes.values())
-    return any(((c := m.multiplicity) & (c - 1)).any() for m in growth.axes.values())
+        return bool(shared)
+    return symmetry.mode == "even" and any(count & (count - 1) for count in shared)
 
 
 def _warnings(
-    symmetry: Symmetry, growth: ComposedGrowth, source: Family, family: Family
+    symmetry: Symmetry, growth: ComposedGrowth, shared: bool, source: Family, family: Family
 ) -> tuple[str, ...]:
     warnings = [warning for step in growth.steps for warning in step.warnings]
     if family is not source:
         warnings.append(
             f"the {source.name} format cannot hold this model; it is written as {family.name}"
         )
-    copied = any((m.multiplicity > 1).any() for m in growth.axes.values())
-    if symmetry.mode == "even" and copied:
+    if symmetry.mode == "even" and shared:
         warnings.append(
             "even shares keep copies equal for ever (equal gradients): growth that is never used"
         )
