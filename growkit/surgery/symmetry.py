@@ -1,9 +1,8 @@
 """How the copies of a unit share its outgoing weight: ``split``, ``even`` or ``noise``.
 
-* ``split``: every weight w becomes a and w - a, both representable, so that a + b == w bit for bit.
-  By Sterbenz' lemma w - a is exact whenever |w|/2 <= |a| <= |w|; the fraction is random per
-  entry, so copies get different gradients from the first step on. More than two copies are peeled
-  off one at a time, every step inside the same bounds.
+* ``split``: every weight w becomes a and w - a, both representable, so that a + b == w bit for bit
+  (see :mod:`growkit.surgery.split`). The fraction is random per entry, so copies get different
+  gradients from the first step on. More than two copies are peeled off one at a time.
 * ``even``: w / n each. Lossless when n is a power of two, else rounded. Copies get equal gradients
   and stay equal for ever.
 * ``noise``: w / n plus noise that sums to zero over the copies, ``noise_snr_db`` decibels below the
@@ -19,11 +18,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from growkit.errors import UsageError, nearest
+from growkit.surgery.split import compute_dtype, split
 
 Array = npt.NDArray[Any]
 MODES = ("split", "even", "noise")
@@ -86,73 +85,23 @@ def shares(
         return [weights]
     if symmetry.mode == "even":
         return [_even(weights, copies)] * copies
-    draws = copies if symmetry.mode == "noise" else copies - 1
-    bits = random_bits(symmetry.seed, name, position, weights.size * draws)
-    drawn = bits.reshape(draws, *weights.shape)
     if symmetry.mode == "noise":
-        return _noisy(weights, copies, symmetry, drawn)
+        bits = random_bits(symmetry.seed, name, position, weights.size * copies)
+        return _noisy(weights, copies, symmetry, bits.reshape(copies, *weights.shape))
+    count = weights.size * (copies - 1)
+    drawn = random_bits(symmetry.seed, name, position, (count + 1) // 2).view(np.uint8)
+    drawn = drawn[:count].reshape(copies - 1, *weights.shape)
     result = []
     rest = weights
-    for remaining in range(copies, 1, -1):
-        rest, peeled = _split(rest, remaining, drawn[copies - remaining])
+    for remaining, random in zip(range(copies, 1, -1), drawn, strict=True):
+        rest, peeled = split(rest, remaining, random)
         result.append(peeled)
     return [*result, rest]
-
-
-def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The dtype in which weights of ``dtype`` are calculated."""
-    return np.dtype(np.float64) if dtype == np.float64 else np.dtype(np.float32)
 
 
 def _even(weights: Array, copies: int) -> Array:
     wide = weights.astype(compute_dtype(weights.dtype))
     return (wide / wide.dtype.type(copies)).astype(weights.dtype)
-
-
-def _split(weights: Array, remaining: int, bits: npt.NDArray[np.uint16]) -> tuple[Array, Array]:
-    """Split off one of ``remaining`` copies: (rest, peeled), which sum to ``weights`` exactly.
-
-    The larger part is at least half of the weight. With two copies left, a random bit decides
-    which of them gets it.
-    """
-    mean = (remaining - 1) / remaining if remaining > 2 else 0.75
-    half_width = min(mean - 0.5, 1.0 - mean)
-    lowest, width = mean - half_width, 2 * half_width
-    if weights.dtype == ml_dtypes.bfloat16:
-        large, small = _split_bfloat16(weights, lowest, width, bits)
-    else:
-        wide = weights.astype(compute_dtype(weights.dtype))
-        fraction = (bits >> 1).astype(wide.dtype)
-        fraction *= wide.dtype.type(width / 32767.0)
-        fraction += wide.dtype.type(lowest)
-        large = (wide * fraction).astype(weights.dtype)
-        small = (wide - large.astype(wide.dtype)).astype(weights.dtype)
-    if remaining > 2:
-        return large, small
-    swap = (bits & 1).astype(bool)
-    return np.where(swap, small, large), np.where(swap, large, small)
-
-
-def _split_bfloat16(
-    weights: Array, lowest: float, width: float, bits: npt.NDArray[np.uint16]
-) -> tuple[Array, Array]:
-    """The split of bfloat16 through its bits: several times faster than casting."""
-    pattern = weights.view(np.uint16).astype(np.uint32)
-    pattern <<= np.uint32(16)
-    wide = pattern.view(np.float32)
-    product = (bits >> np.uint16(1)).astype(np.float32)
-    product *= np.float32(width / 32767.0)
-    product += np.float32(lowest)
-    product *= wide
-    # Truncating |w| * u could fall below |w| / 2; adding half a unit first rounds to nearest.
-    rounded = product.view(np.uint32)
-    rounded += np.uint32(0x8000)
-    rounded &= np.uint32(0xFFFF0000)
-    large = rounded.view(np.float32)
-    wide -= large
-    large_bits, small_bits = (rounded >> 16), (pattern >> 16)
-    kind = np.dtype(ml_dtypes.bfloat16)
-    return large_bits.astype(np.uint16).view(kind), small_bits.astype(np.uint16).view(kind)
 
 
 def _noisy(
