@@ -208,7 +208,7 @@ class RunCallback(TrainerCallback):
 
     def __init__(self, recipe: Recipe, metrics: Path, bar: Callable[[], Bar]) -> None:
         self.recipe, self.metrics, self.bar = recipe, metrics, bar
-        self.clock, self.clock_step, self.text = time.monotonic(), 0, ""
+        self.clock, self.clock_step = time.monotonic(), 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         # A resumed state holds the intervals of the run that saved it.
@@ -238,11 +238,11 @@ class RunCallback(TrainerCallback):
             row |= {"loss": logs["loss"], "learning_rate": logs["learning_rate"]}
             row |= {"grad_norm": logs.get("grad_norm"), "tokens_per_second": round(speed, 1)}
             self._refuse_non_finite(step, row)
-            self.text = (
-                f"step {step}/{state.max_steps}  loss {row['loss']:.3f}  "
-                f"lr {row['learning_rate']:.1e}  {speed:,.0f} tokens/s"
+            # Short: the bar, the amount and the remaining time share a line of 80 columns.
+            self.bar().describe(
+                f"loss {row['loss']:.3f} lr {row['learning_rate']:.1e} "
+                f"{speed / 1000:,.1f}k tokens/s"
             )
-            self.bar().describe(self.text)
         elif "eval_loss" in logs:
             names = ("eval_loss", "perplexity", "bits_per_byte")
             row |= {name: logs[name] for name in names if name in logs}
