@@ -43,7 +43,7 @@ def demo(
     [dim]growkit demo[/dim]
     """
     output = open_output(json_mode, quiet, verbose)
-    from growkit.training.threads import wait_passively
+    from growkit.threads import wait_passively
 
     wait_passively()
     from growkit.training.demo import DemoSettings, run_demo

@@ -9,6 +9,7 @@ import sys
 import typer
 
 from growkit.errors import GrowkitError
+from growkit.threads import wait_passively
 
 # One line a command: name -> module in growkit.cli that holds a function of the same name.
 # Modules here may import typer and growkit.cli only at their top; the work is imported inside.
@@ -70,6 +71,7 @@ def _describe(error: BaseException) -> tuple[str, str, int] | None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code (0, 1 failure, 2 usage, 3 verification)."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    wait_passively()
     try:
         build_app()(args=arguments, standalone_mode=True)
     except SystemExit as exit_request:
