@@ -43,9 +43,7 @@ def demo(
     [dim]growkit demo[/dim]
     """
     output = open_output(json_mode, quiet, verbose)
-    from growkit.threads import wait_passively
 
-    wait_passively()
     from growkit.training.demo import DemoSettings, run_demo
 
     settings = DemoSettings(steps=steps, continue_steps=max(steps // 2, 2), seed=seed)

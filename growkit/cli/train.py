@@ -46,9 +46,7 @@ def train(
     output = open_output(json_mode, quiet, verbose)
     from growkit.training import load_recipe
     from growkit.training import train as run
-    from growkit.threads import wait_passively
 
-    wait_passively()
     loaded = load_recipe(recipe, overrides or [], max_steps)
     target = out or loaded.out or Path("checkpoints") / recipe.stem
     output.note(f"Training into {target}.")
