@@ -1,0 +1,116 @@
+"""Row and column maps applied to blocks of a matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from growkit.families.layout import IntArray
+from growkit.surgery.axis_map import NEW
+from growkit.surgery.dim_map import DimMap
+from growkit.surgery.symmetry import Symmetry, shares
+
+Array = npt.NDArray[Any]
+Indices = slice | IntArray
+
+
+class RowTargets:
+    """Written rows of each range of old rows: the inverse of a row map, as runs."""
+
+    def __init__(self, rows: DimMap | None, old_rows: int) -> None:
+        if rows is None:
+            self.runs = [(0, 0, 0, old_rows)]
+            return
+        self.runs = []
+        for rank in range(int(rows.multiplicity.max(initial=0))):
+            here = np.flatnonzero((rows.rank == rank) & (rows.source != NEW))
+            sources = rows.source[here]
+            breaks = np.flatnonzero((np.diff(sources) != 1) | (np.diff(here) != 1)) + 1
+            for part in np.split(np.arange(len(here)), breaks):
+                old, new = int(sources[part[0]]) * rows.block, int(here[part[0]]) * rows.block
+                self.runs.append((rank, old, new, len(part) * rows.block))
+
+    def within(self, first: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+        """(rank, offset in the block, written row, rows) for the old rows [first, end)."""
+        for rank, old, new, count in self.runs:
+            low, high = max(old, first), min(old + count, end)
+            if low < high:
+                yield rank, low - first, new + low - old, high - low
+
+
+class ColumnMoves:
+    """A column map, worked out once and applied to many blocks; None moves nothing.
+
+    New columns are zero. Units with several readers are shared by the symmetry; producers are
+    copied as they are.
+    """
+
+    def __init__(self, columns: DimMap | None) -> None:
+        self.columns = columns
+        # (copies, units that have so many, [(written units, which of those units)] for each copy)
+        self.moves: list[tuple[int, Indices, list[tuple[Indices, Indices]]]] = []
+        if columns is None:
+            return
+        if not columns.consumes:
+            known = np.flatnonzero(columns.source != NEW)
+            self.moves = [(1, slice(None), [(_indices(known), _indices(columns.source[known]))])]
+            return
+        for copies in np.unique(columns.multiplicity[columns.multiplicity > 0]):
+            here = columns.multiplicity == copies
+            sources = np.unique(columns.source[here])
+            places = [np.flatnonzero(here & (columns.rank == rank)) for rank in range(copies)]
+            parts = [
+                (_indices(p), _indices(np.searchsorted(sources, columns.source[p]))) for p in places
+            ]
+            self.moves.append((int(copies), _indices(sources), parts))
+
+    def apply(self, block: Array, symmetry: Symmetry, name: str, position: int) -> Array:
+        """The written block [rows, columns] of a source block [rows, old columns].
+
+        Args:
+            block: contiguous rows of the source.
+            symmetry: how copies share.
+            name: of the written tensor, part of the random key.
+            position: index of the block, part of the random key.
+        """
+        if self.columns is None:
+            return block
+        height, width = len(block), self.columns.block
+        units = block.reshape(height, -1, width)
+        grown = np.zeros((height, len(self.columns.source), width), block.dtype)
+        for copies, sources, moves in self.moves:
+            picked = units[:, sources].reshape(height, -1)
+            parts = shares(picked, copies, symmetry, f"{name}#{copies}", position)
+            for part, (places, order) in zip(parts, moves, strict=True):
+                grown[:, places] = part.reshape(height, -1, width)[:, order]
+        return grown.reshape(height, -1)
+
+
+def _indices(positions: IntArray) -> Indices:
+    """Evenly spaced positions as a slice: it needs no copy and writes several times faster."""
+    if len(positions) == 0:
+        return slice(0, 0)
+    step = int(positions[1] - positions[0]) if len(positions) > 1 else 1
+    if step < 1 or (np.diff(positions) != step).any():
+        return positions
+    return slice(int(positions[0]), int(positions[-1]) + 1, step)
+
+
+def expand_rows(
+    block: Array, rows: DimMap, first: int, symmetry: Symmetry, name: str, position: int
+) -> list[Array]:
+    """One block for each copy, when rows are read by the copied axis (transposed layouts)."""
+    counts = np.zeros(rows.old_width // rows.block, np.int64)
+    known = rows.source != NEW
+    counts[rows.source[known]] = rows.multiplicity[known]
+    per_row = np.repeat(counts, rows.block)[first : first + len(block)]
+    variants = [np.zeros_like(block) for _ in range(int(counts.max()))]
+    for copies in np.unique(per_row):
+        here = per_row == copies
+        parts = shares(block[here], int(copies), symmetry, f"{name}#{copies}", position)
+        for variant, part in zip(variants, parts, strict=False):
+            variant[here] = part
+    return variants
