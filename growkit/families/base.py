@@ -12,6 +12,7 @@ from growkit.errors import CheckpointError, UsageError, nearest
 from growkit.families.layout import IntArray, Layout, Sizes
 
 Config = Mapping[str, Any]
+LayerRule = Callable[[Config, int], list[Any]]
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,12 @@ class Tensor:
         name: name in the checkpoint.
         dims: its dimensions in storage order.
         when: whether a checkpoint of these sizes has it.
-        writes_residual: its output is added to the residual stream; zero makes a block identity.
+        writes_residual: the last tensor of a block before its output joins the residual stream: a
+            projection, or the gain of a norm that follows it. Zero makes the block an identity.
+            Where a norm follows, the projection in front of it is not marked: zeroing that would
+            be exact too, but its first gradient is amplified by 1 / sqrt(eps).
+        gain_offset: a norm's gain is the stored value plus this (Gemma stores w, the gain is
+            1 + w).
         init: how a part without a source starts: ``normal`` (std ``initializer_range``), ``ones``
             or ``zeros``.
     """
@@ -63,6 +69,7 @@ class Tensor:
     when: Callable[[Sizes], bool] = always
     writes_residual: bool = False
     init: str = "normal"
+    gain_offset: float = 0.0
 
     @property
     def per_layer(self) -> bool:
@@ -107,6 +114,10 @@ class Family:
         sizes: axis sizes (and layout facts) of a config.
         config_fields: the config fields that hold the sizes.
         per_layer_fields: config lists with one entry a layer.
+        layer_rules: for such a list that config.json may leave out, what the class makes of
+            (config, layers) then; listed after the fields that its rule reads.
+        layer_counts: config fields that count leading layers (``max_window_layers``).
+        sqrt_embedding_scale: the class multiplies embeddings by sqrt(hidden_size).
         kv_elements: KV-cache elements per token and layer.
         attention_flops: FLOPs of scores and values per token, layer and unit of context.
         refusal: why transformers would refuse a config with these sizes, or None.
@@ -126,6 +137,9 @@ class Family:
     attention_flops: Callable[[Sizes], int]
     links: tuple[Link, ...] = ()
     per_layer_fields: tuple[str, ...] = ("layer_types",)
+    layer_rules: Mapping[str, LayerRule] = field(default_factory=dict)
+    layer_counts: tuple[str, ...] = ()
+    sqrt_embedding_scale: bool = False
     refusal: Callable[[Config, Sizes], str | None] = no_objection
     ignored: tuple[str, ...] = (r".*rotary_emb\.inv_freq",)
     lambda_init: Callable[[Config, int], float] | None = None
@@ -155,6 +169,16 @@ class Family:
     def tensor(self, role: str) -> Tensor | None:
         """The tensor with this role, if the family has one."""
         return next((t for t in self.tensors if t.role == role), None)
+
+    def layer_list(self, config: Config, name: str, layers: int) -> list[Any] | None:
+        """The config's list ``name``, one entry a layer, or what the class makes without it.
+
+        None when the class has no such list.
+        """
+        values = config.get(name)
+        if isinstance(values, list):
+            return values[:layers]
+        return self.layer_rules[name](config, layers) if name in self.layer_rules else None
 
     def check_tensors(self, shapes: Mapping[str, tuple[int, ...]], sizes: Sizes) -> None:
         """Raise CheckpointError unless the stored tensors are exactly the declared ones."""

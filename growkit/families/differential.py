@@ -6,10 +6,16 @@ import numpy as np
 
 from growkit.errors import UsageError
 from growkit.families.base import Dim, Link, Tensor, consumes, produces
+from growkit.families.decoder import (
+    ATTENTION,
+    LAYER,
+    evenly_shared,
+    flag,
+    hidden_in,
+    hidden_out,
+)
 from growkit.families.layout import IntArray, Sizes, fixed, head_dim, plain, value_dim
-from growkit.families.llama import LAYER, evenly_shared, flag, hidden_in, hidden_out
 
-ATTENTION = LAYER + "self_attn."
 LAMBDA_ROLES = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
 
 

@@ -11,15 +11,15 @@ from typing import Any
 from growkit.errors import UsageError
 from growkit.families import differential as diff
 from growkit.families.base import Config, Family, produces, required
-from growkit.families.lambda_schedule import diff_lambda_init
-from growkit.families.layout import Sizes, halves, head_dim, split_parts
-from growkit.families.llama import (
+from growkit.families.decoder import (
     basic_fields,
     basic_sizes,
     gated_ffn_tensors,
     norm_tensors,
     outer_tensors,
 )
+from growkit.families.lambda_schedule import diff_lambda_init
+from growkit.families.layout import Sizes, halves, head_dim, split_parts
 
 
 def _sizes(config: Config) -> dict[str, int]:

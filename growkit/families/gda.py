@@ -11,14 +11,14 @@ from typing import Any
 from growkit.errors import UsageError
 from growkit.families import differential as diff
 from growkit.families.base import Config, Family, produces, required
-from growkit.families.layout import Sizes, adjacent_parts, head_dim, stripes
-from growkit.families.llama import (
+from growkit.families.decoder import (
     basic_fields,
     basic_sizes,
     gated_ffn_tensors,
     norm_tensors,
     outer_tensors,
 )
+from growkit.families.layout import Sizes, adjacent_parts, head_dim, stripes
 
 
 def _sizes(config: Config) -> dict[str, int]:

@@ -112,6 +112,17 @@ def split_parts(axis: str, parts: int, block: Block) -> Layout:
     return layout
 
 
+def sections(parts: tuple[tuple[str, int], ...], block: Block) -> Layout:
+    """All units of the first (axis, part), then all of the next: fused q, k, v projections."""
+    axes = tuple(dict.fromkeys(axis for axis, _ in parts))
+
+    def layout(sizes: Sizes) -> Units:
+        rows = [_table(axes.index(a), np.arange(sizes[a]), part) for a, part in parts]
+        return _units(axes, np.concatenate(rows), block(sizes))
+
+    return layout
+
+
 def stripes(first: str, second: str, block: Block = head_dim) -> Layout:
     """Groups of (units of ``first``, then units of ``second``): the Motif-2 order of GDA heads.
 

@@ -11,10 +11,10 @@ from typing import Any
 from growkit.errors import UsageError
 from growkit.families import differential as diff
 from growkit.families.base import Config, Family, required
+from growkit.families.decoder import basic_fields, basic_sizes
 from growkit.families.gda import GDA
 from growkit.families.lambda_schedule import motif_lambda_init
 from growkit.families.layout import Sizes
-from growkit.families.llama import basic_fields, basic_sizes
 
 
 def _sizes(config: Config) -> dict[str, int]:

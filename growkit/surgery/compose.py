@@ -33,6 +33,7 @@ class ComposedGrowth:
         layers: source of every layer of the grown model.
         noise_copies: copies of each old noise map that a signal head subtracts.
         final_norm_factor: factor on the final norm's gain.
+        embedding_factor: factor on the input embedding.
         exactness: the worst of the steps.
     """
 
@@ -42,7 +43,13 @@ class ComposedGrowth:
     layers: LayerMap
     noise_copies: int
     final_norm_factor: float
+    embedding_factor: float
     exactness: Exactness
+
+    @property
+    def layers_moved(self) -> bool:
+        """Some layer of the grown model stands at another index than its source."""
+        return any(step.layers is not None for step in self.steps)
 
 
 def compose(operators: Sequence[Operator], shape: ModelShape) -> ComposedGrowth:
@@ -77,6 +84,7 @@ def compose(operators: Sequence[Operator], shape: ModelShape) -> ComposedGrowth:
         layers=layers,
         noise_copies=noise_copies,
         final_norm_factor=prod(step.final_norm_factor for step in steps),
+        embedding_factor=prod(step.embedding_factor for step in steps),
         exactness=reduce(Exactness.worst, (s.exactness for s in steps), Exactness.BIT_EXACT),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from growkit.errors import GrowkitError, UsageError
@@ -31,10 +31,8 @@ def grown_config(
     if any(axis.endswith("_head") for axis in growth.axes) or "hidden" in growth.axes:
         # From here on hidden_size / num_attention_heads is no longer the head_dim.
         grown["head_dim"] = growth.sizes["head_dim"]
-    for field in family.per_layer_fields:
-        values = grown.get(field)
-        if isinstance(values, list):
-            grown[field] = [values[layer.source] for layer in growth.layers]
+    if growth.layers_moved:
+        _map_layers(grown, family, source_sizes["layer"], [s.source for s in growth.layers])
     if not _reads_back(grown, family, growth):
         # A field that the source left to a default now has to be stated.
         grown.update(after)
@@ -44,6 +42,30 @@ def grown_config(
                 "Please report this: growkit would have written a config that loads wrongly.",
             )
     return grown
+
+
+def _map_layers(grown: dict[str, Any], family: Family, old: int, sources: Sequence[int]) -> None:
+    """Every written layer keeps the entries of the layer that it is made of.
+
+    A list that config.json left to the class is written out where the class would now make
+    another one, or where layers differ (readers other than transformers have rules of their own).
+    """
+    before = {name: family.layer_list(grown, name, old) for name in family.per_layer_fields}
+    for name in family.layer_counts:
+        counted = grown.get(name)
+        if isinstance(counted, int):
+            below = [source < counted for source in sources]
+            if counted >= old:
+                grown[name] = max(counted, len(sources))
+            elif below == sorted(below, reverse=True):
+                grown[name] = sum(below)
+    for name, values in before.items():
+        if values is None:
+            continue
+        mapped = [values[source] for source in sources]
+        implied = None if grown.get(name) else family.layer_list(grown, name, len(sources))
+        if mapped != implied or len(set(mapped)) > 1:
+            grown[name] = mapped
 
 
 def _reads_back(config: Mapping[str, Any], family: Family, growth: ComposedGrowth) -> bool:

@@ -63,6 +63,7 @@ class Growth:
         noise_copies: each signal head subtracts this many copies of each old noise map, so lambda
             is divided by it.
         final_norm_factor: factor on the final norm's gain (hidden growth with tied embeddings).
+        embedding_factor: factor on the input embedding (its class scales by sqrt(hidden_size)).
         exactness: of the operator alone.
         reason: one line of algebra and its source.
         warnings: what a user should know before training.
@@ -75,6 +76,7 @@ class Growth:
     sizes: Mapping[str, int] = field(default_factory=dict)
     noise_copies: int = 1
     final_norm_factor: float = 1.0
+    embedding_factor: float = 1.0
     exactness: Exactness = Exactness.EXACT
     reason: str = ""
     warnings: tuple[str, ...] = ()

@@ -24,7 +24,7 @@ def new_parameters(plan: Plan) -> dict[str, Any]:
 
 
 def _new_part(plan: Plan, tensor: TensorPlan) -> Any:
-    if tensor.source is None or tensor.action == "zero":
+    if tensor.source is None or tensor.action in ("zero", "closed"):
         return "all"
     if tensor.layer is not None and plan.growth.layers[tensor.layer].kind != "kept":
         return "all"

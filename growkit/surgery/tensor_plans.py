@@ -27,8 +27,10 @@ class TensorPlan:
         role: its role in the family table.
         source: name of the tensor it is made of; None when it is new.
         dims: map of each dimension, None where it is unchanged.
-        action: ``copied`` (same bytes), ``grown``, ``rescaled``, ``zero`` or ``new``.
+        action: ``copied`` (same bytes), ``grown``, ``rescaled``, ``zero``, ``closed``
+            (a norm gain stored with an offset, written so that the gain is zero) or ``new``.
         factor: every entry is multiplied by this, after sharing.
+        gain_offset: what the model adds to every entry; the factor applies to the sum.
         init: how entries without a source start (``normal``, ``ones``, ``zeros``).
         lambda_change: what happens to the lambda vector, if this is one.
         layer: index of the written layer, if it belongs to one.
@@ -43,6 +45,7 @@ class TensorPlan:
     init: str = "normal"
     lambda_change: LambdaChange | None = None
     layer: int | None = None
+    gain_offset: float = 0.0
 
 
 class PlanBuilder:
@@ -93,12 +96,23 @@ class PlanBuilder:
         dims = self._dims_of(tensor, source_tensor)
         if layer_source is not None and layer_source.kind == "identity" and tensor.writes_residual:
             output = OutputTensor(name, dtype, shape)
-            return TensorPlan(output, tensor.role, source, dims, "zero", layer=layer)
+            return TensorPlan(
+                output,
+                tensor.role,
+                source,
+                dims,
+                "closed" if tensor.gain_offset else "zero",
+                layer=layer,
+                gain_offset=tensor.gain_offset,
+            )
         change = self._lambda_change(layer, layer_source)
         factor = self._factor(tensor.role, change)
         lambda_change = change if change and tensor.role in LAMBDA_ROLES else None
-        if lambda_change is not None or (factor != 1.0 and tensor.role == "subln"):
-            # A few numbers a layer: float32 keeps the growth exact where bfloat16 would round.
+        if lambda_change is not None or (
+            factor != 1.0 and (tensor.role == "subln" or tensor.gain_offset)
+        ):
+            # A few numbers a layer: float32 keeps the growth exact where bfloat16 would round
+            # (with an offset even a half: (w - 1) / 2 has more digits than w).
             dtype = "F64" if dtype == "F64" else "F32"
         action = "copied"
         if any(dim is not None for dim in dims):
@@ -120,6 +134,7 @@ class PlanBuilder:
             tensor.init,
             lambda_change,
             layer,
+            tensor.gain_offset,
         )
 
     def _source_tensor(self, tensor: Tensor) -> Tensor | None:
@@ -165,6 +180,8 @@ class PlanBuilder:
     def _factor(self, role: str, change: LambdaChange | None) -> float:
         if role == "final_norm":
             return self.growth.final_norm_factor
+        if role == "embed":
+            return self.growth.embedding_factor
         if change is not None and role == self.family.lambda_scale_role:
             if change.scale_factor != 1.0 and role != "subln":
                 self.rounded = True

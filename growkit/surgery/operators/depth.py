@@ -13,6 +13,7 @@ Where lambda_init depends on the layer index (DiffLlama, Motif) the plan moves l
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,7 +59,10 @@ class Depth:
             reason="inserted blocks write zero to the residual stream (LLaMA Pro, arXiv 2401.02415)"
             if exact
             else f"{self.method} repeats computing layers: another function, to be trained",
-            warnings=() if exact else (f"depth method {self.method} does not keep the function",),
+            warnings=(
+                *(() if exact else (f"depth method {self.method} does not keep the function",)),
+                *_pattern_notes(shape, sources),
+            ),
         )
 
     def _identity(self, layers: int, target: int) -> LayerMap:
@@ -122,3 +126,20 @@ class Depth:
             )
         keep = layers - overlap
         return self._repeat([*range(keep), *range(overlap, layers)])
+
+
+def _pattern_notes(shape: ModelShape, layers: LayerMap) -> tuple[str, ...]:
+    """How a pattern of unlike layers (sliding and full attention, without RoPE) goes on."""
+    notes = []
+    for name in ("layer_types", "no_rope_layers"):
+        values = shape.family.layer_list(shape.config, name, shape.sizes["layer"])
+        if values is None or len(set(values)) == 1:
+            continue
+        after = Counter(str(values[layer.source]) for layer in layers)
+        counts = ", ".join(f"{count} {kind}" for kind, count in after.items())
+        notes.append(
+            f"layers alternate: a new layer is of the kind of the layer that it copies, and "
+            f"{name} in config.json lists them ({counts}); software that assumes a regular pattern "
+            "instead of reading that list would compute another function"
+        )
+    return tuple(notes)

@@ -4,11 +4,18 @@ The residual stream becomes [x, x, ...]: everything that writes it is copied (em
 o_proj and down_proj rows, norm gains), everything that reads it shares the weight (columns of q, k,
 v, gate, up and of an untied lm_head). RMSNorm keeps its mean square. A tied output projection
 reads the copied embedding unshared, so the final norm's gain carries 1 / n instead.
+
+Where the class multiplies the embedding by sqrt(hidden_size) (Gemma), the stored embedding is
+divided by sqrt(n), and a tied final gain by sqrt(n) instead of n (growth.md section 4a).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import frexp
+
+import ml_dtypes
+import numpy as np
 
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import AxisMap
@@ -26,14 +33,38 @@ class Hidden:
         target = self.amount.resolve(width, "--hidden", "hidden channels", width)
         copies = target // width
         tied = bool(shape.sizes["tied"])
-        power_of_two = copies & (copies - 1) == 0
+        scaled = shape.family.sqrt_embedding_scale
+        embedding_factor = copies**-0.5 if scaled else 1.0
+        final_factor = (embedding_factor if scaled else 1.0 / copies) if tied else 1.0
+        rounds = any(frexp(factor)[0] != 0.5 for factor in (embedding_factor, final_factor))
+        notes = []
+        if scaled:
+            notes.append(f"embedding divided by sqrt({copies})")
+        if tied:
+            divisor = f"sqrt({copies})" if scaled else str(copies)
+            notes.append(f"final norm gain divided by {divisor} (tied embeddings)")
         return Growth(
             operator="hidden",
-            summary=f"hidden size {width} -> {target}"
-            + (f", final norm gain divided by {copies} (tied embeddings)" if tied else ""),
+            summary=", ".join([f"hidden size {width} -> {target}", *notes]),
             axes={"hidden": AxisMap.tile(width, copies)},
-            final_norm_factor=1.0 / copies if tied else 1.0,
-            exactness=Exactness.EXACT if power_of_two or not tied else Exactness.ROUNDED,
+            final_norm_factor=final_factor,
+            embedding_factor=embedding_factor,
+            exactness=Exactness.ROUNDED if rounds else Exactness.EXACT,
             reason="whole copies keep RMSNorm's mean square; readers share the weight "
             "(HyperCloning, arXiv 2409.12903)",
+            warnings=_bfloat16_warning(width, target) if scaled else (),
         )
+
+
+def _bfloat16_warning(width: int, target: int) -> tuple[str, ...]:
+    """A class that scales embeddings by sqrt(hidden_size) rounds that number to the dtype."""
+    before = float(np.float32(width**0.5).astype(ml_dtypes.bfloat16))
+    after = float(np.float32(target**0.5).astype(ml_dtypes.bfloat16))
+    change = after / before / (target / width) ** 0.5 - 1.0
+    if abs(change) < 1e-9:
+        return ()
+    return (
+        f"in bfloat16 compute the class rounds its embedding scale sqrt({width}) to {before:g} and "
+        f"sqrt({target}) to {after:g}, which scales embeddings by {1 + change:.5f}; a factor of 4 "
+        "would not, and float32 compute does not",
+    )
