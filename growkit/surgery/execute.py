@@ -17,18 +17,21 @@ import numpy.typing as npt
 
 from growkit.checkpoint import DTYPES, ShardWriter
 from growkit.surgery.axis_map import NEW
-from growkit.surgery.dim_map import DimMap
+from growkit.surgery.expand import ColumnMoves, RowTargets, expand_rows
 from growkit.surgery.lambdas import change_lambda
+from growkit.surgery.non_finite import FiniteCheck
 from growkit.surgery.plan import Plan, TensorPlan
-from growkit.surgery.symmetry import Symmetry, compute_dtype, random_bits, shares
+from growkit.surgery.split import compute_dtype
+from growkit.surgery.symmetry import random_bits
 
 Array = npt.NDArray[Any]
 Advance = Callable[[int], None]
 
-# Fits the second-level cache with its temporaries, yet amortises the numpy calls.
-BLOCK_ELEMENTS = 1 << 16
-INPUT_BYTES = 4 << 20
-COPY_BYTES = 64 << 20
+# A block, its random numbers and the temporaries of the split stay in the second-level cache.
+BLOCK_ELEMENTS = 1 << 15
+INPUT_BYTES = 1 << 20
+# Small enough that the check for NaN finds the bytes still in a cache.
+COPY_BYTES = 1 << 20
 
 
 def execute(
@@ -46,9 +49,9 @@ def execute(
     Args:
         plan: from :func:`growkit.surgery.plan.build_plan`.
         writer: open on a shard plan of the same tensors.
-        threads: workers; default one a core. Memory grows by about 16 MB each.
+        threads: workers; default one a core. Memory grows by a few MB each.
         advance: called with the number of bytes done, from any thread.
-        on_non_finite: called with the name of a computed tensor that holds NaN or infinity.
+        on_non_finite: called once with the name of each source tensor that holds NaN or infinity.
     """
     done = advance or (lambda count: None)
     work = _Work(plan, writer, done, on_non_finite or (lambda name: None))
@@ -82,7 +85,7 @@ class _Work:
         on_non_finite: Callable[[str], None],
     ) -> None:
         self.plan, self.writer, self.advance = plan, writer, advance
-        self.on_non_finite = on_non_finite
+        self.finite = FiniteCheck(plan.checkpoint, on_non_finite)
         self.stop = threading.Event()
         self.local = threading.local()
         self.initializer_range = float(plan.config.get("initializer_range", 0.02))
@@ -116,18 +119,22 @@ class _Work:
         rows = tensor.dims[0]
         runs = rows.runs if rows else ((0, 0, tensor.output.shape[0]),)
         descriptor = self.plan.checkpoint.descriptor(info.shard)
+        unchecked = self.finite.claim(tensor.source)
+        if unchecked and rows is not None:
+            self.finite.read(tensor.source, 0, info.nbytes)
         for old, new, count in runs:
             if old == NEW:
                 self._initialise_rows(tensor, new, count)
                 continue
-            length, start = count * row_bytes, info.start + old * row_bytes
+            length, start = count * row_bytes, old * row_bytes
             for offset in range(0, length, COPY_BYTES):
                 if self.stop.is_set():
                     raise Stopped
                 part = min(COPY_BYTES, length - offset)
-                self.writer.copy(
-                    tensor.output.name, new * row_bytes + offset, descriptor, start + offset, part
-                )
+                place, first = new * row_bytes + offset, start + offset
+                self.writer.copy(tensor.output.name, place, descriptor, info.start + first, part)
+                if unchecked and rows is None:
+                    self.finite.read(tensor.source, first, first + part)
                 self.advance(part)
 
     def _initialise_rows(self, tensor: TensorPlan, first: int, count: int) -> None:
@@ -188,7 +195,10 @@ class _Work:
             self._copy_rows(tensor)
             return
         vector = self.plan.checkpoint.read(tensor.source)[None, :]
-        grown = expand_columns(vector, tensor.dims[0], self.plan.symmetry, tensor.output.name, 0)
+        if self.finite.claim(tensor.source):
+            self.finite.look(tensor.source, vector)
+        moves = ColumnMoves(tensor.dims[0])
+        grown = moves.apply(vector, self.plan.symmetry, tensor.output.name, 0)
         if tensor.dims[0] is not None and not tensor.dims[0].consumes:
             new = np.repeat(tensor.dims[0].source == NEW, tensor.dims[0].block)
             if new.any() and tensor.init != "zeros":
@@ -198,14 +208,12 @@ class _Work:
         self.advance(_nbytes(tensor))
 
     def _scaled(self, tensor: TensorPlan, block: Array) -> Array:
-        if tensor.factor != 1.0:
-            wide = block.astype(np.float64 if tensor.gain_offset else compute_dtype(block.dtype))
-            stored = DTYPES[tensor.output.dtype].numpy  # wider than the source for small gains
-            offset = wide.dtype.type(tensor.gain_offset)
-            block = ((wide + offset) * wide.dtype.type(tensor.factor) - offset).astype(stored)
-        if not np.isfinite(block.astype(np.float32, copy=False).sum()):
-            self.on_non_finite(tensor.output.name)
-        return block
+        if tensor.factor == 1.0:
+            return block
+        wide = block.astype(np.float64 if tensor.gain_offset else compute_dtype(block.dtype))
+        stored = DTYPES[tensor.output.dtype].numpy  # wider than the source for small gains
+        offset = wide.dtype.type(tensor.gain_offset)
+        return ((wide + offset) * wide.dtype.type(tensor.factor) - offset).astype(stored)
 
     # -- matrices with arithmetic ---------------------------------------------------------------
 
@@ -221,19 +229,18 @@ class _Work:
         old_rows, old_width = info.shape
         row_bytes = tensor.output.shape[1] * dtype.itemsize
         step = max(1, BLOCK_ELEMENTS // max(old_width, 1))
-        targets = _targets(rows, old_rows)
+        targets, moves = RowTargets(rows, old_rows), ColumnMoves(columns)
         for position, first, block in self._blocks(tensor.source, info.shape, dtype, step):
             if self.stop.is_set():
                 raise Stopped
             variants = [block]
             if rows is not None and rows.shares:
-                variants = _row_variants(
+                variants = expand_rows(
                     block, rows, first, self.plan.symmetry, tensor.output.name, position
                 )
             grown = [
                 self._scaled(
-                    tensor,
-                    expand_columns(v, columns, self.plan.symmetry, tensor.output.name, position),
+                    tensor, moves.apply(v, self.plan.symmetry, tensor.output.name, position)
                 )
                 for v in variants
             ]
@@ -254,11 +261,14 @@ class _Work:
         if not width:
             return
         load = max(step, INPUT_BYTES // (width * dtype.itemsize) // step * step)
+        unchecked = self.finite.claim(source)
         buffer = self._buffer(min(load, rows) * width * dtype.itemsize)
         for start in range(0, rows, load):
             height = min(load, rows - start)
             raw = buffer[: height * width * dtype.itemsize]
             self.plan.checkpoint.read_into(source, raw, start * width * dtype.itemsize)
+            if unchecked:
+                self.finite.look(source, raw)
             loaded = raw.view(dtype).reshape(height, width)
             for first in range(0, height, step):
                 yield (start + first) // step, start + first, loaded[first : first + step]
@@ -273,79 +283,3 @@ class _Work:
 def _shares_rows(tensor: TensorPlan) -> bool:
     rows = tensor.dims[0]
     return rows is not None and rows.shares
-
-
-class _targets:
-    """Written rows of each range of old rows: the inverse of a row map, as runs."""
-
-    def __init__(self, rows: DimMap | None, old_rows: int) -> None:
-        if rows is None:
-            self.runs = [(0, 0, 0, old_rows)]
-            return
-        self.runs = []
-        for rank in range(int(rows.rank.max()) + 1 if len(rows.rank) else 0):
-            here = np.flatnonzero((rows.rank == rank) & (rows.source != NEW))
-            if not len(here):  # new units are ranked too
-                break
-            sources = rows.source[here]
-            breaks = np.flatnonzero((np.diff(sources) != 1) | (np.diff(here) != 1)) + 1
-            for part in np.split(np.arange(len(here)), breaks):
-                old, new = int(sources[part[0]]) * rows.block, int(here[part[0]]) * rows.block
-                self.runs.append((rank, old, new, len(part) * rows.block))
-
-    def within(self, first: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-        """(rank, offset in the block, written row, rows) for the old rows [first, end)."""
-        for rank, old, new, count in self.runs:
-            low, high = max(old, first), min(old + count, end)
-            if low < high:
-                yield rank, low - first, new + low - old, high - low
-
-
-def expand_columns(
-    block: Array, columns: DimMap | None, symmetry: Symmetry, name: str, position: int
-) -> Array:
-    """Apply a column map to a block [rows, old columns]; new columns are zero.
-
-    Units with several readers are shared by ``symmetry``; producers are copied as they are.
-    """
-    if columns is None:
-        return block
-    height = len(block)
-    units = block.reshape(height, -1, columns.block)
-    grown = np.zeros((height, len(columns.source), columns.block), block.dtype)
-    if not columns.consumes:
-        known = columns.source != NEW
-        grown[:, known] = units[:, columns.source[known]]
-        return grown.reshape(height, -1)
-    for copies in np.unique(columns.multiplicity[columns.multiplicity > 0]):
-        here = columns.multiplicity == copies
-        sources = np.unique(columns.source[here])
-        whole = len(sources) == units.shape[1]
-        picked = units if whole else units[:, sources]
-        parts = shares(
-            picked.reshape(height, -1), int(copies), symmetry, f"{name}#{copies}", position
-        )
-        for rank, part in enumerate(parts):
-            places = np.flatnonzero(here & (columns.rank == rank))
-            ordered = np.searchsorted(sources, columns.source[places])
-            values = part.reshape(height, -1, columns.block)
-            in_order = bool((ordered == np.arange(len(ordered))).all())
-            grown[:, places] = values if in_order else values[:, ordered]
-    return grown.reshape(height, -1)
-
-
-def _row_variants(
-    block: Array, rows: DimMap, first: int, symmetry: Symmetry, name: str, position: int
-) -> list[Array]:
-    """One block for each copy, when rows are read by the copied axis (transposed layouts)."""
-    counts = np.zeros(rows.old_width // rows.block, np.int64)
-    known = rows.source != NEW
-    counts[rows.source[known]] = rows.multiplicity[known]
-    per_row = np.repeat(counts, rows.block)[first : first + len(block)]
-    variants = [np.zeros_like(block) for _ in range(int(counts.max()))]
-    for copies in np.unique(per_row):
-        here = per_row == copies
-        parts = shares(block[here], int(copies), symmetry, f"{name}#{copies}", position)
-        for variant, part in zip(variants, parts, strict=False):
-            variant[here] = part
-    return variants
