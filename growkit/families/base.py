@@ -174,9 +174,17 @@ class Family:
         """The config's list ``name``, one entry a layer, or what the class makes without it.
 
         None when the class has no such list.
+
+        Raises:
+            UsageError: the stored list is too short.
         """
         values = config.get(name)
         if isinstance(values, list):
+            if len(values) < layers:
+                raise UsageError(
+                    f"config.json has {len(values)} entries in {name} for {layers} layers.",
+                    f"{name} needs one entry a layer; transformers would not load this folder.",
+                )
             return values[:layers]
         return self.layer_rules[name](config, layers) if name in self.layer_rules else None
 

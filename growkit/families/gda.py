@@ -36,6 +36,7 @@ def _sizes(config: Config) -> dict[str, int]:
             "Signal and noise keys come in pairs: use an even number.",
         )
     diff.check_head_counts(heads - noise, noise, stored_kv // parts)
+    _lambda_init(config, 0)
     return basic_sizes(config) | {
         "signal_head": heads - noise,
         "noise_head": noise,
