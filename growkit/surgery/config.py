@@ -62,6 +62,11 @@ def _map_layers(grown: dict[str, Any], family: Family, old: int, sources: Sequen
     for name, values in before.items():
         if values is None:
             continue
+        if len(values) != old:
+            raise UsageError(
+                f"config.json has {len(values)} entries in {name} for {old} layers.",
+                f"Write one entry a layer into {name}.",
+            )
         mapped = [values[source] for source in sources]
         implied = None if grown.get(name) else family.layer_list(grown, name, len(sources))
         if mapped != implied or len(set(mapped)) > 1:
