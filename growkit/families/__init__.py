@@ -6,11 +6,31 @@ from growkit.errors import UsageError, nearest
 from growkit.families.base import Config, Family, Tensor
 from growkit.families.diffllama import DIFFLLAMA
 from growkit.families.gda import GDA
-from growkit.families.llama import LLAMA
+from growkit.families.gemma import GEMMA2, GEMMA3
+from growkit.families.llama import GRANITE, LLAMA, MISTRAL
 from growkit.families.motif import MOTIF
+from growkit.families.olmo2 import OLMO2
+from growkit.families.phi3 import PHI3
+from growkit.families.qwen import QWEN2, QWEN3
+from growkit.families.smollm3 import SMOLLM3
 
 # One line a family.
-FAMILIES: dict[str, Family] = {family.name: family for family in (GDA, MOTIF, DIFFLLAMA, LLAMA)}
+_ALL = (
+    GDA,
+    MOTIF,
+    DIFFLLAMA,
+    LLAMA,
+    MISTRAL,
+    GRANITE,
+    QWEN2,
+    QWEN3,
+    SMOLLM3,
+    PHI3,
+    OLMO2,
+    GEMMA2,
+    GEMMA3,
+)
+FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}
 
 
 def family_of(config: Config) -> Family:

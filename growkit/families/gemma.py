@@ -1,0 +1,69 @@
+"""Gemma 2 and Gemma 3 (text): norms before and after each block, alternating attention windows.
+
+Source: transformers ``models/{gemma2,gemma3}`` (5.23). Norms store w and multiply by 1 + w; the
+embedding is multiplied by sqrt(hidden_size); the softmax scale is the stored number
+``query_pre_attn_scalar``, so no size changes it.
+"""
+
+from __future__ import annotations
+
+from growkit.families.base import Config, LayerRule, Tensor
+from growkit.families.decoder import (
+    LAYER,
+    attention_tensors,
+    decoder,
+    gated_ffn_tensors,
+    head_norm_tensors,
+    hidden_holds_heads,
+    norm,
+    outer_tensors,
+    sizes_with,
+)
+
+GAIN_OFFSET = 1.0
+DEFAULTS = {"num_key_value_heads": 4, "head_dim": 256, "tie_word_embeddings": True}
+
+
+def _norm(role: str, name: str, closes_block: bool = False) -> Tensor:
+    return norm(role, LAYER + name, gain_offset=GAIN_OFFSET, closes_block=closes_block)
+
+
+def _every(period: int, name: str | None = None) -> LayerRule:
+    """Full attention in every ``period``-th layer (or what the config field ``name`` says)."""
+
+    def rule(config: Config, layers: int) -> list[str]:
+        every = config.get(name, period) if name else period
+        return [
+            "sliding_attention" if (layer + 1) % every else "full_attention"
+            for layer in range(layers)
+        ]
+
+    return rule
+
+
+TENSORS = (
+    *outer_tensors(GAIN_OFFSET),
+    _norm("input_norm", "input_layernorm.weight"),
+    *attention_tensors(writes_residual=False),
+    _norm("attention_post_norm", "post_attention_layernorm.weight", closes_block=True),
+    _norm("ffn_norm", "pre_feedforward_layernorm.weight"),
+    *gated_ffn_tensors(writes_residual=False),
+    _norm("ffn_post_norm", "post_feedforward_layernorm.weight", closes_block=True),
+)
+GEMMA2 = decoder(
+    "gemma2",
+    TENSORS,
+    sizes_with(DEFAULTS, {"mlp_bias": 0}),
+    refusal=hidden_holds_heads("Gemma2Config"),
+    layer_rules={"layer_types": _every(2)},
+    sqrt_embedding_scale=True,
+)
+GEMMA3 = decoder(
+    "gemma3",
+    (*TENSORS, *head_norm_tensors(GAIN_OFFSET)),
+    sizes_with(DEFAULTS, {"mlp_bias": 0}),
+    model_type="gemma3_text",
+    refusal=hidden_holds_heads("Gemma3TextConfig"),
+    layer_rules={"layer_types": _every(6, "sliding_window_pattern")},
+    sqrt_embedding_scale=True,
+)

@@ -1,0 +1,37 @@
+"""OLMo 2: no norm in front of the blocks, one after each, and q and k normed over all heads.
+
+Source: transformers ``models/olmo2`` (5.23). A norm stands between each block and the residual
+stream, so an identity block has a zero gain there.
+"""
+
+from __future__ import annotations
+
+from growkit.families.base import Tensor
+from growkit.families.decoder import (
+    ATTENTION,
+    LAYER,
+    attention_tensors,
+    decoder,
+    gated_ffn_tensors,
+    kv_rows,
+    norm,
+    outer_tensors,
+    query_rows,
+    sizes_with,
+)
+
+OLMO2 = decoder(
+    "olmo2",
+    (
+        *outer_tensors(),
+        *attention_tensors(writes_residual=False),
+        Tensor("q_norm", ATTENTION + "q_norm.weight", (query_rows,), init="ones"),
+        Tensor("k_norm", ATTENTION + "k_norm.weight", (kv_rows,), init="ones"),
+        norm("attention_post_norm", LAYER + "post_attention_layernorm.weight", closes_block=True),
+        *gated_ffn_tensors(writes_residual=False),
+        norm("ffn_post_norm", LAYER + "post_feedforward_layernorm.weight", closes_block=True),
+    ),
+    sizes_with(facts={"mlp_bias": 0}),
+    # The norms over all heads keep their mean square only if every head is copied equally often.
+    full_copies_only=lambda sizes: ("query_head", "kv_head"),
+)

@@ -1,0 +1,56 @@
+"""Phi-3: Llama with q, k, v in one matrix, and gate, up in one.
+
+Source: transformers ``models/phi3`` (5.23). Rows of qkv_proj: all query heads, all key heads, all
+value heads; rows of gate_up_proj: all gates, all ups.
+"""
+
+from __future__ import annotations
+
+from growkit.families.base import Config, Tensor, produces
+from growkit.families.decoder import (
+    ATTENTION,
+    LAYER,
+    NO_BIASES,
+    decoder,
+    down_projection,
+    hidden_in,
+    norm_tensors,
+    outer_tensors,
+    output_projection,
+    sizes_with,
+)
+from growkit.families.layout import Sizes, head_dim, one, sections, split_parts
+
+qkv_rows = produces(sections((("query_head", 0), ("kv_head", 0), ("kv_head", 1)), head_dim))
+gate_up_rows = produces(split_parts("ffn", 2, one))
+
+
+def _refusal(config: Config, sizes: Sizes) -> str | None:
+    """Phi3Config checks the long-context factors against hidden_size, whatever head_dim says."""
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    partial = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+    expected = int(sizes["hidden"] // sizes["query_head"] * partial) // 2
+    for name in ("short_factor", "long_factor"):
+        factors = rope.get(name)
+        if isinstance(factors, list) and len(factors) != expected:
+            return (
+                f"Phi3Config wants {expected} numbers in rope {name} for hidden_size "
+                f"{sizes['hidden']} with {sizes['query_head']} heads (it leaves head_dim out of "
+                f"account); the config has {len(factors)}, one for each rotated pair"
+            )
+    return None
+
+
+PHI3 = decoder(
+    "phi3",
+    (
+        *outer_tensors(),
+        *norm_tensors(),
+        Tensor("qkv", ATTENTION + "qkv_proj.weight", (qkv_rows, hidden_in)),
+        output_projection(),
+        Tensor("gate_up", LAYER + "mlp.gate_up_proj.weight", (gate_up_rows, hidden_in)),
+        down_projection(),
+    ),
+    sizes_with(facts=NO_BIASES),
+    refusal=_refusal,
+)

@@ -1,0 +1,35 @@
+"""SmolLM3: Llama in which some layers have no rotary position encoding.
+
+Source: transformers ``models/smollm3`` (5.23).
+"""
+
+from __future__ import annotations
+
+from growkit.families.base import Config
+from growkit.families.decoder import decoder, sizes_with
+from growkit.families.llama import LLAMA_TENSORS
+
+
+def _no_rope_layers(config: Config, layers: int) -> list[int]:
+    """1 where the layer has RoPE: all but every ``no_rope_layer_interval``-th."""
+    interval = config.get("no_rope_layer_interval", 4)
+    return [int((layer + 1) % interval != 0) for layer in range(layers)]
+
+
+def _layer_types(config: Config, layers: int) -> list[str]:
+    """Windows, when they are used, in the layers without RoPE."""
+    window = config.get("sliding_window") if config.get("use_sliding_window") else None
+    has_rope = config.get("no_rope_layers") or _no_rope_layers(config, layers)
+    return [
+        "sliding_attention" if window is not None and not has_rope[layer] else "full_attention"
+        for layer in range(layers)
+    ]
+
+
+SMOLLM3 = decoder(
+    "smollm3",
+    LLAMA_TENSORS,
+    sizes_with({"num_key_value_heads": 4, "tie_word_embeddings": True}),
+    per_layer_fields=("no_rope_layers", "layer_types"),
+    layer_rules={"no_rope_layers": _no_rope_layers, "layer_types": _layer_types},
+)

@@ -1,0 +1,90 @@
+"""Tiny random checkpoints of ordinary families, written by transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+
+Config = dict[str, Any]
+
+SIZES: Config = {
+    "vocab_size": 256,
+    "hidden_size": 32,
+    "intermediate_size": 24,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+    "initializer_range": 0.12,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+# What each family has beside the common sizes. Windows are shorter than the verified text, so that
+# a layer of the wrong kind shows.
+FAMILIES: dict[str, Config] = {
+    "llama": {"model_type": "llama"},
+    "mistral": {"model_type": "mistral", "sliding_window": 16},
+    "granite": {
+        "model_type": "granite",
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.2,
+        "residual_multiplier": 0.7,
+        "logits_scaling": 2.0,
+    },
+    "qwen2": {
+        "model_type": "qwen2",
+        "use_sliding_window": True,
+        "sliding_window": 16,
+        "max_window_layers": 2,
+    },
+    "qwen3": {"model_type": "qwen3"},
+    "smollm3": {"model_type": "smollm3"},
+    "phi3": {"model_type": "phi3"},
+    "olmo2": {"model_type": "olmo2"},
+    "gemma2": {"model_type": "gemma2", "sliding_window": 16, "query_pre_attn_scalar": 12},
+    "gemma3": {"model_type": "gemma3_text", "sliding_window": 16, "sliding_window_pattern": 3},
+}
+# Config fields that give a family biases.
+BIASES: dict[str, tuple[str, ...]] = {
+    "llama": ("attention_bias", "mlp_bias"),
+    "granite": ("attention_bias", "mlp_bias"),
+    "smollm3": ("attention_bias", "mlp_bias"),
+    "qwen3": ("attention_bias",),
+    "olmo2": ("attention_bias",),
+    "gemma2": ("attention_bias",),
+    "gemma3": ("attention_bias",),
+}
+
+
+def family_config(family: str, *, bias: bool = False, **changes: Any) -> Config:
+    """Config of a tiny model of this family."""
+    biases = dict.fromkeys(BIASES.get(family, ()), bias)
+    return SIZES | FAMILIES[family] | biases | changes
+
+
+def class_config(config: Config) -> PreTrainedConfig:
+    """The config as transformers has it."""
+    values = dict(config)
+    return AutoConfig.for_model(values.pop("model_type"), **values)
+
+
+def write_checkpoint(
+    path: Path, config: Config, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> Path:
+    """A folder with random gains and biases too, so that a mistake in either shows."""
+    model = AutoModelForCausalLM.from_config(class_config(config))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias") or "norm" in name:
+                parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+            else:
+                parameter.copy_(0.12 * torch.randn(parameter.shape, generator=generator))
+    model.to(dtype).save_pretrained(path)
+    return path
