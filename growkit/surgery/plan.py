@@ -14,8 +14,10 @@ from growkit.families import FAMILIES, Family, family_of
 from growkit.surgery.compose import ComposedGrowth, compose
 from growkit.surgery.config import grown_config
 from growkit.surgery.growth import Exactness, ModelShape, Operator
+from growkit.surgery.remedy import sizes_that_load
 from growkit.surgery.symmetry import Symmetry
 from growkit.surgery.tensor_plans import PlanBuilder, TensorPlan
+from growkit.surgery.tied_head import tied_head_note
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,8 @@ def build_plan(
         tensors=tensors,
         symmetry=symmetry,
         exactness=exactness,
-        warnings=_warnings(symmetry, growth, bool(shared), source_family, family),
+        warnings=_warnings(symmetry, growth, bool(shared), source_family, family)
+        + tied_head_note(checkpoint, source_family, source_sizes),
     )
 
 
@@ -142,8 +145,9 @@ def _check_refusal(family: Family, growth: ComposedGrowth, config: Mapping[str, 
     if refusal:
         raise UsageError(
             f"transformers would not load the grown model: {refusal}.",
-            "Choose another size"
-            + (", or --format gda." if family.differential else " or grow another axis too."),
+            "Choose another size, or --format gda."
+            if family.differential
+            else sizes_that_load(family, config, growth.sizes, growth.axes),
         )
 
 

@@ -13,8 +13,12 @@ from growkit.surgery.growth import Operator
 from growkit.surgery.operators import (
     Depth,
     Ffn,
+    HeadDim,
+    Heads,
     Hidden,
+    KvHeads,
     NoiseHeads,
+    QueryHeads,
     SignalHeads,
     UniformHeads,
     UntieEmbeddings,
@@ -36,6 +40,9 @@ class GrowthRequest:
 
     Attributes:
         signal_heads, noise_heads, uniform_heads: head groups of differential attention.
+        heads: query and key/value heads of ordinary attention, counted in query heads.
+        query_heads, kv_heads: one of the two; ``kv_heads`` counts pairs in differential attention.
+        head_dim: refused, with the reason.
         ffn: ``intermediate_size``.
         hidden: ``hidden_size``, a whole multiple.
         layers: depth, by ``depth_method`` at ``layer_placement``.
@@ -52,6 +59,10 @@ class GrowthRequest:
     signal_heads: str | None = None
     noise_heads: str | None = None
     uniform_heads: str | None = None
+    heads: str | None = None
+    query_heads: str | None = None
+    kv_heads: str | None = None
+    head_dim: str | None = None
     ffn: str | None = None
     hidden: str | None = None
     layers: str | None = None
@@ -112,6 +123,15 @@ class GrowthRequest:
             result.append(SignalHeads(amount, self.new_heads))
         if self.noise_heads:
             result.append(NoiseHeads(Amount.parse(self.noise_heads, "--noise-heads")))
+        if self.heads:
+            result.append(Heads(Amount.parse(self.heads, "--heads"), self.new_heads))
+        if self.query_heads:
+            amount = Amount.parse(self.query_heads, "--query-heads")
+            result.append(QueryHeads(amount, self.new_heads))
+        if self.kv_heads:
+            result.append(KvHeads(Amount.parse(self.kv_heads, "--kv-heads")))
+        if self.head_dim:
+            result.append(HeadDim(Amount.parse(self.head_dim, "--head-dim")))
         if self.ffn:
             result.append(Ffn(Amount.parse(self.ffn, "--ffn"), self.new_units))
         if self.hidden:
@@ -122,8 +142,9 @@ class GrowthRequest:
         if not result:
             raise UsageError(
                 "Nothing to grow was asked for.",
-                "Give at least one of --signal-heads, --noise-heads, --uniform-heads, --layers, "
-                "--ffn, --hidden, --untie-embeddings or --recipe.",
+                "Give at least one of --signal-heads, --noise-heads, --uniform-heads, --heads, "
+                "--query-heads, --kv-heads, --layers, --ffn, --hidden, --untie-embeddings or "
+                "--recipe.",
             )
         return result
 

@@ -6,7 +6,9 @@ from growkit.errors import UsageError
 from growkit.surgery.growth import ModelShape
 
 WHAT_GROWS = {
+    "query_head": "--query-heads, --heads",
     "signal_head": "--signal-heads, --noise-heads, --uniform-heads",
+    "kv_head": "--kv-heads",
     "layer": "--layers",
     "ffn": "--ffn",
     "hidden": "--hidden",

@@ -1,0 +1,49 @@
+"""What to ask for instead of sizes that transformers would not load: found by asking the family."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from growkit.families import Family
+from growkit.families.base import Config
+
+MOST = 4
+
+
+def sizes_that_load(
+    family: Family, config: Config, sizes: Mapping[str, int], grown: Collection[str]
+) -> str:
+    """One sentence with query head counts and hidden sizes near ``sizes`` that are not refused.
+
+    Args:
+        family: of the written checkpoint.
+        config: of the source.
+        sizes: the refused sizes.
+        grown: axes that the request grew.
+    """
+    choices = []
+    if "query_head" in grown:
+        step = sizes["query_head"] // sizes["kv_head"] if "kv_head" in grown else sizes["kv_head"]
+        counts = _accepted(family, config, sizes, "query_head", step)
+        if counts:
+            choices.append(f"query heads that fit: {counts}")
+    hidden = _accepted(family, config, sizes, "hidden", family.sizes(config)["hidden"])
+    if hidden:
+        choices.append(f"or with --hidden {hidden}" if choices else f"with --hidden {hidden}")
+    if not choices:
+        return "Choose another size or grow another axis too."
+    text = ", ".join(choices)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _accepted(
+    family: Family, config: Config, sizes: Mapping[str, int], axis: str, step: int
+) -> str:
+    """Multiples of ``step`` up to four times the refused size that the family accepts."""
+    first = family.sizes(config)[axis] + step
+    accepted = [
+        size
+        for size in range(first - first % step, 4 * sizes[axis] + 1, step)
+        if family.refusal(config, {**sizes, axis: size}) is None
+    ]
+    return ", ".join(str(size) for size in accepted[:MOST])
