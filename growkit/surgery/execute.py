@@ -57,7 +57,9 @@ def execute(
     work = _Work(plan, writer, done, on_non_finite or (lambda name: None))
     # The largest first, so that no thread is left alone with a large one at the end.
     order = sorted(plan.tensors, key=lambda t: -_nbytes(t))
-    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+    workers = threads or os.cpu_count() or 1
+    # Weights that are not finite are reported by name; numpy need not say it once more.
+    with ThreadPoolExecutor(workers, initializer=lambda: np.seterr(invalid="ignore")) as pool:
         futures = [pool.submit(work.write, tensor) for tensor in order]
         try:
             for future in futures:

@@ -12,6 +12,7 @@ import pytest
 import tiny_checkpoints as tiny
 
 from growkit.surgery import symmetry
+from growkit.surgery.split import split
 from growkit.surgery.symmetry import Symmetry, shares
 
 SPLIT, EVEN = Symmetry("split"), Symmetry("even")
@@ -39,6 +40,23 @@ def test_split_is_exact_for_every_16_bit_number(dtype: str, copies: int) -> None
         assert len(parts) == copies
         assert all(part.dtype == weights.dtype for part in parts)
         assert (total(parts) == weights.astype(np.float64)).all()
+
+
+@pytest.mark.parametrize("remaining", COPIES)
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+def test_every_step_is_exact_for_every_number_and_every_random_byte(
+    dtype: str, remaining: int
+) -> None:
+    """All that can happen: a copy is peeled off a 16-bit number by one random byte."""
+    weights = every_finite(dtype)
+    weights = weights[~np.signbit(weights)]
+    wide = weights.astype(np.float32)
+    for byte in range(256):
+        rest, peeled = split(weights, remaining, np.full(weights.shape, byte, np.uint8))
+        a, b = rest.astype(np.float32), peeled.astype(np.float32)
+        # Both are non-negative and below the weight, so the sum of two 16-bit numbers is exact.
+        assert (a + b == wide).all()
+        assert min(a.min(), b.min()) >= 0
 
 
 @pytest.mark.parametrize("bits", [0, 1, 0xFFFE, 0xFFFF])
