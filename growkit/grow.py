@@ -27,6 +27,7 @@ from growkit.surgery.inspect import layer_lambdas
 from growkit.surgery.manifest import MANIFEST, build_manifest, config_block, to_json
 from growkit.surgery.plan import Plan, build_plan
 from growkit.surgery.request import GrowthRequest
+from growkit.surgery.tied_head import check_tied_head
 
 # Config, manifest, card and code beside the tensors; a generous bound for the check of disk space.
 SIDE_FILE_BYTES = 64 << 20
@@ -103,6 +104,7 @@ def grow_checkpoint(
             target=request.format,
         )
         layer_lambdas(checkpoint, plan.source_family, plan.source_sizes["layer"])
+        check_tied_head(checkpoint, plan.source_family, plan.source_sizes)
         content = None
         if hash_content:
             with open_progress("hash", checkpoint.total_size, "B") as bar:

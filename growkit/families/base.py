@@ -170,6 +170,13 @@ class Family:
         """The tensor with this role, if the family has one."""
         return next((t for t in self.tensors if t.role == role), None)
 
+    def tied_names(self, sizes: Sizes) -> tuple[str, str] | None:
+        """(output projection, embedding it is tied to) of a tied checkpoint; None when untied."""
+        head, embedding = self.tensor("lm_head"), self.tensor("embed")
+        if head is None or embedding is None or not sizes["tied"]:
+            return None
+        return head.name, embedding.name
+
     def layer_list(self, config: Config, name: str, layers: int) -> list[Any] | None:
         """The config's list ``name``, one entry a layer, or what the class makes without it.
 
@@ -209,7 +216,10 @@ class Family:
                     "The config and the weights disagree; check num_attention_heads, head_dim, "
                     "hidden_size and intermediate_size in config.json.",
                 )
+        tied = self.tied_names(sizes)
         for name in shapes:
+            if tied and name == tied[0] and tuple(shapes[name]) == expected[tied[1]]:
+                continue  # a second copy of the embedding; growth compares them
             if name not in expected and not any(re.fullmatch(p, name) for p in self.ignored):
                 raise CheckpointError(
                     f"Tensor {name!r} is not part of the {self.name} architecture.",
