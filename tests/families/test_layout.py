@@ -43,8 +43,13 @@ def test_stripes(groups: int, first: int, second: int) -> None:
 def test_stripes_of_motif_2() -> None:
     """32 signal and 8 noise heads: [s0 s1 s2 s3 n0] [s4 ...]."""
     units = listed(stripes("s", "n")({"s": 32, "n": 8, "head_dim": 128}))
-    assert units[:6] == [("s", 0, 0), ("s", 1, 0), ("s", 2, 0), ("s", 3, 0), ("n", 0, 0)] + [
-        ("s", 4, 0)
+    assert units[:6] == [
+        ("s", 0, 0),
+        ("s", 1, 0),
+        ("s", 2, 0),
+        ("s", 3, 0),
+        ("n", 0, 0),
+        ("s", 4, 0),
     ]
     assert units[-1] == ("n", 7, 0)
 
