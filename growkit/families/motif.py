@@ -82,5 +82,6 @@ MOTIF = Family(
     refusal=_refusal,
     lambda_init=lambda config, layer: motif_lambda_init(layer),
     lambda_scale_role="subln",
+    loadable=False,
     full_copies_only=diff.polynorm_needs_whole_copies,
 )

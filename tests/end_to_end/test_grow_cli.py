@@ -196,6 +196,18 @@ def test_not_a_folder(tmp_path: Path, growkit: Callable[..., Run]) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_what_cannot_be_verified_is_refused_before_it_is_written(
+    tmp_path: Path, growkit: Callable[..., Run]
+) -> None:
+    """transformers has no Motif class; without the proof it is grown."""
+    source = tiny.make_folder(tmp_path / "source", tiny.motif_config())
+    run = growkit("grow", source, *SIGNAL, "--out", tmp_path / "out")
+    cause, remedy = message(run.err)
+    assert run.code == 2 and "motif" in cause and "--no-verify" in remedy
+    assert not (tmp_path / "out").exists()
+    assert growkit("grow", source, *SIGNAL, "--out", tmp_path / "out", "--no-verify").code == 0
+
+
 def test_output_equals_input_or_lies_in_it(source: Path, growkit: Callable[..., Run]) -> None:
     before = snapshot(source)
     link = source.parent / "link"
