@@ -47,6 +47,7 @@ FAMILIES: dict[str, Config] = {
     "smollm3": {"model_type": "smollm3"},
     "phi3": {"model_type": "phi3"},
     "olmo2": {"model_type": "olmo2"},
+    "olmo3": {"model_type": "olmo3", "sliding_window": 16},
     "gemma2": {"model_type": "gemma2", "sliding_window": 16, "query_pre_attn_scalar": 12},
     "gemma3": {"model_type": "gemma3_text", "sliding_window": 16, "sliding_window_pattern": 3},
 }
@@ -57,6 +58,7 @@ BIASES: dict[str, tuple[str, ...]] = {
     "smollm3": ("attention_bias", "mlp_bias"),
     "qwen3": ("attention_bias",),
     "olmo2": ("attention_bias",),
+    "olmo3": ("attention_bias",),
     "gemma2": ("attention_bias",),
     "gemma3": ("attention_bias",),
 }

@@ -10,6 +10,7 @@ from growkit.families.gemma import GEMMA2, GEMMA3
 from growkit.families.llama import GRANITE, LLAMA, MISTRAL
 from growkit.families.motif import MOTIF
 from growkit.families.olmo2 import OLMO2
+from growkit.families.olmo3 import OLMO3
 from growkit.families.phi3 import PHI3
 from growkit.families.qwen import QWEN2, QWEN3
 from growkit.families.smollm3 import SMOLLM3
@@ -27,6 +28,7 @@ _ALL = (
     SMOLLM3,
     PHI3,
     OLMO2,
+    OLMO3,
     GEMMA2,
     GEMMA3,
 )

@@ -10,6 +10,7 @@ import numpy as np
 from growkit.families.base import (
     Config,
     Family,
+    LayerRule,
     Link,
     Tensor,
     always,
@@ -222,6 +223,22 @@ def hidden_holds_heads(class_name: str) -> Callable[[Config, Sizes], str | None]
         return None
 
     return refusal
+
+
+def full_attention_every(period: int, stated_by: str | None = None) -> LayerRule:
+    """``layer_types`` with full attention in every ``period``-th layer, windows in the others.
+
+    ``stated_by`` names a config field that overrides the period.
+    """
+
+    def rule(config: Config, layers: int) -> list[str]:
+        every = config.get(stated_by, period) if stated_by else period
+        return [
+            "sliding_attention" if (layer + 1) % every else "full_attention"
+            for layer in range(layers)
+        ]
+
+    return rule
 
 
 def evenly_shared(source: str, target: str) -> Link:

@@ -7,11 +7,12 @@ embedding is multiplied by sqrt(hidden_size); the softmax scale is the stored nu
 
 from __future__ import annotations
 
-from growkit.families.base import Config, LayerRule, Tensor
+from growkit.families.base import Tensor
 from growkit.families.decoder import (
     LAYER,
     attention_tensors,
     decoder,
+    full_attention_every,
     gated_ffn_tensors,
     head_norm_tensors,
     hidden_holds_heads,
@@ -28,19 +29,6 @@ def _norm(role: str, name: str, closes_block: bool = False) -> Tensor:
     return norm(role, LAYER + name, gain_offset=GAIN_OFFSET, closes_block=closes_block)
 
 
-def _every(period: int, name: str | None = None) -> LayerRule:
-    """Full attention in every ``period``-th layer (or what the config field ``name`` says)."""
-
-    def rule(config: Config, layers: int) -> list[str]:
-        every = config.get(name, period) if name else period
-        return [
-            "sliding_attention" if (layer + 1) % every else "full_attention"
-            for layer in range(layers)
-        ]
-
-    return rule
-
-
 TENSORS = (
     *outer_tensors(GAIN_OFFSET),
     _norm("input_norm", "input_layernorm.weight"),
@@ -55,7 +43,7 @@ GEMMA2 = decoder(
     TENSORS,
     sizes_with(DEFAULTS, {"mlp_bias": 0}),
     refusal=hidden_holds_heads("Gemma2Config"),
-    layer_rules={"layer_types": _every(2)},
+    layer_rules={"layer_types": full_attention_every(2)},
     sqrt_embedding_scale=True,
 )
 GEMMA3 = decoder(
@@ -64,6 +52,6 @@ GEMMA3 = decoder(
     sizes_with(DEFAULTS, {"mlp_bias": 0}),
     model_type="gemma3_text",
     refusal=hidden_holds_heads("Gemma3TextConfig"),
-    layer_rules={"layer_types": _every(6, "sliding_window_pattern")},
+    layer_rules={"layer_types": full_attention_every(6, "sliding_window_pattern")},
     sqrt_embedding_scale=True,
 )

@@ -19,19 +19,27 @@ from growkit.families.decoder import (
     query_rows,
     sizes_with,
 )
+from growkit.families.layout import Sizes
+
+TENSORS = (
+    *outer_tensors(),
+    *attention_tensors(writes_residual=False),
+    Tensor("q_norm", ATTENTION + "q_norm.weight", (query_rows,), init="ones"),
+    Tensor("k_norm", ATTENTION + "k_norm.weight", (kv_rows,), init="ones"),
+    norm("attention_post_norm", LAYER + "post_attention_layernorm.weight", closes_block=True),
+    *gated_ffn_tensors(writes_residual=False),
+    norm("ffn_post_norm", LAYER + "post_feedforward_layernorm.weight", closes_block=True),
+)
+
+
+def heads_normed_together(sizes: Sizes) -> tuple[str, ...]:
+    """The norms over all heads keep their mean square only if all are copied equally often."""
+    return ("query_head", "kv_head")
+
 
 OLMO2 = decoder(
     "olmo2",
-    (
-        *outer_tensors(),
-        *attention_tensors(writes_residual=False),
-        Tensor("q_norm", ATTENTION + "q_norm.weight", (query_rows,), init="ones"),
-        Tensor("k_norm", ATTENTION + "k_norm.weight", (kv_rows,), init="ones"),
-        norm("attention_post_norm", LAYER + "post_attention_layernorm.weight", closes_block=True),
-        *gated_ffn_tensors(writes_residual=False),
-        norm("ffn_post_norm", LAYER + "post_feedforward_layernorm.weight", closes_block=True),
-    ),
+    TENSORS,
     sizes_with(facts={"mlp_bias": 0}),
-    # The norms over all heads keep their mean square only if every head is copied equally often.
-    full_copies_only=lambda sizes: ("query_head", "kv_head"),
+    full_copies_only=heads_normed_together,
 )

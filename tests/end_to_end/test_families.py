@@ -17,14 +17,17 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from growkit.cli.main import main
 from growkit.errors import CheckpointError, UsageError
+from growkit.families import family_of
 from growkit.grow import grow_checkpoint
 from growkit.surgery.plan import Plan
 from growkit.surgery.request import GrowthRequest
 from growkit.verify import verify_checkpoints
 
 Tensors = dict[str, torch.Tensor]
-POST_NORM = ("olmo2", "gemma2", "gemma3")
-GEMMA = ("gemma2", "gemma3")
+TABLES = {family: family_of(family_config(family)) for family in FAMILIES}
+POST_NORM = [family for family, table in TABLES.items() if table.tensor("attention_post_norm")]
+PATTERNED = [family for family, table in TABLES.items() if table.layer_rules]
+GEMMA = [family for family, table in TABLES.items() if table.sqrt_embedding_scale]
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,7 @@ def rewrite_config(folder: Path, **changes: Any) -> None:
     (folder / "config.json").write_text(json.dumps(kept))
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen3", "smollm3", "gemma2", "gemma3"])
+@pytest.mark.parametrize("family", PATTERNED)
 def test_a_list_that_the_config_leaves_out(tmp_path: Path, family: str) -> None:
     """The class would make another pattern for more layers; the old one is written out."""
     windows: dict[str, Any] = {"num_hidden_layers": 5}
