@@ -1,7 +1,8 @@
 """Carry a plan out: stream the source through a few reused buffers into the planned shards.
 
-Unchanged bytes are copied by range, zeros stay holes, and only shared columns are computed, in
-blocks that fit the cache. Tensors are independent, so threads change nothing but the time.
+Unchanged bytes are copied by range and looked at for NaN on the way, zeros stay holes, and only
+shared columns are computed, in blocks that fit the cache. Tensors are independent, so threads
+change nothing but the time.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from growkit.checkpoint import DTYPES, ShardWriter
+from growkit.checkpoint import DTYPES, ShardWriter, TensorInfo
 from growkit.surgery.axis_map import NEW
 from growkit.surgery.expand import ColumnMoves, RowTargets, expand_rows
 from growkit.surgery.lambdas import change_lambda
@@ -30,8 +31,9 @@ Advance = Callable[[int], None]
 # A block, its random numbers and the temporaries of the split stay in the second-level cache.
 BLOCK_ELEMENTS = 1 << 15
 INPUT_BYTES = 1 << 20
-# Small enough that the check for NaN finds the bytes still in a cache.
-COPY_BYTES = 1 << 20
+# Written while it is still in the cache that it was read into.
+COPY_BYTES = 1 << 19
+KERNEL_COPY_BYTES = 1 << 25
 
 
 def execute(
@@ -114,30 +116,39 @@ class _Work:
     # -- without arithmetic ---------------------------------------------------------------------
 
     def _copy_rows(self, tensor: TensorPlan) -> None:
-        """Copy runs of whole rows by byte range; new rows start at random (or zero)."""
+        """Copy runs of whole rows as bytes; new rows start at random (or zero)."""
         assert tensor.source is not None
-        info = self.plan.checkpoint.tensors[tensor.source]
-        row_bytes = _nbytes(tensor) // tensor.output.shape[0] if tensor.output.shape[0] else 0
-        rows = tensor.dims[0]
-        runs = rows.runs if rows else ((0, 0, tensor.output.shape[0]),)
-        descriptor = self.plan.checkpoint.descriptor(info.shard)
-        unchecked = self.finite.claim(tensor.source)
-        if unchecked and rows is not None:
-            self.finite.read(tensor.source, 0, info.nbytes)
-        for old, new, count in runs:
+        info, rows = self.plan.checkpoint.tensors[tensor.source], tensor.dims[0]
+        if not self.finite.claim(tensor.source) and rows is None:
+            self._copy_in_kernel(tensor, info)
+            return
+        # Reading to check and writing from the cache is as fast as a copy inside the kernel, which
+        # has to touch two pages for every page because tensors do not begin at page boundaries.
+        old_rows = rows.old_width if rows else 1
+        targets = RowTargets(rows, old_rows, info.nbytes // max(old_rows, 1))
+        buffer = self._buffer(min(COPY_BYTES, info.nbytes))
+        for first in range(0, info.nbytes, COPY_BYTES):
+            if self.stop.is_set():
+                raise Stopped
+            block = buffer[: info.nbytes - first]
+            self.plan.checkpoint.read_into(tensor.source, block, first)
+            self.finite.look(tensor.source, block)
+            for _, offset, place, count in targets.within(first, first + len(block)):
+                self.writer.write(tensor.output.name, place, block[offset : offset + count])
+                self.advance(count)
+        for old, new, count in rows.runs if rows else ():
             if old == NEW:
                 self._initialise_rows(tensor, new, count)
-                continue
-            length, start = count * row_bytes, old * row_bytes
-            for offset in range(0, length, COPY_BYTES):
-                if self.stop.is_set():
-                    raise Stopped
-                part = min(COPY_BYTES, length - offset)
-                place, first = new * row_bytes + offset, start + offset
-                self.writer.copy(tensor.output.name, place, descriptor, info.start + first, part)
-                if unchecked and rows is None:
-                    self.finite.read(tensor.source, first, first + part)
-                self.advance(part)
+
+    def _copy_in_kernel(self, tensor: TensorPlan, info: TensorInfo) -> None:
+        """Nothing moves and nothing is left to check."""
+        descriptor = self.plan.checkpoint.descriptor(info.shard)
+        for offset in range(0, info.nbytes, KERNEL_COPY_BYTES):
+            if self.stop.is_set():
+                raise Stopped
+            part = min(KERNEL_COPY_BYTES, info.nbytes - offset)
+            self.writer.copy(tensor.output.name, offset, descriptor, info.start + offset, part)
+            self.advance(part)
 
     def _initialise_rows(self, tensor: TensorPlan, first: int, count: int) -> None:
         rows = tensor.dims[0]

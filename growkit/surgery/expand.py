@@ -18,11 +18,14 @@ Indices = slice | IntArray
 
 
 class RowTargets:
-    """Written rows of each range of old rows: the inverse of a row map, as runs."""
+    """Written rows of each range of old rows: the inverse of a row map, as runs.
 
-    def __init__(self, rows: DimMap | None, old_rows: int) -> None:
+    With ``unit`` bytes a row, everything is counted in bytes instead.
+    """
+
+    def __init__(self, rows: DimMap | None, old_rows: int, unit: int = 1) -> None:
         if rows is None:
-            self.runs = [(0, 0, 0, old_rows)]
+            self.runs = [(0, 0, 0, old_rows * unit)]
             return
         self.runs = []
         for rank in range(int(rows.multiplicity.max(initial=0))):
@@ -30,8 +33,9 @@ class RowTargets:
             sources = rows.source[here]
             breaks = np.flatnonzero((np.diff(sources) != 1) | (np.diff(here) != 1)) + 1
             for part in np.split(np.arange(len(here)), breaks):
-                old, new = int(sources[part[0]]) * rows.block, int(here[part[0]]) * rows.block
-                self.runs.append((rank, old, new, len(part) * rows.block))
+                size = rows.block * unit
+                old, new = int(sources[part[0]]) * size, int(here[part[0]]) * size
+                self.runs.append((rank, old, new, len(part) * size))
 
     def within(self, first: int, end: int) -> Iterator[tuple[int, int, int, int]]:
         """(rank, offset in the block, written row, rows) for the old rows [first, end)."""
