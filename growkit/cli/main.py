@@ -18,6 +18,7 @@ COMMANDS = {
     "plan": "plan",
     "inspect": "inspect",
     "verify": "verify",
+    "diff": "diff",
     "train": "train",
     "demo": "demo",
 }

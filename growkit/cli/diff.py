@@ -1,0 +1,75 @@
+"""``growkit diff``: what of one folder is in the other, part by part."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from growkit.cli.common import (
+    CheckpointArgument,
+    JsonOption,
+    QuietOption,
+    VerboseOption,
+    open_output,
+)
+
+PANEL = "Look and prove"
+
+
+def diff(
+    a: CheckpointArgument,
+    b: CheckpointArgument,
+    json_mode: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Explain a grown folder by its parent, or compare two folders tensor by tensor.
+
+    Reads both folders once, in small blocks; no model is loaded. For a folder that growkit grew it
+    says which rows and columns are old, copies or new, and checks it on the bytes.
+
+    [dim]growkit diff ckpt/ grown/[/dim]
+    """
+    output = open_output(json_mode, quiet, verbose)
+    from growkit.checkpoint import open_checkpoint
+    from growkit.surgery.diff import diff_checkpoints
+
+    with (
+        open_checkpoint(a) as first,
+        open_checkpoint(b) as second,
+        output.progress("compare", second.total_size) as bar,
+    ):
+        report = diff_checkpoints(first, second, bar.advance)
+    output.show(*_lines(report))
+    for note in report["notes"]:
+        output.warn(note)
+    output.result({"a": str(a), "b": str(b), **report})
+
+
+def _lines(report: dict[str, Any]) -> list[Any]:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from growkit.surgery.diff_text import span
+
+    table = Table(title=_title(report), title_justify="left")
+    table.add_column("layers")
+    table.add_column("tensor", overflow="fold")
+    table.add_column("how", overflow="fold")
+    rows: dict[tuple[str, str], list[str]] = {}
+    for group in report["groups"]:
+        layers = span(group["layers"])
+        if group["inserted"]:
+            layers += f" (inserted, from {span(sorted(set(group['source_layers'])))})"
+        name = group["tensor"].split("{layer}.")[-1].removesuffix(".weight")
+        rows.setdefault((layers, group["text"]), []).append(name)
+    for (layers, text), names in rows.items():
+        table.add_row(layers, escape(", ".join(names)), escape(text))
+    return [table, *(f"growth: {escape(summary)}" for summary in report["operators"])]
+
+
+def _title(report: dict[str, Any]) -> str:
+    if report["mode"] == "tensors":
+        return "A and B are identical" if report["identical"] else "A and B, tensor by tensor"
+    if report["as_grown"]:
+        return "B is A, grown; every part is what its plan says"
+    return "B was grown from A and has changed since"

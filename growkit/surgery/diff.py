@@ -1,0 +1,231 @@
+"""Two folders of one family, explained: by the plan that grew one from the other, or by entries.
+
+Everything is streamed in blocks of about a megabyte; no torch, nothing is run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from growkit.checkpoint import Checkpoint, identity
+from growkit.errors import GrowkitError, UsageError
+from growkit.surgery.compare import Difference, compare_tensors
+from growkit.surgery.diff_text import group_text
+from growkit.surgery.explain import dim_parts, explain
+from growkit.surgery.manifest import read_manifest
+from growkit.surgery.plan import Plan, build_plan
+from growkit.surgery.request import GrowthRequest
+from growkit.surgery.tensor_plans import TensorPlan
+
+Advance = Callable[[float], None]
+LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+@dataclass
+class Group:
+    """The same tensor of several layers, which differ in the same way.
+
+    Attributes:
+        tensor: name, ``{layer}`` where the layer number stands.
+        status: ``unchanged``, ``different``, ``shape``, ``only in A``, ``only in B``; or by a plan
+            ``copied``, ``grown``, ``rescaled``, ``zero``, ``closed``, ``lambda``, ``new``.
+        layers: layers of B (of A for ``only in A``); empty for a tensor outside the layers.
+        sources: layers of A that they are made of.
+        inserted: the layers are inserted blocks or further copies, not the old ones.
+        shapes: of A and of B, where there is one.
+        dims: ``rows`` and ``columns`` (``entries`` of a vector): ranges [start, end) of the
+            ``old``, ``copies`` and ``new`` parts, and whether copies share the weight.
+        factor: every entry was multiplied by this.
+        difference: figures over all layers.
+    """
+
+    tensor: str
+    status: str
+    layers: list[int] = field(default_factory=list)
+    sources: list[int] = field(default_factory=list)
+    inserted: bool = False
+    shapes: tuple[tuple[int, ...] | None, tuple[int, ...] | None] = (None, None)
+    dims: dict[str, dict[str, Any]] = field(default_factory=dict)
+    factor: float = 1.0
+    difference: Difference = field(default_factory=Difference)
+
+    @property
+    def key(self) -> str:
+        """Groups with equal keys are one."""
+        changed = self.difference.differing > 0
+        return repr((self.tensor, self.status, self.inserted, self.shapes, self.dims, changed))
+
+    def to_dict(self) -> dict[str, Any]:
+        figures = self.difference
+        return {
+            "tensor": self.tensor,
+            "status": self.status,
+            "layers": self.layers,
+            "source_layers": self.sources,
+            "inserted": self.inserted,
+            "shape_a": self.shapes[0],
+            "shape_b": self.shapes[1],
+            **self.dims,
+            "factor": self.factor,
+            "shares": {str(copies): parts for copies, parts in figures.mean_shares.items()},
+            "entries": figures.entries,
+            "differing": figures.differing,
+            "max_difference": figures.max_difference,
+            "text": group_text(self),
+        }
+
+
+def diff_checkpoints(
+    a: Checkpoint, b: Checkpoint, advance: Advance = lambda amount: None
+) -> dict[str, Any]:
+    """Explain how ``b`` differs from ``a``.
+
+    With a growkit.json in ``b`` that names ``a`` as its parent, the plan is made again and every
+    written part is compared with what the plan makes of the source. Otherwise tensors of equal
+    names are compared entry by entry.
+
+    Args:
+        a: one folder, the parent where there is one.
+        b: the other.
+        advance: told the bytes of ``b`` that are done.
+
+    Returns:
+        JSON-able: ``mode`` (``growth`` or ``tensors``), ``operators`` (of the plan), ``as_grown``
+        (every part is what the plan says; None without a plan), ``layers`` (of the plan),
+        ``identical``, ``notes`` and ``groups`` (see :class:`Group`).
+
+    Raises:
+        UsageError: the folders hold different architectures.
+    """
+    notes: list[str] = []
+    plan = _plan(a, b, notes)
+    if plan is None:
+        kinds = [checkpoint.config.get("model_type") for checkpoint in (a, b)]
+        if kinds[0] != kinds[1]:
+            raise UsageError(
+                f"A is a {kinds[0]!r} and B a {kinds[1]!r} checkpoint.",
+                "growkit diff compares two folders of one family, or a folder with what was grown "
+                "from it.",
+            )
+    found = _by_plan(plan, b, advance) if plan else _by_name(a, b, advance)
+    groups: dict[str, Group] = {}
+    for group in found:
+        known = groups.setdefault(group.key, group)
+        if known is not group:
+            known.layers += group.layers
+            known.sources += group.sources
+            known.difference.add(group.difference)
+    changed = [group for group in groups.values() if group.difference.differing]
+    same = not changed and all(g.status == "unchanged" for g in groups.values())
+    return {
+        "mode": "growth" if plan else "tensors",
+        "family": a.config.get("model_type"),
+        "operators": [step.summary for step in plan.growth.steps] if plan else [],
+        "layers": _layers(plan) if plan else None,
+        "as_grown": _as_grown(plan, list(groups.values())) if plan else None,
+        "identical": same if plan is None else False,
+        "notes": notes,
+        "groups": [group.to_dict() for group in groups.values()],
+    }
+
+
+def _plan(a: Checkpoint, b: Checkpoint, notes: list[str]) -> Plan | None:
+    """The plan that made ``b`` from ``a``, made again; None when ``a`` is not the parent."""
+    manifest = read_manifest(b.path)
+    if manifest is None or not isinstance(manifest.get("request"), dict):
+        if _is_parent(b, read_manifest(a.path)):
+            notes.append("A was grown from B: give the folders in the other order to see how")
+        return None
+    if not _is_parent(a, manifest):
+        parent = manifest.get("parent", {}).get("name")
+        notes.append(f"B was grown from {parent!r}, whose config and tensors are not those of A")
+        return None
+    request = GrowthRequest.from_mapping(manifest["request"])
+    try:
+        plan = build_plan(
+            a, request.operators(), symmetry=request.symmetry_choice(), target=request.format
+        )
+    except GrowkitError as error:
+        notes.append(f"the growth recorded in growkit.json cannot be planned again: {error.cause}")
+        return None
+    written = {t.output.name: t.output.shape for t in plan.tensors}
+    if written != {name: info.shape for name, info in b.tensors.items()}:
+        notes.append("B no longer has the tensors that growkit.json records")
+        return None
+    return plan
+
+
+def _is_parent(parent: Checkpoint, manifest: dict[str, Any] | None) -> bool:
+    recorded = (manifest or {}).get("parent")
+    if not isinstance(recorded, dict):
+        return False
+    return all(recorded.get(key) == value for key, value in identity(parent).items())
+
+
+def _by_plan(plan: Plan, b: Checkpoint, advance: Advance) -> list[Group]:
+    groups = []
+    for tensor in plan.tensors:
+        info = plan.checkpoint.tensors.get(tensor.source or "")
+        layer = None if tensor.layer is None else plan.growth.layers[tensor.layer]
+        moved = tensor.lambda_change is not None
+        groups.append(
+            Group(
+                LAYER.sub("{layer}", tensor.output.name, count=1),
+                "lambda" if moved else tensor.action,
+                [] if tensor.layer is None else [tensor.layer],
+                [] if layer is None else [layer.source],
+                layer is not None and layer.kind != "kept",
+                (info.shape if info else None, tensor.output.shape),
+                _dims(tensor),
+                tensor.factor,
+                explain(plan, tensor, b),
+            )
+        )
+        advance(b.tensors[tensor.output.name].nbytes)
+    return groups
+
+
+def _dims(tensor: TensorPlan) -> dict[str, dict[str, Any]]:
+    labels = ("rows", "columns") if len(tensor.dims) > 1 else ("entries",)
+    return {
+        label: {"shared": dim.shares, **dim_parts(dim)}
+        for label, dim in zip(labels, tensor.dims, strict=False)
+        if dim is not None and tensor.action not in ("zero", "closed")
+    }
+
+
+def _layers(plan: Plan) -> list[dict[str, Any]]:
+    return [{"source": layer.source, "kind": layer.kind} for layer in plan.growth.layers]
+
+
+def _as_grown(plan: Plan, groups: list[Group]) -> bool:
+    """Nothing but rounding of shares stands between the files and the plan."""
+    rounded = plan.exactness.value == "rounded"
+    return not any(
+        group.difference.differing
+        for group in groups
+        if not (rounded and any(dim["shared"] for dim in group.dims.values()))
+    )
+
+
+def _by_name(a: Checkpoint, b: Checkpoint, advance: Advance) -> list[Group]:
+    groups = []
+    for name in [*b.tensors, *(n for n in a.tensors if n not in b.tensors)]:
+        match = LAYER.search(name)
+        layers = [int(match[0])] if match else []
+        info_a, info_b = a.tensors.get(name), b.tensors.get(name)
+        group = Group(LAYER.sub("{layer}", name, count=1), "unchanged", layers, list(layers))
+        group.shapes = (info_a.shape if info_a else None, info_b.shape if info_b else None)
+        if info_b is None or info_a is None:
+            group.status = "only in A" if info_b is None else "only in B"
+        elif info_a.shape != info_b.shape:
+            group.status = "shape"
+        else:
+            group.difference = compare_tensors(a, name, b, name)
+            group.status = "different" if group.difference.differing else "unchanged"
+        groups.append(group)
+        advance(info_b.nbytes if info_b else 0)
+    return groups
