@@ -45,7 +45,7 @@ FAMILIES: dict[str, Config] = {
     },
     "qwen3": {"model_type": "qwen3"},
     "smollm3": {"model_type": "smollm3"},
-    "phi3": {"model_type": "phi3"},
+    "phi3": {"model_type": "phi3", "partial_rotary_factor": 0.5},
     "olmo2": {"model_type": "olmo2"},
     "olmo3": {"model_type": "olmo3", "sliding_window": 16},
     "gemma2": {"model_type": "gemma2", "sliding_window": 16, "query_pre_attn_scalar": 12},

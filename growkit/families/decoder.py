@@ -232,7 +232,7 @@ def full_attention_every(period: int, stated_by: str | None = None) -> LayerRule
     """
 
     def rule(config: Config, layers: int) -> list[str]:
-        every = config.get(stated_by, period) if stated_by else period
+        every = (config.get(stated_by) if stated_by else None) or period
         return [
             "sliding_attention" if (layer + 1) % every else "full_attention"
             for layer in range(layers)

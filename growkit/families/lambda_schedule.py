@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The two published schedules of lambda_init by layer. Pure Python.
 
-A checkpoint of our own format stores one value per layer in ``config.json``; the schedules fill that
-list for a model made from scratch or read from a format that computes it from the layer index.
+A checkpoint of our own format stores one value per layer in ``config.json``; the schedules fill
+that list for a model made from scratch or read from a format that computes it from the layer index.
 """
 
 from __future__ import annotations

@@ -385,7 +385,11 @@ def test_phi3_long_context_factors_are_refused_in_the_plan(tmp_path: Path) -> No
         "short_factor": [1.0] * 4,
         "long_factor": [2.0] * 4,
     }
-    source = source_of(tmp_path / "a", "phi3", Case({}, config={"rope_parameters": rope}))
+    source = source_of(
+        tmp_path / "a",
+        "phi3",
+        Case({}, config={"rope_parameters": rope, "partial_rotary_factor": 1.0}),
+    )
     with pytest.raises(UsageError, match="Phi3Config wants 8 numbers"):
         grow(source, tmp_path / "b", hidden="x2")
     _, manifest = grow(source, tmp_path / "c", layers="+1", ffn="x2")

@@ -117,7 +117,7 @@ def test_phi3_long_context_factors() -> None:
         "short_factor": [1.0] * 4,
         "long_factor": [2.0] * 4,
     }
-    config = family_config("phi3", rope_parameters=rope)
+    config = family_config("phi3", rope_parameters=rope, partial_rotary_factor=1.0)
     class_config(config)
     assert objection(config) is None
     wider = config | {"hidden_size": 64}
