@@ -20,7 +20,6 @@ from growkit.checkpoint import (
     plan_shards,
     staged_output,
 )
-from growkit.errors import UsageError
 from growkit.remote_code import export_code
 from growkit.surgery.card import model_card
 from growkit.surgery.execute import execute
@@ -104,12 +103,6 @@ def grow_checkpoint(
             symmetry=request.symmetry_choice(),
             target=request.format,
         )
-        if verify and not plan.source_family.loadable:
-            raise UsageError(
-                f"transformers has no class for a {plan.source_family.name} checkpoint, so its "
-                "growth cannot be verified.",
-                "Pass --no-verify.",
-            )
         layer_lambdas(checkpoint, plan.source_family, plan.source_sizes["layer"])
         check_tied_head(checkpoint, plan.source_family, plan.source_sizes)
         content = None

@@ -48,4 +48,4 @@ def family_of(config: Config) -> Family:
     )
 
 
-__all__ = ["FAMILIES", "Family", "Tensor", "family_of"]
+__all__ = ["FAMILIES", "MOTIF", "Family", "Tensor", "family_of"]

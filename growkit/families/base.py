@@ -125,7 +125,6 @@ class Family:
         lambda_init: lambda_init of a layer (differential families).
         lambda_scale_role: role of the tensor that absorbs a change of (1 - lambda_init), for
             formats that compute lambda_init from the layer index; None where it is stored.
-        loadable: transformers (with our own model) has a class for it, so growth can be verified.
         full_copies_only: axes on which only whole copies are exact (a norm runs over the axis).
     """
 
@@ -145,7 +144,6 @@ class Family:
     ignored: tuple[str, ...] = (r".*rotary_emb\.inv_freq",)
     lambda_init: Callable[[Config, int], float] | None = None
     lambda_scale_role: str | None = None
-    loadable: bool = True
     full_copies_only: Callable[[Sizes], tuple[str, ...]] = field(default=lambda sizes: ())
 
     @property

@@ -1,7 +1,8 @@
 """Motif 2.6B (DIFF V1) and Motif-2-12.7B (GDA): the layout that ours follows.
 
 Source: MotifTechnologies/vllm ``motif.py`` (operator and layout); lambda_init comes from the layer
-index, one layer later than DIFF's. Grown at file level; transformers holds no class for it.
+index, one layer later than DIFF's. transformers holds no class for it: our GDA model, which has the
+same layout and names, reads it for verification.
 """
 
 from __future__ import annotations
@@ -82,6 +83,5 @@ MOTIF = Family(
     refusal=_refusal,
     lambda_init=lambda config, layer: motif_lambda_init(layer),
     lambda_scale_role="subln",
-    loadable=False,
     full_copies_only=diff.polynorm_needs_whole_copies,
 )

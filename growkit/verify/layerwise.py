@@ -16,6 +16,7 @@ from growkit.verify.loading import (
     check_complete,
     load_error,
     quiet_transformers,
+    read_config,
     register_own_models,
 )
 
@@ -122,14 +123,12 @@ def load_layerwise(
         VerificationFailed: tensors are missing, unexpected or of the wrong shape.
     """
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     register_own_models()
     with quiet_transformers():
         try:
-            config = AutoConfig.from_pretrained(
-                folder.path, local_files_only=True, trust_remote_code=trust_remote_code
-            )
+            config = read_config(folder, trust_remote_code=trust_remote_code)
             with init_empty_weights(include_buffers=False):
                 model = AutoModelForCausalLM.from_config(
                     config, dtype=dtype, trust_remote_code=trust_remote_code

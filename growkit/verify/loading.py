@@ -39,6 +39,26 @@ def register_own_models() -> None:
         importlib.import_module("growkit.modeling")
 
 
+def read_config(folder: Folder, *, trust_remote_code: bool = False) -> Any:
+    """The folder's config as transformers sees it.
+
+    A Motif folder (transformers has no class for it) is read as our GDA model, which has its layout
+    and its tensor names; with ``trust_remote_code`` the folder's own class is taken if it has one.
+    """
+    from transformers import AutoConfig
+
+    from growkit.families import MOTIF
+
+    own_code = trust_remote_code and "auto_map" in folder.config
+    if folder.config.get("model_type") in MOTIF.model_types and not own_code:
+        from growkit.modeling import GdaConfig
+
+        return GdaConfig.from_motif(folder.config)
+    return AutoConfig.from_pretrained(
+        folder.path, local_files_only=True, trust_remote_code=trust_remote_code
+    )
+
+
 def check_complete(
     folder: Folder, missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[str]
 ) -> None:
@@ -73,6 +93,7 @@ def load_model(folder: Folder, dtype: torch.dtype, *, trust_remote_code: bool = 
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
                 folder.path,
+                config=read_config(folder, trust_remote_code=trust_remote_code),
                 dtype=dtype,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tiny_checkpoints as tiny
 
+from growkit.checkpoint import open_checkpoint
 from growkit.cli.main import main
 from growkit.surgery.axis_map import AxisMap
 
@@ -196,16 +197,23 @@ def test_not_a_folder(tmp_path: Path, growkit: Callable[..., Run]) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_what_cannot_be_verified_is_refused_before_it_is_written(
-    tmp_path: Path, growkit: Callable[..., Run]
+@pytest.mark.parametrize("layerwise", ["on", "off"])
+def test_a_motif_folder_is_verified_through_our_model(
+    layerwise: str, tmp_path: Path, growkit: Callable[..., Run]
 ) -> None:
-    """transformers has no Motif class; without the proof it is grown."""
-    source = tiny.make_folder(tmp_path / "source", tiny.motif_config())
-    run = growkit("grow", source, *SIGNAL, "--out", tmp_path / "out")
-    cause, remedy = message(run.err)
-    assert run.code == 2 and "motif" in cause and "--no-verify" in remedy
-    assert not (tmp_path / "out").exists()
-    assert growkit("grow", source, *SIGNAL, "--out", tmp_path / "out", "--no-verify").code == 0
+    """transformers has no Motif class; ours has its layout. A lost move of lambda is caught."""
+    source, out = tiny.make_folder(tmp_path / "source", tiny.motif_config()), tmp_path / "out"
+    deeper = ("--layers", "+1", "--layer-placement", "0")  # moves every layer behind the first
+    grown = growkit("grow", source, *SIGNAL, *deeper, "--out", out)
+    assert grown.code == 0, grown.err
+    assert growkit("verify", source, out, "--layerwise", layerwise).code == 0
+    with open_checkpoint(out) as checkpoint:
+        last = checkpoint.config["num_hidden_layers"] - 1
+        info = checkpoint.tensors[f"model.layers.{last}.self_attn.lambda_q2"]
+    with open(out / info.shard, "r+b") as file:
+        file.seek(info.start)
+        file.write(bytes(info.nbytes))
+    assert growkit("verify", source, out, "--layerwise", layerwise).code == 3
 
 
 def test_output_equals_input_or_lies_in_it(source: Path, growkit: Callable[..., Run]) -> None:
