@@ -31,8 +31,7 @@ def not_a_folder(path: Path) -> UsageError:
         remedy = f"An interrupted --overwrite left the old folder as {old[0]!r}: rename it back."
     else:
         remedy = nearest(path.name, siblings) + (
-            "Give a local folder; a checkpoint on the Hub is downloaded first, with "
-            "'hf download NAME --local-dir FOLDER'."
+            "Give a folder, or the Hub id of a model (org/name), which the commands download."
         )
     return UsageError(f"There is no folder {str(path)!r}.", remedy)
 

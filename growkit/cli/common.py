@@ -10,7 +10,14 @@ import typer
 from growkit.cli.output import Output
 
 CheckpointArgument = Annotated[
-    Path, typer.Argument(help="Folder of a Hugging Face checkpoint (config.json + safetensors).")
+    Path,
+    typer.Argument(
+        help="Folder of a Hugging Face checkpoint (config.json + safetensors), or its Hub id "
+        "(org/name), which is downloaded."
+    ),
+]
+RevisionOption = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit of a Hub id; default: main.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress.")]
@@ -24,6 +31,31 @@ def open_output(json_mode: bool, quiet: bool, verbose: bool) -> Output:
     global current
     current = Output(json_mode=json_mode, quiet=quiet, verbose=verbose)
     return current
+
+
+def local_folder(
+    source: Path, revision: str | None, output: Output, *, weights: bool = True
+) -> Path:
+    """The folder of a source; a Hub id is downloaded (without ``weights``: its config alone)."""
+    from growkit.checkpoint.hub import resolve_source
+
+    progress = output.stderr.is_terminal and not (output.json_mode or output.quiet)
+    folder = resolve_source(source, revision, weights=weights, progress=progress)
+    if folder != source:
+        output.note(f"{source} from the Hub: {folder}")
+    return folder
+
+
+def local_folders(
+    sources: tuple[Path, Path], revision: str | None, output: Output
+) -> tuple[Path, Path]:
+    """Two folders; ``revision`` is of those that are Hub ids."""
+    local = [source.exists() for source in sources]
+    a, b = (
+        local_folder(source, None if here and not all(local) else revision, output)
+        for source, here in zip(sources, local, strict=True)
+    )
+    return a, b
 
 
 current: Output | None = None

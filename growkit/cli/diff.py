@@ -8,7 +8,9 @@ from growkit.cli.common import (
     CheckpointArgument,
     JsonOption,
     QuietOption,
+    RevisionOption,
     VerboseOption,
+    local_folders,
     open_output,
 )
 
@@ -18,6 +20,7 @@ PANEL = "Look and prove"
 def diff(
     a: CheckpointArgument,
     b: CheckpointArgument,
+    revision: RevisionOption = None,
     json_mode: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -30,6 +33,7 @@ def diff(
     [dim]growkit diff ckpt/ grown/[/dim]
     """
     output = open_output(json_mode, quiet, verbose)
+    a, b = local_folders((a, b), revision, output)
     from growkit.checkpoint import open_checkpoint
     from growkit.surgery.diff import diff_checkpoints
 

@@ -11,7 +11,9 @@ from growkit.cli.common import (
     CheckpointArgument,
     JsonOption,
     QuietOption,
+    RevisionOption,
     VerboseOption,
+    local_folder,
     open_output,
 )
 from growkit.cli.growth_options import growth_options
@@ -68,6 +70,7 @@ def grow(
         int | None,
         typer.Option(min=1, help="Writing threads; default: one a core.", rich_help_panel=OUTPUT),
     ] = None,
+    revision: RevisionOption = None,
     json_mode: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -77,6 +80,7 @@ def grow(
     [dim]growkit grow ckpt/ --signal-heads x2 --out grown/[/dim]
     """
     output = open_output(json_mode, quiet, verbose)
+    folder = local_folder(checkpoint, revision, output)
     from growkit.grow import grow_checkpoint
 
     given = None
@@ -91,7 +95,7 @@ def grow(
         output.warn(message)
 
     _, manifest = grow_checkpoint(
-        checkpoint,
+        folder,
         out,
         request,
         overwrite=overwrite,

@@ -8,7 +8,9 @@ from growkit.cli.common import (
     CheckpointArgument,
     JsonOption,
     QuietOption,
+    RevisionOption,
     VerboseOption,
+    local_folder,
     open_output,
 )
 
@@ -17,6 +19,7 @@ PANEL = "Look and prove"
 
 def inspect(
     checkpoint: CheckpointArgument,
+    revision: RevisionOption = None,
     json_mode: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -26,10 +29,11 @@ def inspect(
     [dim]growkit inspect ckpt/[/dim]
     """
     output = open_output(json_mode, quiet, verbose)
+    folder = local_folder(checkpoint, revision, output)
     from growkit.checkpoint import open_checkpoint
     from growkit.surgery.inspect import inspect_checkpoint
 
-    with open_checkpoint(checkpoint) as source:
+    with open_checkpoint(folder) as source:
         report = inspect_checkpoint(source)
     if not (json_mode or quiet):
         output.show(_table(report))

@@ -10,7 +10,9 @@ from growkit.cli.common import (
     CheckpointArgument,
     JsonOption,
     QuietOption,
+    RevisionOption,
     VerboseOption,
+    local_folder,
     open_output,
 )
 from growkit.cli.growth_options import growth_options
@@ -28,6 +30,7 @@ def plan(
     tensors: Annotated[
         bool, typer.Option("--tensors", help="List every tensor of the grown checkpoint.")
     ] = False,
+    revision: RevisionOption = None,
     json_mode: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -39,13 +42,14 @@ def plan(
     [dim]growkit plan ckpt/ --signal-heads x2[/dim]
     """
     output = open_output(json_mode, quiet, verbose)
+    folder = local_folder(checkpoint, revision, output, weights=False)
     from growkit.checkpoint import open_checkpoint
     from growkit.surgery.declared import declare_tensors
     from growkit.surgery.inspect import layer_lambdas
     from growkit.surgery.plan import build_plan
     from growkit.surgery.report import plan_report, tensor_report
 
-    with open_checkpoint(checkpoint, require_tensors=False) as source:
+    with open_checkpoint(folder, require_tensors=False) as source:
         has_weights = bool(source.tensors)
         if not has_weights:
             declare_tensors(source)

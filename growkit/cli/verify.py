@@ -11,7 +11,9 @@ from growkit.cli.common import (
     CheckpointArgument,
     JsonOption,
     QuietOption,
+    RevisionOption,
     VerboseOption,
+    local_folders,
     open_output,
 )
 
@@ -50,6 +52,7 @@ def verify(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run model code that a folder brings.")
     ] = False,
+    revision: RevisionOption = None,
     json_mode: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -59,6 +62,7 @@ def verify(
     [dim]growkit verify ckpt/ grown/[/dim]
     """
     output = open_output(json_mode, quiet, verbose)
+    a, b = local_folders((a, b), revision, output)
     from growkit.verify import verify_checkpoints
     from growkit.verify.windows import read_text
 

@@ -21,6 +21,8 @@ def model_card(source: Path, manifest: dict[str, Any], name: str) -> str:
     for key in ("license", "license_name", "license_link", "language", "base_model"):
         if key in header:
             front[key] = header[key]
+    if manifest["parent"].get("revision"):
+        front["base_model"] = [manifest["parent"]["name"]]
     plan = manifest["plan"]
     lines = [
         "---",

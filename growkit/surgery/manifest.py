@@ -8,6 +8,7 @@ from typing import Any
 
 from growkit import __version__
 from growkit.checkpoint import Checkpoint, identity
+from growkit.checkpoint.hub import origin
 from growkit.surgery.new_parameters import new_parameters
 from growkit.surgery.plan import Plan
 from growkit.surgery.report import plan_report
@@ -26,9 +27,12 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def parent_identity(checkpoint: Checkpoint, content_sha256: str | None) -> dict[str, Any]:
-    """Who the source was: folder name, hash of config and headers, content hash if asked for."""
+    """Who the source was: folder name (or Hub id and commit), hash of config and headers, content
+    hash if asked for."""
+    name, commit = origin(checkpoint.path)
     return {
-        "name": checkpoint.path.resolve().name,
+        "name": name,
+        **({"revision": commit} if commit else {}),
         **identity(checkpoint),
         "content_sha256": content_sha256,
     }

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from growkit.checkpoint.hub import origin
 from growkit.errors import CheckpointError, UsageError
 
 TORCH_DTYPES = {
@@ -37,7 +38,7 @@ class Folder:
 
     @property
     def name(self) -> str:
-        return self.path.resolve().name
+        return origin(self.path)[0]
 
     @property
     def has_tokenizer(self) -> bool:

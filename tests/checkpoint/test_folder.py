@@ -111,7 +111,7 @@ def test_config_alone(tmp_path: Path) -> None:
 
 def test_not_a_folder(make_checkpoint: Make, tmp_path: Path) -> None:
     make_checkpoint("source")
-    with pytest.raises(UsageError, match=r"no folder.*Did you mean 'source'.*hf download"):
+    with pytest.raises(UsageError, match=r"no folder.*Did you mean 'source'.*Hub id"):
         open_checkpoint(tmp_path / "sorce")
     with pytest.raises(UsageError, match="a file, not a folder"):
         open_checkpoint(tmp_path / "source" / "config.json")
