@@ -119,7 +119,7 @@ def grow(
         )
         output.show(
             f"wrote {out}",
-            f"next: growkit train recipes/train-continue.yaml --set model.checkpoint={out}",
+            f"next: growkit train train-continue --set model.checkpoint={out}",
         )
     for message in manifest["plan"]["warnings"]:
         output.warn(message)

@@ -78,7 +78,10 @@ def growth_options(command: Callable[..., None]) -> Callable[..., None]:
         default=None,
         annotation=Annotated[
             Path | None,
-            typer.Option(help="YAML file with a 'grow' section; flags win over it."),
+            typer.Option(
+                help="YAML file with a 'grow' section, or a name from 'growkit recipes'; flags win "
+                "over it."
+            ),
         ],
     )
 
@@ -101,9 +104,10 @@ def growth_options(command: Callable[..., None]) -> Callable[..., None]:
 def _request(given: dict[str, Any], recipe: Path | None) -> GrowthRequest:
     from dataclasses import replace
 
+    from growkit.recipe_files import find_recipe
     from growkit.surgery.request import GrowthRequest, read_recipe
 
     values = {name: value for name, value in given.items() if value is not None}
     if recipe is None:
         return GrowthRequest(**values)
-    return replace(read_recipe(recipe), **values)
+    return replace(read_recipe(find_recipe(recipe)), **values)

@@ -16,6 +16,7 @@ from growkit.threads import wait_passively
 COMMANDS = {
     "grow": "grow",
     "plan": "plan",
+    "recipes": "recipes",
     "inspect": "inspect",
     "verify": "verify",
     "diff": "diff",

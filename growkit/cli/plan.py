@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -30,6 +31,10 @@ def plan(
     tensors: Annotated[
         bool, typer.Option("--tensors", help="List every tensor of the grown checkpoint.")
     ] = False,
+    save_recipe: Annotated[
+        Path | None,
+        typer.Option(help="Write this growth as a recipe for --recipe, in a new file."),
+    ] = None,
     revision: RevisionOption = None,
     json_mode: JsonOption = False,
     quiet: QuietOption = False,
@@ -76,4 +81,9 @@ def plan(
             )
     for warning in report["warnings"]:
         output.warn(warning)
+    if save_recipe is not None:
+        from growkit.recipe_files import save
+
+        save(save_recipe, request.to_dict(), str(checkpoint), revision)
+        output.note(f"wrote {save_recipe}")
     output.result(report)

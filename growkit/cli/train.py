@@ -17,7 +17,7 @@ PANEL = "Train"
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="YAML recipe; recipes/ holds examples.")],
+    recipe: Annotated[Path, typer.Argument(help="YAML recipe, or a name from 'growkit recipes'.")],
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Output folder; default: the recipe's, or its name."),
@@ -44,9 +44,11 @@ def train(
     [dim]growkit train recipes/train-gda-small.yaml --out checkpoints/small[/dim]
     """
     output = open_output(json_mode, quiet, verbose)
+    from growkit.recipe_files import find_recipe
     from growkit.training import load_recipe
     from growkit.training import train as run
 
+    recipe = find_recipe(recipe)
     loaded = load_recipe(recipe, overrides or [], max_steps)
     target = out or loaded.out or Path("checkpoints") / recipe.stem
     output.note(f"Training into {target}.")

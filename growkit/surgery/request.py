@@ -32,6 +32,7 @@ CHOICES = {
     "new_units": ("copy", "zero"),
     "symmetry": MODES,
 }
+RECIPE_KEYS = ("grow", "description", "source", "purpose")
 
 
 @dataclass(frozen=True)
@@ -177,8 +178,16 @@ def read_recipe(path: Path) -> GrowthRequest:
     """
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """YAML in which +8 is an increment, not the number 8."""
+
+    def whole_number(loader: Any, node: Any) -> int | str:
+        text = str(node.value)
+        return text if text.startswith("+") else int(loader.construct_yaml_int(node))
+
+    Loader.add_constructor("tag:yaml.org,2002:int", whole_number)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except OSError as error:
         raise UsageError(
             f"The recipe {str(path)!r} cannot be read: {error.strerror}.", "Give a YAML file."
@@ -191,9 +200,9 @@ def read_recipe(path: Path) -> GrowthRequest:
             "Write for example: 'grow: {signal_heads: x2}'.",
         )
     for key in content:
-        if key not in ("grow", "description"):
+        if key not in RECIPE_KEYS:
             raise UsageError(
                 f"The recipe {str(path)!r} has an unknown key {key!r}.",
-                f"{nearest(str(key), ('grow', 'description'))}Valid keys: grow, description.",
+                f"{nearest(str(key), RECIPE_KEYS)}Valid keys: {', '.join(RECIPE_KEYS)}.",
             )
     return GrowthRequest.from_mapping(content["grow"])
