@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tiny_checkpoints as tiny
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from shrink import shrink
 
 from growkit.checkpoint import open_checkpoint
@@ -214,3 +217,39 @@ def test_the_remedy_for_refused_heads_works(tmp_path: Path) -> None:
     for name, request in (("12", {}), ("16", {"hidden": "48"})):
         tiny.grow(source, tmp_path / name, query_heads=name, **request)
         assert verified(source, tmp_path / name).passed
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+)
+@given(st.data())
+def test_any_combination_shrinks_to_the_source(data: st.DataObject) -> None:
+    """Also with other axes; the plan itself proves that every copy meets its own keys."""
+    kv = data.draw(st.sampled_from([1, 2, 4]))
+    config = tiny.llama_config(4, kv, attention_bias=data.draw(st.booleans()))
+    choices = {
+        "heads": ["x2", f"+{4 // kv}"],
+        "query_heads": ["x2", "x3"],
+        "kv_heads": ["x2"],
+        "new_heads": ["copy", "zero"],
+        "ffn": ["+5"],
+        "hidden": ["x3"],
+        "layers": ["+1"],
+    }
+    request = {
+        name: data.draw(st.sampled_from(values))
+        for name, values in choices.items()
+        if data.draw(st.booleans())
+    }
+    request.setdefault("heads", "x2")
+    dtype = data.draw(st.sampled_from(["BF16", "F16", "F32"]))
+    with tempfile.TemporaryDirectory() as folder:
+        tensors = tiny.make_tensors(config, dtype)
+        source = tiny.write_folder(Path(folder) / "a", config, tensors)
+        try:
+            plan = tiny.grow(source, Path(folder) / "b", **request)
+        except UsageError as refusal:
+            assert "divide" in refusal.cause  # hidden % heads, or key/value heads
+            return
+        back = shrink(plan, tiny.read_folder(Path(folder) / "b"))
+    assert all((back[name] == tensors[name]).all() for name in tensors)
