@@ -23,7 +23,7 @@ from measure import Run, machine, run, summary
 from peer_mergekit import install_mergekit, passthrough_recipe
 
 HERE = Path(__file__).resolve().parent
-RESULT = HERE / "results" / "growth.json"
+RESULTS = HERE / "results"
 Command = Callable[[Path], list[str]]
 
 
@@ -79,7 +79,7 @@ def mergekit_commands(work: Path, source: Path) -> tuple[dict[str, Command], dic
 
 
 def rounds(
-    commands: dict[str, Command], work: Path, count: int, cold: bool, wait: float
+    commands: dict[str, Command], source: Path, work: Path, count: int, cold: bool, wait: float
 ) -> dict[str, list[Run]]:
     """Every command once a round; each round begins with another one."""
     results: dict[str, list[Run]] = {name: [] for name in commands}
@@ -88,7 +88,7 @@ def rounds(
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
             out = work / "out"
-            measured = run(commands[name](out), out, cold=cold, wait=wait)
+            measured = run(commands[name](out), out, source=source, cold=cold, wait=wait)
             results[name].append(measured)
             print(f"  round {number + 1} {name:30} {measured.seconds:7.2f} s", flush=True)
     return results
@@ -101,7 +101,10 @@ def small_commands(trillion: Path, work: Path) -> dict[str, Any]:
         "growkit --help": ["--help"],
         "growkit plan (1 T parameters)": ["plan", str(trillion), "--layers", "x2"],
     }.items():
-        runs = [run(growkit(*arguments), work / "out", cold=False, wait=0) for _ in range(7)]
+        runs = [
+            run(growkit(*arguments), work / "out", source=None, cold=False, wait=0)
+            for _ in range(7)
+        ]
         code = (
             "import sys\nfrom growkit.cli.main import main\n"
             f"assert main({arguments!r}) == 0\nsys.exit('torch' in sys.modules)"
@@ -126,7 +129,7 @@ def compare(results: dict[str, list[Run]], name: str, base: str) -> dict[str, fl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--warm", action="store_true", help="leave the page cache as it is")
+    parser.add_argument("--warm", action="store_true", help="source in the page cache")
     parser.add_argument(
         "--wait", type=float, default=60, help="seconds to wait for an idle machine"
     )
@@ -152,18 +155,21 @@ def measure(options: argparse.Namespace, work: Path) -> None:
         peers, peer_versions = mergekit_commands(work, work / "llama")
     report: dict[str, Any] = {
         "machine": machine() | {"started": started},
-        "page_cache": "as the run before left it" if options.warm else "dropped before every run",
+        "page_cache": "source read into it before every run"
+        if options.warm
+        else "dropped before every run",
         "versions": {name: version(name) for name in ("growkit", "numpy", "ml_dtypes")},
         "mergekit": peer_versions,
         "tables": {},
     }
     tables = {
-        "depth 24 -> 30 layers": growth_commands(work / "llama", "--layers", "30") | peers,
-        "signal heads x2": growth_commands(work / "gda", "--signal-heads", "x2"),
+        "depth 24 -> 30 layers": ("llama", "--layers", "30", peers),
+        "signal heads x2": ("gda", "--signal-heads", "x2", {}),
     }
-    for title, commands in tables.items():
+    for title, (kind, flag, value, others) in tables.items():
         print(title)
-        results = rounds(commands, work, **how)
+        commands = growth_commands(work / kind, flag, value) | others
+        results = rounds(commands, work / kind, work, **how)
         report["tables"][title] = {
             "summary": {name: summary(runs) for name, runs in results.items()},
             "ratios": {
@@ -174,8 +180,9 @@ def measure(options: argparse.Namespace, work: Path) -> None:
             "runs": {name: [asdict(r) for r in runs] for name, runs in results.items()},
         }
     report["commands"] = small_commands(work / "trillion", work)
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    RESULTS.mkdir(exist_ok=True)
+    name = "growth-warm.json" if options.warm else "growth.json"
+    (RESULTS / name).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print_tables(report)
 
 

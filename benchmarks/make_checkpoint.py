@@ -4,7 +4,7 @@ KIND is one of
 
 * ``llama``     1.641 B parameters, bfloat16, 24 layers, 4 shards (3.28 GB)
 * ``gda``       1.561 B parameters, bfloat16 with float32 lambda, 22 layers, 4 shards (3.12 GB)
-* ``trillion``  1.0 T parameters of Llama's shape: 470 shards whose tensors are holes, so that they
+* ``trillion``  1.0 T parameters of Llama's shape: 472 shards whose tensors are holes, so that they
   take no room on disk. Its tensors read as zero; it is for whoever reads headers only.
 
 Weights are slices of one pool of normal numbers (std 0.02) at random places: as hard to compress

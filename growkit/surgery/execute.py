@@ -19,17 +19,15 @@ import numpy.typing as npt
 from growkit.checkpoint import DTYPES, ShardWriter, TensorInfo
 from growkit.surgery.axis_map import NEW
 from growkit.surgery.expand import ColumnMoves, RowTargets, expand_rows
+from growkit.surgery.fresh import BLOCK_ELEMENTS, constant, fresh_rows, normal
 from growkit.surgery.lambdas import change_lambda
 from growkit.surgery.non_finite import FiniteCheck
 from growkit.surgery.plan import Plan, TensorPlan
 from growkit.surgery.split import compute_dtype
-from growkit.surgery.symmetry import random_bits
 
 Array = npt.NDArray[Any]
 Advance = Callable[[int], None]
 
-# A block, its random numbers and the temporaries of the split stay in the second-level cache.
-BLOCK_ELEMENTS = 1 << 15
 INPUT_BYTES = 1 << 20
 # Written while it is still in the cache that it was read into.
 COPY_BYTES = 1 << 19
@@ -92,7 +90,6 @@ class _Work:
         self.finite = FiniteCheck(plan.checkpoint, on_non_finite)
         self.stop = threading.Event()
         self.local = threading.local()
-        self.initializer_range = float(plan.config.get("initializer_range", 0.02))
 
     def write(self, tensor: TensorPlan) -> None:
         """Write one tensor by the cheapest way that its plan allows."""
@@ -100,9 +97,7 @@ class _Work:
             raise Stopped
         if tensor.action == "zero":
             self.advance(_nbytes(tensor))
-        elif tensor.action == "closed":
-            self._write_closed(tensor)
-        elif tensor.source is None:
+        elif tensor.source is None or tensor.action == "closed":
             self._write_new(tensor)
         elif tensor.lambda_change is not None:
             self._write_lambda(tensor)
@@ -151,46 +146,19 @@ class _Work:
             self.advance(part)
 
     def _initialise_rows(self, tensor: TensorPlan, first: int, count: int) -> None:
-        rows = tensor.dims[0]
-        width = int(np.prod(tensor.output.shape[1:]))
-        item = DTYPES[tensor.output.dtype].bits // 8
-        if rows is None or not rows.consumes:
-            step = max(1, BLOCK_ELEMENTS // max(width, 1))
-            for row in range(first, first + count, step):
-                height = min(step, first + count - row)
-                block = self._random(tensor, row, (height, width))
-                self.writer.write(tensor.output.name, row * width * item, block)
-        self.advance(count * width * item)
-
-    def _random(self, tensor: TensorPlan, position: int, shape: tuple[int, ...]) -> Array:
-        """Normal numbers of std ``initializer_range``, keyed by tensor and position."""
-        dtype = DTYPES[tensor.output.dtype].numpy
-        assert dtype is not None
-        seed = int.from_bytes(
-            random_bits(self.plan.symmetry.seed, tensor.output.name + "#new", position, 8), "little"
-        )
-        generator = np.random.Generator(np.random.Philox(seed))
-        numbers = generator.standard_normal(shape, dtype=np.float32)
-        return (numbers * np.float32(self.initializer_range)).astype(dtype)
+        for offset, block in fresh_rows(self.plan, tensor, first, count):
+            self.writer.write(tensor.output.name, offset, block)
+        self.advance(count * (_nbytes(tensor) // tensor.output.shape[0]))
 
     # -- small tensors --------------------------------------------------------------------------
 
     def _write_new(self, tensor: TensorPlan) -> None:
-        dtype = DTYPES[tensor.output.dtype].numpy
-        assert dtype is not None
-        if tensor.init == "ones":
-            self.writer.write(tensor.output.name, 0, np.ones(tensor.output.shape, dtype))
+        fixed = constant(tensor)
+        if fixed is not None:
+            self.writer.write(tensor.output.name, 0, fixed)
         elif tensor.init == "normal":
-            block = self._random(tensor, 0, tensor.output.shape)
-            self.writer.write(tensor.output.name, 0, block)
-        self.advance(_nbytes(tensor))
-
-    def _write_closed(self, tensor: TensorPlan) -> None:
-        """A gain of zero in a norm that adds an offset to what is stored."""
-        dtype = DTYPES[tensor.output.dtype].numpy
-        assert dtype is not None
-        closed = np.full(tensor.output.shape, -tensor.gain_offset).astype(dtype)
-        self.writer.write(tensor.output.name, 0, closed)
+            self._initialise_rows(tensor, 0, tensor.output.shape[0])
+            return
         self.advance(_nbytes(tensor))
 
     def _write_lambda(self, tensor: TensorPlan) -> None:
@@ -215,7 +183,7 @@ class _Work:
         if tensor.dims[0] is not None and not tensor.dims[0].consumes:
             new = np.repeat(tensor.dims[0].source == NEW, tensor.dims[0].block)
             if new.any() and tensor.init != "zeros":
-                fill = self._random(tensor, 0, grown.shape) if tensor.init == "normal" else 1
+                fill = normal(self.plan, tensor, 0, grown.shape) if tensor.init == "normal" else 1
                 grown = np.where(new, fill, grown).astype(grown.dtype)
         self.writer.write(tensor.output.name, 0, self._scaled(tensor, grown))
         self.advance(_nbytes(tensor))
