@@ -20,7 +20,7 @@ RevisionOption = Annotated[
     str | None, typer.Option(help="Branch, tag or commit of a Hub id; default: main.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and errors only.")]
 VerboseOption = Annotated[
     bool, typer.Option("--verbose", "-v", help="Show tracebacks and more detail.")
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,11 +50,12 @@ def demo(
     settings = DemoSettings(steps=steps, continue_steps=max(steps // 2, 2), seed=seed)
     result = run_demo(out, settings, overwrite=overwrite, reporter=output)
     output.show(table(result), CAVEAT)
-    output.show(f"plot: {result.plot}" if result.plot else "no plot: install growkit\\[plots]")
+    output.show(f"plot: {result.plot}" if result.plot else "no plot: install growkit[plots]")
     output.show(f"figures: {result.out / 'demo.json'}")
-    grown = result.out / "grown-trained"
-    output.show(f"next: growkit inspect {grown}", f"      growkit verify {result.out / 'base'} "
-                f"{result.out / 'grown'}")  # fmt: skip
+    base, grown, trained = (
+        shlex.quote(str(result.out / name)) for name in ("base", "grown", "grown-trained")
+    )
+    output.show(f"next: growkit inspect {trained}", f"      growkit verify {base} {grown}")
     output.result(result.to_dict())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -112,15 +113,9 @@ def grow(
 
         output.show(*plan_tables(manifest["plan"]))
         proof = manifest["verification"]
-        output.show(
-            f"[bold]verification[/bold] {proof['summary']}"
-            if proof
-            else "not verified (--no-verify)"
-        )
-        output.show(
-            f"wrote {out}",
-            f"next: growkit train train-continue --set model.checkpoint={out}",
-        )
+        output.show(f"verification {proof['summary']}" if proof else "not verified (--no-verify)")
+        checkpoint_key = shlex.quote(f"model.checkpoint={out}")
+        output.show(f"wrote {out}", f"next: growkit train train-continue --set {checkpoint_key}")
     for message in manifest["plan"]["warnings"]:
         output.warn(message)
     output.result({"out": str(out), "warnings": warnings, **manifest})

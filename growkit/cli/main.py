@@ -76,11 +76,12 @@ def main(arguments: list[str] | None = None) -> int:
     wait_passively()
     try:
         build_app()(args=arguments, standalone_mode=True)
-    except SystemExit as exit_request:
-        return exit_request.code if isinstance(exit_request.code, int) else 0
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        return 130
+    except (SystemExit, KeyboardInterrupt) as stop:
+        # typer turns Ctrl-C within a command into SystemExit(130)
+        exit_code = 130 if isinstance(stop, KeyboardInterrupt) else stop.code
+        if exit_code == 130:
+            typer.echo("interrupted", err=True)
+        return exit_code if isinstance(exit_code, int) else 0
     except Exception as error:
         from growkit.cli import common
 

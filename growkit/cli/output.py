@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
 
 
 class ProgressBar(Protocol):
@@ -39,12 +39,18 @@ class _RichBar:
         self._progress.update(self._task, description=text)
 
 
+def _print_literally(console: Console, text: str) -> None:
+    """Print names and paths as they are (``[x]`` is no markup) and let the terminal wrap them, so
+    that a command in the text can be copied."""
+    console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
 class Output:
     """Results go to stdout; notes, warnings and progress go to stderr.
 
     Args:
         json_mode: print nothing on stdout but the JSON of :meth:`result`.
-        quiet: no notes and no progress; warnings and results remain.
+        quiet: print warnings and errors only.
         verbose: show tracebacks of errors.
     """
 
@@ -56,20 +62,23 @@ class Output:
         self.stderr = Console(stderr=True, soft_wrap=not sys.stderr.isatty())
 
     def show(self, *renderables: RenderableType) -> None:
-        """Print something for a human on stdout (nothing in JSON or quiet mode)."""
+        """Print tables and lines for a human on stdout (nothing in JSON or quiet mode)."""
         if not (self.json_mode or self.quiet):
             for renderable in renderables:
-                self.stdout.print(renderable)
+                if isinstance(renderable, str):
+                    _print_literally(self.stdout, renderable)
+                else:
+                    self.stdout.print(renderable)
 
     def note(self, text: str) -> None:
         """Print a line of information on stderr, unless quiet or JSON."""
         if not (self.json_mode or self.quiet):
-            self.stderr.print(text)
+            _print_literally(self.stderr, text)
 
     def warn(self, text: str) -> None:
-        """Print a warning on stderr, in every mode but JSON (there it belongs in the result)."""
-        if not self.json_mode:
-            self.stderr.print(f"[yellow]warning:[/yellow] {text}")
+        """Print a warning on stderr, in every mode."""
+        self.stderr.print("[yellow]warning:[/yellow] ", end="")
+        _print_literally(self.stderr, text)
 
     def result(self, value: Any) -> None:
         """Print the machine-readable result, in JSON mode only."""

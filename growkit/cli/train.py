@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -79,4 +80,4 @@ def show(output: Output, result: TrainingResult) -> None:
     output.note(f"Metrics: {result.metrics}")
     if result.plot is not None:
         output.note(f"Plot:    {result.plot}")
-    output.note(f"Next:    growkit inspect {result.out}")
+    output.note(f"Next:    growkit inspect {shlex.quote(str(result.out))}")

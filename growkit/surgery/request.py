@@ -178,6 +178,8 @@ def read_recipe(path: Path) -> GrowthRequest:
     """
     import yaml
 
+    from growkit.yaml_text import parse_yaml, read_text
+
     class Loader(yaml.SafeLoader):
         """YAML in which +8 is an increment, not the number 8."""
 
@@ -186,14 +188,7 @@ def read_recipe(path: Path) -> GrowthRequest:
         return text if text.startswith("+") else int(loader.construct_yaml_int(node))
 
     Loader.add_constructor("tag:yaml.org,2002:int", whole_number)
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader)
-    except OSError as error:
-        raise UsageError(
-            f"The recipe {str(path)!r} cannot be read: {error.strerror}.", "Give a YAML file."
-        ) from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"The recipe {str(path)!r} is not YAML: {error}.") from None
+    content = parse_yaml(read_text(path), str(path), Loader)
     if not isinstance(content, dict) or not isinstance(content.get("grow"), dict):
         raise UsageError(
             f"The recipe {str(path)!r} has no 'grow' section.",

@@ -179,7 +179,7 @@ def run_demo(
     seconds: dict[str, float] = {}
 
     def run(step: str, name: str, recipe: Recipe) -> TrainingResult:
-        reporter.note(f"[bold]{step}[/bold]")
+        reporter.note(step)
         result = train(recipe, out / name, overwrite=overwrite, reporter=reporter)
         seconds[name] = result.seconds
         return result
@@ -189,7 +189,7 @@ def run_demo(
         "base",
         base_recipe(settings, cache),
     )
-    reporter.note(f"[bold]2/4 Grow its signal heads {GROWTH} and verify the written files[/bold]")
+    reporter.note(f"2/4 Grow its signal heads {GROWTH} and verify the written files")
     verification = _grow(base.out, out / "grown", overwrite, reporter)
     reporter.note(f"      {verification['summary']}")
     jump = _check_no_jump(base.out, out / "grown", continue_recipe(settings, cache, base.out))
@@ -218,7 +218,7 @@ def run_demo(
         marks=[(base.tokens, "growth")],
     )
     if not plotted:
-        reporter.note("No loss.png: matplotlib is not installed (pip install 'growkit\\[plots]').")
+        reporter.note("No loss.png: matplotlib is not installed (pip install 'growkit[plots]').")
     models = tuple(
         DemoModel(
             name=name,

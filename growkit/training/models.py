@@ -14,7 +14,7 @@ from growkit.errors import CheckpointError, UsageError, nearest
 from growkit.training.checkpoints import sync_folder, sync_folder_entry
 from growkit.training.recipe import ModelSection
 from growkit.training.tokenizer import copy_tokenizer
-from growkit.verify.loading import register_own_models
+from growkit.verify.loading import reason, register_own_models
 
 LINEAGE = "growkit.json"
 CONFIG = "config.json"
@@ -63,12 +63,11 @@ def _load(path: Path, section: ModelSection) -> Any:
             **_options(section),
         )
     except Exception as error:  # whatever transformers objects to, the folder does not load
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         remedy = "Check it with: growkit inspect."
         if "trust_remote_code" in str(error):
             remedy = "Read the code that it brings, then set model.trust_remote_code: true."
         raise CheckpointError(
-            f"transformers cannot load {str(path)!r}: {lines[0].rstrip('.')}.", remedy
+            f"transformers cannot load {str(path)!r}: {reason(error)}.", remedy
         ) from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
@@ -91,7 +90,7 @@ def _from_scratch(values: dict[str, Any], section: ModelSection, tokenizer: Any,
         return AutoModelForCausalLM.from_config(config, dtype=dtype, **_options(section))
     except (ValueError, KeyError, ImportError) as error:
         raise UsageError(
-            f"No model can be made from model.config: {str(error).splitlines()[0]}",
+            f"No model can be made from model.config: {reason(error)}.",
             "See the config class of its model_type for fields that go together.",
         ) from error
 

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from growkit.errors import UsageError
-from growkit.training.recipe_errors import explain, parse_yaml
+from growkit.training.recipe_errors import explain
+from growkit.yaml_text import parse_yaml, read_text
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -197,14 +197,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), max_steps: int | None
     Raises:
         UsageError: the file cannot be read, is not YAML, or says something that no recipe can.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UsageError(
-            f"The recipe {str(path)!r} cannot be read: {reason}.",
-            "Give the path of a YAML file; recipes/ holds examples.",
-        ) from error
+    text = read_text(path)
     values = parse_yaml(text, str(path))
     for override in overrides:
         _apply(values, override)
@@ -233,4 +226,4 @@ def _apply(values: Any, override: str) -> None:
             f"--set {override!r} goes into a value that is not a mapping.",
             "Its dots name nested sections, as in training.learning_rate.",
         )
-    values[last] = yaml.safe_load(value)
+    values[last] = parse_yaml(value, f"The value of --set {override!r}")

@@ -3,42 +3,11 @@
 from __future__ import annotations
 
 import typing
-from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from growkit.errors import UsageError, nearest
-
-
-def parse_yaml(text: str, source: str) -> Any:
-    """Parse YAML; a key that is given twice is refused (YAML would silently keep the last)."""
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        if node is not None:
-            _refuse_duplicates(node, source)
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "it cannot be parsed"
-        raise UsageError(f"{source}{where} is not valid YAML: {problem}.", "") from error
-
-
-def _refuse_duplicates(node: yaml.Node, source: str) -> None:
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            if key.value in seen:
-                raise UsageError(
-                    f"{source} line {key.start_mark.line + 1} gives {key.value!r} a second time.",
-                    "Keep one of them.",
-                )
-            seen.add(key.value)
-            _refuse_duplicates(value, source)
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _refuse_duplicates(item, source)
 
 
 def _line(text: str, location: tuple[int | str, ...]) -> str:

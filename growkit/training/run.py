@@ -51,6 +51,7 @@ MAY_CHANGE = {
     "training.per_device_eval_batch_size",
 }
 DONE = "growkit_training.json"
+DATA = "data.json"
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ def train(
         overwrite: throw away an earlier run in ``out``.
 
     Raises:
-        UsageError: the recipe, the data and ``out`` do not go together; nothing was written.
+        UsageError: the recipe, the data and ``out`` do not go together; an earlier run in ``out``
+            is as it was, and a run that took no step may be repeated with another recipe.
         GrowkitError: the loss became NaN.
     """
     reporter = reporter or Silent()
@@ -149,6 +151,10 @@ def _prepare_folder(
     if stored.is_file() and overwrite:
         shutil.rmtree(folder)
         (out / DONE).unlink(missing_ok=True)
+    elif stored.is_file() and not _has_begun(folder):
+        # It was refused or killed before its first step: a corrected recipe may have the folder.
+        shutil.rmtree(folder / "tokenizer", ignore_errors=True)
+        (folder / DATA).unlink(missing_ok=True)
     elif stored.is_file():
         if resume == "never":
             raise UsageError(
@@ -166,6 +172,11 @@ def _prepare_folder(
     partial = stored.with_name("recipe.yaml.partial")
     partial.write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False))
     os.replace(partial, stored)
+
+
+def _has_begun(folder: Path) -> bool:
+    rows = metrics.read_metrics(folder / "metrics.jsonl")
+    return bool(rows or checkpoints.list_checkpoints(folder / "checkpoints"))
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
@@ -266,7 +277,7 @@ def _run(
         "recipe": recipe.to_dict(),
     }
     if not metrics.plot_losses([("held-out", rows, 0)], folder / "loss.png", title=out.name):
-        reporter.note("No loss.png: matplotlib is not installed (pip install 'growkit\\[plots]').")
+        reporter.note("No loss.png: matplotlib is not installed (pip install 'growkit[plots]').")
     publish_model(
         trainer.accelerator.unwrap_model(model, keep_torch_compile=False),
         out,
@@ -317,7 +328,7 @@ def _tokenizer_folder(recipe: Recipe, corpus: Corpus, folder: Path, reporter: Re
 
 def _check_data(folder: Path, key: str) -> None:
     """Refuse to go on with other data than the run began with."""
-    path = folder / "data.json"
+    path = folder / DATA
     if path.is_file():
         if json.loads(path.read_text())["packed"] != key:
             raise UsageError(

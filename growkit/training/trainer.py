@@ -122,6 +122,8 @@ class RunTrainer(Trainer):
         self._writing: Path | None = None
         self._resumed_from: str | None = None
         self.control: TrainerControl
+        # transformers switches it off for the training; what is written keeps the model's own.
+        self._use_cache = getattr(model.config, "use_cache", True)
         arguments = training_arguments(recipe, folder, evaluation=held_out is not None)
         super().__init__(
             model=model,
@@ -135,7 +137,9 @@ class RunTrainer(Trainer):
     def train(self, resume_from_checkpoint: Any = None, **options: Any) -> Any:
         self._resumed_from = resume_from_checkpoint
         self.args.eval_on_start = self.held_out is not None and not resume_from_checkpoint
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
+        result = super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
+        self.model.config.use_cache = self._use_cache
+        return result
 
     def _get_train_sampler(self, train_dataset: Any = None) -> RunSampler:
         return RunSampler(
@@ -192,12 +196,15 @@ class RunTrainer(Trainer):
         step = self.state.global_step
         self._writing = self.folder / checkpoints.PARTIAL
         shutil.rmtree(self._writing, ignore_errors=True)
+        config = self.model.config
+        switched_off, config.use_cache = config.use_cache, self._use_cache
         try:
             super()._save_checkpoint(model, trial)
             written = self._writing / f"checkpoint-{step}"
             copy_tokenizer(self.tokenizer_folder, written)
             checkpoints.publish(written, self.folder / f"checkpoint-{step}", step)
         finally:
+            config.use_cache = switched_off
             shutil.rmtree(self._writing, ignore_errors=True)
             self._writing = None
         checkpoints.keep_newest(self.folder, self.recipe.training.save_total_limit)

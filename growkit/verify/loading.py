@@ -115,13 +115,22 @@ def load_model(folder: Folder, dtype: torch.dtype, *, trust_remote_code: bool = 
 
 def load_error(folder: Folder, error: Exception) -> CheckpointError:
     """One sentence out of whatever transformers raised."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    first = lines[0].rstrip(".") if lines else type(error).__name__
+    cause = reason(error)
     remedy = "Repair the folder, or grow it again."
     if "trust_remote_code" in str(error):
-        first = "the folder brings its own model code, which is not run unless you allow it"
+        cause = "the folder brings its own model code, which is not run unless you allow it"
         remedy = "Read the code, then pass --trust-remote-code."
-    return CheckpointError(f"transformers cannot load {str(folder.path)!r}: {first}.", remedy)
+    return CheckpointError(f"transformers cannot load {str(folder.path)!r}: {cause}.", remedy)
+
+
+def reason(error: Exception) -> str:
+    """What an exception of transformers says, on one line: its first line, and the next one where
+    the first only announces it (validation errors of strict configs)."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    announced = lines[0].endswith(":") and len(lines) > 1
+    return " ".join(lines[: 2 if announced else 1]).rstrip(".:")
 
 
 def load_tokenizer(folder: Folder, *, trust_remote_code: bool = False) -> Any | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -89,9 +90,10 @@ def break_lambda(source: Path) -> None:
     tiny.write_folder(source, config, tensors)
 
 
-def write_recipe(text: str) -> Callable[[Path], None]:
+def write_recipe(text: str | bytes) -> Callable[[Path], None]:
     def change(source: Path) -> None:
-        (source.parent / "recipe.yaml").write_text(text)
+        content = text if isinstance(text, bytes) else text.encode()
+        (source.parent / "recipe.yaml").write_bytes(content)
 
     return change
 
@@ -152,7 +154,11 @@ BAD: dict[str, Bad] = {
         write_recipe("grow: {signal_heads: x2}\ndescripton: x"), RECIPE, 2, "'descripton'", "desc"
     ),
     "recipe without grow": Bad(write_recipe("train: {}"), RECIPE, 2, "no 'grow' section", "grow"),
-    "recipe is not YAML": Bad(write_recipe("grow: [x"), RECIPE, 2, "is not YAML", ""),
+    "recipe is not YAML": Bad(write_recipe("grow: [x"), RECIPE, 2, "line 1 is not valid YAML", ""),
+    "recipe says it twice": Bad(
+        write_recipe("grow:\n  layers: +1\n  layers: +2"), RECIPE, 2, "line 3 gives 'layers'", "one"
+    ),
+    "recipe is not text": Bad(write_recipe(b"\xff\xfe"), RECIPE, 2, "not UTF-8", "YAML"),
     "no recipe": Bad(nothing, ("--recipe", "nowhere.yaml"), 2, "nowhere.yaml", "YAML"),
 }
 
@@ -334,12 +340,21 @@ def test_interrupt_leaves_nothing(
     monkeypatch.setattr(target, interrupt)
     before = snapshot(source.parent)
     run = growkit("grow", source, *SIGNAL, "--out", source.parent / "out")
-    assert run.code == 130 and "Traceback" not in run.err
+    assert (run.code, run.err) == (130, "interrupted\n")
     assert snapshot(source.parent) == before
     assert not (source.parent / "out").exists()
 
 
 # -- good runs ------------------------------------------------------------------------------------
+
+
+def test_names_are_printed_as_they_are(source: Path, growkit: Callable[..., Run]) -> None:
+    """[red] is no colour, :key: no emoji, and the next command can be pasted."""
+    out = source.parent / "a [red] :key: [" / "] 'b'"
+    run = growkit("grow", source, *SIGNAL, "--out", out, "--no-verify")
+    assert run.code == 0 and out.is_dir()
+    assert f"wrote {out}\n" in run.out
+    assert shlex.split(run.out.splitlines()[-1])[-1] == f"model.checkpoint={out}"
 
 
 def test_grow_verifies_and_says_what_it_did(source: Path, growkit: Callable[..., Run]) -> None:

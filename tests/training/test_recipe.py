@@ -92,6 +92,8 @@ def test_overrides(tmp_path: Path) -> None:
         load_recipe(path, ["training.learning_rate"])
     with pytest.raises(UsageError, match="not a mapping"):
         load_recipe(path, ["data.files.first=1"])
+    with pytest.raises(UsageError, match=r"--set 'data.files=\[a' line 1 is not valid YAML"):
+        load_recipe(path, ["data.files=[a"])
 
 
 def test_budget_in_tokens_is_rounded_up_to_whole_steps(text_file: Path) -> None:

@@ -229,6 +229,21 @@ def test_run_of_another_recipe_is_refused(
         train(recipe, finished, resume="never")
 
 
+def test_recipe_refused_before_its_first_step_can_be_corrected(
+    text_file: Path, tmp_path: Path
+) -> None:
+    values = recipe_values(text_file, max_steps=3, warmup_steps=0, decay_steps=1)
+    values["data"] |= {"sequence_length": 65, "max_eval_tokens": 400}
+    with pytest.raises(UsageError, match="sequence_length is 65"):
+        train(make_recipe(values), tmp_path / "run")
+    values["data"]["sequence_length"] = 16
+    values["tokenizer"] = {"train_bpe": 270}
+    assert train(make_recipe(values), tmp_path / "run").steps == 3
+    values["data"]["sequence_length"] = 32
+    with pytest.raises(UsageError, match="holds a run of another recipe"):
+        train(make_recipe(values), tmp_path / "run")
+
+
 def test_changed_data_is_refused(text_file: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     shutil.copyfile(text_file, text)

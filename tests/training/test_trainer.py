@@ -158,6 +158,12 @@ def test_run_folder(finished: Path) -> None:
     assert not list(finished.rglob("*.partial"))
 
 
+def test_trained_model_keeps_its_kv_cache(finished: Path) -> None:
+    """transformers trains with use_cache off; whoever loads the result wants the cache."""
+    for folder in (finished, finished / "training" / "checkpoints" / "checkpoint-12"):
+        assert json.loads((folder / "config.json").read_text())["use_cache"] is True
+
+
 def test_published_model_is_the_last_checkpoint(finished: Path) -> None:
     last = finished / "training" / "checkpoints" / "checkpoint-12" / "model.safetensors"
     assert (finished / "model.safetensors").read_bytes() == last.read_bytes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,18 @@ def test_json_holds_one_document_with_stable_keys(
 
     assert run(folders["source"], folders["right"], "--json") == 0
     assert json.loads(capsys.readouterr().out)["passed"] is True
+
+
+def test_config_that_transformers_refuses_is_explained(
+    folders: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The message of a strict config has the reason on its second line."""
+    bad = shutil.copytree(folders["source"], tmp_path / "bad")
+    config = {"model_type": "gda", "head_dim": 7}
+    (bad / "config.json").write_text(json.dumps(config))
+    assert run(str(bad), folders["right"]) == 1
+    cause = capsys.readouterr().err.splitlines()[0]
+    assert "cannot load" in cause and "positive even number" in cause
 
 
 def test_quiet_prints_nothing_on_success(
