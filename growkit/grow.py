@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from growkit.checkpoint import (
     OutputTensor,
@@ -20,6 +20,7 @@ from growkit.checkpoint import (
     plan_shards,
     staged_output,
 )
+from growkit.progress import Progress, SilentProgress
 from growkit.remote_code import export_code
 from growkit.surgery.card import model_card
 from growkit.surgery.execute import execute
@@ -33,27 +34,11 @@ from growkit.surgery.tied_head import check_tied_head
 SIDE_FILE_BYTES = 64 << 20
 
 
-class Progress(Protocol):
-    """One bar: amounts in the unit of the total that it was opened with."""
-
-    def advance(self, amount: float) -> None: ...
-
-    def describe(self, text: str) -> None: ...
-
-
 OpenProgress = Callable[[str, float, str], AbstractContextManager[Progress]]
 
 
-class _Silent:
-    def advance(self, amount: float) -> None:
-        pass
-
-    def describe(self, text: str) -> None:
-        pass
-
-
 def _no_progress(description: str, total: float, unit: str) -> AbstractContextManager[Progress]:
-    return nullcontext(_Silent())
+    return nullcontext(SilentProgress())
 
 
 def grow_checkpoint(

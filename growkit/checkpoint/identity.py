@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Protocol
 
 from growkit.checkpoint.folder import Checkpoint
 from growkit.checkpoint.header import TensorInfo
+from growkit.progress import Progress
 
 _BUFFER_BYTES = 4 << 20
-
-
-class Progress(Protocol):
-    """What long work reports to, in bytes."""
-
-    def advance(self, amount: float) -> object: ...
 
 
 def identity(checkpoint: Checkpoint) -> dict[str, str]:

@@ -6,26 +6,12 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
+
+from growkit.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
-
-
-class ProgressBar(Protocol):
-    """What long work reports to: amounts in the unit of the bar's total."""
-
-    def advance(self, amount: float) -> None: ...
-
-    def describe(self, text: str) -> None: ...
-
-
-class _Silent:
-    def advance(self, amount: float) -> None:
-        pass
-
-    def describe(self, text: str) -> None:
-        pass
 
 
 class _RichBar:
@@ -86,19 +72,21 @@ class Output:
             sys.stdout.write(json.dumps(value, indent=2, sort_keys=False) + "\n")
 
     @contextmanager
-    def progress(self, description: str, total: float, *, unit: str = "B") -> Iterator[ProgressBar]:
+    def progress(self, description: str, total: float, *, unit: str = "B") -> Iterator[Progress]:
         """A progress bar in bytes (``unit="B"``) or in ``unit``; silent when not a terminal."""
         if self.json_mode or self.quiet or not self.stderr.is_terminal:
-            yield _Silent()
+            yield SilentProgress()
             return
         from rich.progress import (
             BarColumn,
             DownloadColumn,
             MofNCompleteColumn,
-            Progress,
             TextColumn,
             TimeRemainingColumn,
             TransferSpeedColumn,
+        )
+        from rich.progress import (
+            Progress as RichProgress,
         )
 
         amount = (
@@ -107,5 +95,5 @@ class Output:
             else (MofNCompleteColumn(), TextColumn(unit))
         )
         columns = (TextColumn("{task.description}"), BarColumn(), *amount, TimeRemainingColumn())
-        with Progress(*columns, console=self.stderr, transient=True) as progress:
+        with RichProgress(*columns, console=self.stderr, transient=True) as progress:
             yield _RichBar(progress, progress.add_task(description, total=total))

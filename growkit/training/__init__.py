@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from growkit.progress import Reporter, Silent
 from growkit.training.recipe import Recipe, load_recipe
-from growkit.training.report import Reporter, Silent
 
 if TYPE_CHECKING:
     from pathlib import Path

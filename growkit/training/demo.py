@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from growkit.errors import UsageError, VerificationFailed
+from growkit.progress import Reporter, Silent
 from growkit.training.metrics import plot_losses, read_metrics
 from growkit.training.recipe import Recipe, make_recipe
-from growkit.training.report import Reporter, Silent
 
 # Largest difference of held-out losses (nats a token) that float32 rounding explains.
 JUMP = 1e-5

@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import Dataset
 
 from growkit.errors import UsageError
-from growkit.training.report import Reporter
+from growkit.progress import Reporter
 from growkit.training.text import Corpus
 
 FORMAT = 1

@@ -31,10 +31,10 @@ from typing import Any
 import yaml
 
 from growkit.errors import CheckpointError, UsageError
+from growkit.progress import Progress, Reporter, Silent
 from growkit.samples import sample_text
 from growkit.training import checkpoints, metrics
 from growkit.training.recipe import DataSection, Recipe
-from growkit.training.report import Bar, Reporter, Silent
 from growkit.training.text import Corpus
 
 # What may differ between a run and its continuation; anything else would be another run.
@@ -243,7 +243,7 @@ def _run(
     resumed_step = checkpoints.step_of(checkpoint) if checkpoint else 0
     metrics.truncate_metrics(metrics_file, resumed_step if checkpoint else -1)
 
-    bars: list[Bar] = []
+    bars: list[Progress] = []
     trainer = RunTrainer(
         model,
         recipe,

@@ -22,13 +22,13 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerControl
 
 from growkit.errors import GrowkitError
+from growkit.progress import Progress
 from growkit.training import checkpoints
 from growkit.training.evaluate import evaluate
 from growkit.training.metrics import append_metrics
 from growkit.training.order import RunSampler
 from growkit.training.packing import PackedDataset
 from growkit.training.recipe import Recipe
-from growkit.training.report import Bar
 from growkit.training.tokenizer import copy_tokenizer
 
 
@@ -213,7 +213,7 @@ class RunTrainer(Trainer):
 class RunCallback(TrainerCallback):
     """Writes metrics.jsonl, moves the progress bar, and stops at a loss that is not a number."""
 
-    def __init__(self, recipe: Recipe, metrics: Path, bar: Callable[[], Bar]) -> None:
+    def __init__(self, recipe: Recipe, metrics: Path, bar: Callable[[], Progress]) -> None:
         self.recipe, self.metrics, self.bar = recipe, metrics, bar
         self.clock, self.clock_step = time.monotonic(), 0
 

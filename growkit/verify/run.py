@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from growkit.errors import UsageError, VerificationFailed
+from growkit.progress import Progress, SilentProgress
 from growkit.verify import layers, loading, memory
 from growkit.verify.figures import LogitFigures
 from growkit.verify.folder import Folder, dtype_name, open_folder
@@ -20,22 +21,6 @@ from growkit.verify.report import HalfPrecision, LayerDifference, VerificationRe
 from growkit.verify.tolerance import tolerance as tolerance_rule
 from growkit.verify.verdict import verdict
 from growkit.verify.windows import comparison_windows
-
-
-class Progress(Protocol):
-    """Receives percent of the whole comparison (the amounts sum to 100) and phase names."""
-
-    def advance(self, amount: float) -> None: ...
-
-    def describe(self, text: str) -> None: ...
-
-
-class _Silent:
-    def advance(self, amount: float) -> None:
-        pass
-
-    def describe(self, text: str) -> None:
-        pass
 
 
 @dataclass
@@ -102,7 +87,7 @@ def verify_checkpoints(
             a model that cannot generate.
     """
     check_options(tokens, window, batch_size, compute_dtype, tolerance, layerwise, exactness)
-    progress = progress or _Silent()
+    progress = progress or SilentProgress()
     folder_a, folder_b = open_folder(a), open_folder(b)
     notes: list[str] = []
     exactness = exactness or promised_exactness(folder_b, notes)

@@ -1,4 +1,4 @@
-"""What training needs from whoever watches it: notes, warnings and one progress bar."""
+"""What long work reports to. The terminal (`growkit.cli.output.Output`) is one such reporter."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 
-class Bar(Protocol):
-    """A progress bar in the unit of its total."""
+class Progress(Protocol):
+    """One progress bar: amounts in the unit of the total that it was opened with."""
 
     def advance(self, amount: float) -> None: ...
 
@@ -16,7 +16,7 @@ class Bar(Protocol):
 
 
 class Reporter(Protocol):
-    """The part of `growkit.cli.output.Output` that training uses."""
+    """Whoever watches: notes, warnings and progress bars."""
 
     def note(self, text: str) -> None: ...
 
@@ -24,10 +24,12 @@ class Reporter(Protocol):
 
     def progress(
         self, description: str, total: float, *, unit: str = "B"
-    ) -> AbstractContextManager[Bar]: ...
+    ) -> AbstractContextManager[Progress]: ...
 
 
-class _SilentBar:
+class SilentProgress:
+    """A bar that nobody sees."""
+
     def advance(self, amount: float) -> None:
         pass
 
@@ -45,5 +47,5 @@ class Silent:
         pass
 
     @contextmanager
-    def progress(self, description: str, total: float, *, unit: str = "B") -> Iterator[Bar]:
-        yield _SilentBar()
+    def progress(self, description: str, total: float, *, unit: str = "B") -> Iterator[Progress]:
+        yield SilentProgress()
