@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 from growkit.errors import CheckpointError, UsageError, nearest
@@ -90,11 +89,6 @@ class Link:
     source: str
     target: str
     indices: Callable[[Sizes], IntArray]
-
-
-def identity_config(config: Config, sizes: Sizes) -> dict[str, Any]:
-    """No further config field depends on the sizes."""
-    return {}
 
 
 def no_objection(config: Config, sizes: Sizes) -> str | None:
@@ -235,9 +229,3 @@ def required(config: Config, name: str) -> int:
             f"config.json has {name} = {value!r}.", f"Set {name} to a positive whole number."
         )
     return value
-
-
-@lru_cache(maxsize=512)
-def layer_pattern(name: str) -> re.Pattern[str]:
-    """Pattern that matches a tensor name of any layer."""
-    return re.compile(re.escape(name).replace(r"\{layer\}", r"(\d+)"))

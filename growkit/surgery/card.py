@@ -40,7 +40,10 @@ def model_card(source: Path, manifest: dict[str, Any], name: str) -> str:
         "",
         "## How",
         "",
-        *[f"* {step['summary']}: {step['exactness']}. {step['reason']}." for step in _steps(plan)],
+        *[
+            f"* {step['summary']}: {step['exactness']}. {step['reason']}."
+            for step in plan["operators"]
+        ],
         f"* symmetry of copies: {plan['symmetry']}, seed {plan['seed']}",
         "",
         "```yaml",
@@ -59,10 +62,6 @@ def model_card(source: Path, manifest: dict[str, Any], name: str) -> str:
     if plan["warnings"]:
         lines[-4:-4] = ["Warnings: " + "; ".join(plan["warnings"]) + ".", ""]
     return "\n".join(lines)
-
-
-def _steps(plan: dict[str, Any]) -> list[dict[str, Any]]:
-    return list(plan["operators"])
 
 
 def _rows(plan: dict[str, Any]) -> list[str]:

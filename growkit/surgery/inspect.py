@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from typing import Any
 
 from growkit.checkpoint import Checkpoint
@@ -15,7 +14,13 @@ from growkit.surgery.growth import ModelShape
 from growkit.surgery.lambdas import lambda_value
 from growkit.surgery.manifest import read_manifest
 from growkit.surgery.operators.require import growable
-from growkit.surgery.report import AXIS_LABELS, DEFAULT_CONTEXT, axis_label, main_dtype
+from growkit.surgery.report import (
+    AXIS_LABELS,
+    axis_label,
+    cost_context,
+    main_dtype,
+    stored_dtypes,
+)
 
 
 def layer_lambdas(checkpoint: Checkpoint, family: Family, layers: int) -> list[dict[str, float]]:
@@ -50,12 +55,9 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     """JSON-able description of a checkpoint; reads headers, config and lambda vectors only."""
     family = family_of(checkpoint.config)
     sizes = family.sizes(checkpoint.config)
-    dtypes: Counter[str] = Counter()
-    for info in checkpoint.tensors.values():
-        dtypes[info.dtype] += info.nbytes
+    dtypes = stored_dtypes(checkpoint)
     family.check_tensors({n: i.shape for n, i in checkpoint.tensors.items()}, sizes)
-    context = min(int(checkpoint.config.get("max_position_embeddings") or 2048), DEFAULT_CONTEXT)
-    dtype = main_dtype(dict(dtypes))
+    cost = cost_of(family, sizes, main_dtype(dtypes), cost_context(checkpoint.config))
     report: dict[str, Any] = {
         "family": family.name,
         "model_type": checkpoint.config.get("model_type"),
@@ -65,8 +67,8 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
             if axis in sizes
         },
         "tied_embeddings": bool(sizes["tied"]),
-        "cost": cost_of(family, sizes, dtype, context).to_dict(),
-        "dtypes": dict(dtypes),
+        "cost": cost.to_dict(),
+        "dtypes": dtypes,
         "tensors": len(checkpoint.tensors),
         "shards": list(checkpoint.shards),
         "bytes": checkpoint.total_size,

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from growkit.checkpoint import DTYPES
+from growkit.checkpoint import DTYPES, Checkpoint
 from growkit.surgery.cost import Cost, cost_of
 from growkit.surgery.plan import Plan
 
@@ -31,19 +31,23 @@ def main_dtype(dtypes: dict[str, int]) -> str:
     return max(dtypes, key=lambda name: dtypes[name])
 
 
-def stored_dtypes(plan: Plan) -> dict[str, int]:
-    """Bytes of the source by dtype."""
+def stored_dtypes(checkpoint: Checkpoint) -> dict[str, int]:
+    """Bytes of a checkpoint by dtype."""
     totals: Counter[str] = Counter()
-    for info in plan.checkpoint.tensors.values():
+    for info in checkpoint.tensors.values():
         totals[info.dtype] += info.nbytes
     return dict(totals)
 
 
+def cost_context(config: Mapping[str, Any]) -> int:
+    """The context length at which costs are stated: 2048, or the model's where it is shorter."""
+    return min(int(config.get("max_position_embeddings") or DEFAULT_CONTEXT), DEFAULT_CONTEXT)
+
+
 def costs(plan: Plan) -> tuple[Cost, Cost]:
     """Cost of the source and of the grown model, at the same context."""
-    dtype = main_dtype(stored_dtypes(plan))
-    longest = plan.config.get("max_position_embeddings") or DEFAULT_CONTEXT
-    context = min(int(longest), DEFAULT_CONTEXT)
+    dtype = main_dtype(stored_dtypes(plan.checkpoint))
+    context = cost_context(plan.config)
     before = cost_of(plan.source_family, plan.source_sizes, dtype, context)
     return before, cost_of(plan.family, plan.sizes, dtype, context)
 
