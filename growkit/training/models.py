@@ -133,6 +133,12 @@ def make_config(values: dict[str, Any], tokenizer: Any) -> Any:
         ) from error
 
 
+def copy_lineage(source: Path | None, target: Path) -> None:
+    """Take growkit.json of a grown source along, so that a later growth knows its ancestors."""
+    if source is not None and (source / LINEAGE).is_file():
+        shutil.copyfile(source / LINEAGE, target / LINEAGE)
+
+
 def publish_model(
     model: Any,
     out: Path,
@@ -156,8 +162,7 @@ def publish_model(
     staging.mkdir(parents=True)
     model.save_pretrained(staging)
     copy_tokenizer(tokenizer_folder, staging)
-    if source is not None and (source / LINEAGE).is_file():
-        shutil.copyfile(source / LINEAGE, staging / LINEAGE)
+    copy_lineage(source, staging)
     (staging / "growkit_training.json").write_text(json.dumps(record, indent=2) + "\n")
     sync_folder(staging)
     (out / CONFIG).unlink(missing_ok=True)

@@ -26,6 +26,7 @@ from growkit.progress import Progress
 from growkit.training import checkpoints
 from growkit.training.evaluate import evaluate
 from growkit.training.metrics import append_metrics
+from growkit.training.models import copy_lineage
 from growkit.training.order import RunSampler
 from growkit.training.packing import PackedDataset
 from growkit.training.recipe import Recipe
@@ -202,6 +203,7 @@ class RunTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             written = self._writing / f"checkpoint-{step}"
             copy_tokenizer(self.tokenizer_folder, written)
+            copy_lineage(self.recipe.model.checkpoint, written)
             checkpoints.publish(written, self.folder / f"checkpoint-{step}", step)
         finally:
             config.use_cache = switched_off

@@ -104,6 +104,9 @@ def test_the_grown_model_is_trained_on(grown: Path, tmp_path: Path) -> None:
     losses = [line["loss"] for line in lines if "loss" in line]
     assert losses[-1] < losses[0]
     assert GdaForCausalLM.from_pretrained(out).config.num_hidden_layers == 40
+    (checkpoint,) = (out / "training/checkpoints").glob("checkpoint-*")
+    for folder in (out, checkpoint):  # a later growth of either knows its ancestors
+        assert (folder / "growkit.json").read_bytes() == (grown / "growkit.json").read_bytes()
 
 
 def test_a_motif_folder_grows_by_the_recipe_and_computes_the_same(
