@@ -69,7 +69,7 @@ def grow_checkpoint(
         text: to verify on; default the built-in sample.
         hash_content: record a hash of the source's weights (reads them once more).
         max_shard_size: bytes, or with a unit (``5GB``).
-        threads: workers; default one a core.
+        threads: workers; default two a core.
         open_progress: opens a progress bar from description, total and unit.
         warn: told about weights that are not finite.
 

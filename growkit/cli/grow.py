@@ -69,7 +69,7 @@ def grow(
     ] = False,
     threads: Annotated[
         int | None,
-        typer.Option(min=1, help="Writing threads; default: one a core.", rich_help_panel=OUTPUT),
+        typer.Option(min=1, help="Writing threads; default: two a core.", rich_help_panel=OUTPUT),
     ] = None,
     revision: RevisionOption = None,
     json_mode: JsonOption = False,

@@ -49,7 +49,7 @@ def execute(
     Args:
         plan: from :func:`growkit.surgery.plan.build_plan`.
         writer: open on a shard plan of the same tensors.
-        threads: workers; default one a core. Memory grows by a few MB each.
+        threads: workers; default two a core. Memory grows by a few MB each.
         advance: called with the number of bytes done, from any thread.
         on_non_finite: called once with the name of each source tensor that holds NaN or infinity.
     """
@@ -57,7 +57,8 @@ def execute(
     work = _Work(plan, writer, done, on_non_finite or (lambda name: None))
     # The largest first, so that no thread is left alone with a large one at the end.
     order = sorted(plan.tensors, key=lambda t: -_nbytes(t))
-    workers = threads or os.cpu_count() or 1
+    # Two a core: half of the time a thread waits for the disk.
+    workers = threads or 2 * (os.cpu_count() or 1)
     # Weights that are not finite are reported by name; numpy need not say it once more.
     with ThreadPoolExecutor(workers, initializer=lambda: np.seterr(invalid="ignore")) as pool:
         futures = [pool.submit(work.write, tensor) for tensor in order]
