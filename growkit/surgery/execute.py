@@ -56,7 +56,7 @@ def execute(
     done = advance or (lambda count: None)
     work = _Work(plan, writer, done, on_non_finite or (lambda name: None))
     # The largest first, so that no thread is left alone with a large one at the end.
-    order = sorted(plan.tensors, key=lambda t: -_nbytes(t))
+    order = sorted(plan.tensors, key=lambda t: -t.nbytes)
     # Two a core: half of the time a thread waits for the disk.
     workers = threads or 2 * (os.cpu_count() or 1)
     # Weights that are not finite are reported by name; numpy need not say it once more.
@@ -73,10 +73,6 @@ def execute(
 
 class Stopped(Exception):
     """Another thread failed or the user interrupted; this one gives up."""
-
-
-def _nbytes(tensor: TensorPlan) -> int:
-    return int(np.prod(tensor.output.shape)) * DTYPES[tensor.output.dtype].bits // 8
 
 
 class _Work:
@@ -97,7 +93,7 @@ class _Work:
         if self.stop.is_set():
             raise Stopped
         if tensor.action == "zero":
-            self.advance(_nbytes(tensor))
+            self.advance(tensor.nbytes)
         elif tensor.source is None or tensor.action == "closed":
             self._write_new(tensor)
         elif tensor.lambda_change is not None:
@@ -149,7 +145,7 @@ class _Work:
     def _initialise_rows(self, tensor: TensorPlan, first: int, count: int) -> None:
         for offset, block in fresh_rows(self.plan, tensor, first, count):
             self.writer.write(tensor.output.name, offset, block)
-        self.advance(count * (_nbytes(tensor) // tensor.output.shape[0]))
+        self.advance(count * (tensor.nbytes // tensor.output.shape[0]))
 
     # -- small tensors --------------------------------------------------------------------------
 
@@ -160,7 +156,7 @@ class _Work:
         elif tensor.init == "normal":
             self._initialise_rows(tensor, 0, tensor.output.shape[0])
             return
-        self.advance(_nbytes(tensor))
+        self.advance(tensor.nbytes)
 
     def _write_lambda(self, tensor: TensorPlan) -> None:
         assert tensor.source is not None and tensor.lambda_change is not None
@@ -169,7 +165,7 @@ class _Work:
         q1, k1, q2, k2 = (self.plan.checkpoint.read(base + role) for role in roles)
         changed = change_lambda(q1, k1, q2, k2, tensor.lambda_change)
         self.writer.write(tensor.output.name, 0, changed[roles.index(tensor.role)])
-        self.advance(_nbytes(tensor))
+        self.advance(tensor.nbytes)
 
     def _write_vector(self, tensor: TensorPlan) -> None:
         assert tensor.source is not None
@@ -187,7 +183,7 @@ class _Work:
                 fill = normal(self.plan, tensor, 0, grown.shape) if tensor.init == "normal" else 1
                 grown = np.where(new, fill, grown).astype(grown.dtype)
         self.writer.write(tensor.output.name, 0, self._scaled(tensor, grown))
-        self.advance(_nbytes(tensor))
+        self.advance(tensor.nbytes)
 
     def _scaled(self, tensor: TensorPlan, block: Array) -> Array:
         if tensor.factor == 1.0:

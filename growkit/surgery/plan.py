@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from growkit.checkpoint import DTYPES, Checkpoint
+from growkit.checkpoint import Checkpoint
 from growkit.errors import UsageError
 from growkit.families import FAMILIES, Family, family_of
 from growkit.surgery.compose import ComposedGrowth, compose
@@ -60,10 +58,7 @@ class Plan:
     @property
     def total_bytes(self) -> int:
         """Bytes of all written tensors."""
-        return sum(
-            DTYPES[t.output.dtype].bits * int(np.prod(t.output.shape, dtype=object)) // 8
-            for t in self.tensors
-        )
+        return sum(tensor.nbytes for tensor in self.tensors)
 
 
 def build_plan(

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from growkit.checkpoint import DTYPES, Checkpoint
+from growkit.checkpoint import Checkpoint
 from growkit.surgery.cost import Cost, cost_of
 from growkit.surgery.plan import Plan
 
@@ -124,14 +124,7 @@ def tensor_report(plan: Plan) -> list[dict[str, Any]]:
                 "shape": list(tensor.output.shape),
                 "source": tensor.source,
                 "source_shape": list(info.shape) if info else None,
-                "bytes": _bytes(tensor.output.dtype, tensor.output.shape),
+                "bytes": tensor.nbytes,
             }
         )
     return entries
-
-
-def _bytes(dtype: str, shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count * DTYPES[dtype].bits // 8

@@ -10,19 +10,7 @@ from typing import Any
 from growkit.errors import UsageError, nearest
 from growkit.surgery.amount import Amount
 from growkit.surgery.growth import Operator
-from growkit.surgery.operators import (
-    Depth,
-    Ffn,
-    HeadDim,
-    Heads,
-    Hidden,
-    KvHeads,
-    NoiseHeads,
-    QueryHeads,
-    SignalHeads,
-    UniformHeads,
-    UntieEmbeddings,
-)
+from growkit.surgery.operators import OPERATORS
 from growkit.surgery.operators.depth import METHODS, PLACEMENTS
 from growkit.surgery.symmetry import MODES, Symmetry
 
@@ -114,32 +102,12 @@ class GrowthRequest:
 
     def operators(self) -> list[Operator]:
         """The requested operators, in the order in which they are applied."""
-        result: list[Operator] = []
-        if self.untie_embeddings:
-            result.append(UntieEmbeddings())
-        if self.uniform_heads:
-            result.append(UniformHeads(Amount.parse(self.uniform_heads, "--uniform-heads")))
-        if self.signal_heads:
-            amount = Amount.parse(self.signal_heads, "--signal-heads")
-            result.append(SignalHeads(amount, self.new_heads))
-        if self.noise_heads:
-            result.append(NoiseHeads(Amount.parse(self.noise_heads, "--noise-heads")))
-        if self.heads:
-            result.append(Heads(Amount.parse(self.heads, "--heads"), self.new_heads))
-        if self.query_heads:
-            amount = Amount.parse(self.query_heads, "--query-heads")
-            result.append(QueryHeads(amount, self.new_heads))
-        if self.kv_heads:
-            result.append(KvHeads(Amount.parse(self.kv_heads, "--kv-heads")))
-        if self.head_dim:
-            result.append(HeadDim(Amount.parse(self.head_dim, "--head-dim")))
-        if self.ffn:
-            result.append(Ffn(Amount.parse(self.ffn, "--ffn"), self.new_units))
-        if self.hidden:
-            result.append(Hidden(Amount.parse(self.hidden, "--hidden")))
-        if self.layers:
-            amount = Amount.parse(self.layers, "--layers")
-            result.append(Depth(amount, self.depth_method, self._placement()))
+        result = []
+        for name, make in OPERATORS.items():
+            if asked := getattr(self, name):
+                option = f"--{name.replace('_', '-')}"
+                amount = Amount.parse(asked, option) if isinstance(asked, str) else None
+                result.append(make(amount, self))
         if not result:
             raise UsageError(
                 "Nothing to grow was asked for.",
@@ -149,7 +117,8 @@ class GrowthRequest:
             )
         return result
 
-    def _placement(self) -> str | tuple[int, ...]:
+    def placement(self) -> str | tuple[int, ...]:
+        """``layer_placement`` read: a word, or the indices of layers."""
         if self.layer_placement in PLACEMENTS:
             return self.layer_placement
         try:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
-from growkit.checkpoint import Checkpoint, OutputTensor
+from growkit.checkpoint import DTYPES, Checkpoint, OutputTensor
 from growkit.errors import CheckpointError
 from growkit.families import Family, Tensor
 from growkit.families.differential import LAMBDA_ROLES
@@ -45,6 +46,12 @@ class TensorPlan:
     init: str = "normal"
     lambda_change: LambdaChange | None = None
     layer: int | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the written tensor."""
+        return prod(self.output.shape) * DTYPES[self.output.dtype].bits // 8
+
     gain_offset: float = 0.0
 
 

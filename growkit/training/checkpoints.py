@@ -19,19 +19,11 @@ import re
 import shutil
 from pathlib import Path
 
+from growkit.checkpoint.staging import sync, sync_tree
+
 PARTIAL = ".partial"
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
-
-
-def sync_folder(folder: Path) -> None:
-    """fsync every file below a folder, and the folders."""
-    for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _sizes(folder: Path) -> dict[str, int]:
@@ -46,20 +38,11 @@ def publish(written: Path, target: Path, step: int) -> None:
     """Give a finished checkpoint folder its manifest and its name; replaces an older one."""
     manifest = {"format": 1, "step": step, "files": _sizes(written)}
     (written / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    sync_folder(written)
+    sync_tree(written)
     if target.exists():
         shutil.rmtree(target)
     os.rename(written, target)
-    sync_folder_entry(target.parent)
-
-
-def sync_folder_entry(folder: Path) -> None:
-    """fsync a folder itself, so that renames in it are on disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(target.parent)
 
 
 def damage(checkpoint: Path) -> str | None:

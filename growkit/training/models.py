@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from growkit.checkpoint import open_checkpoint
+from growkit.checkpoint.staging import sync, sync_tree
 from growkit.errors import CheckpointError, UsageError, nearest
-from growkit.training.checkpoints import sync_folder, sync_folder_entry
 from growkit.training.recipe import ModelSection
 from growkit.training.tokenizer import copy_tokenizer
 from growkit.verify.loading import reason, register_own_models
@@ -164,12 +164,12 @@ def publish_model(
     copy_tokenizer(tokenizer_folder, staging)
     copy_lineage(source, staging)
     (staging / "growkit_training.json").write_text(json.dumps(record, indent=2) + "\n")
-    sync_folder(staging)
+    sync_tree(staging)
     (out / CONFIG).unlink(missing_ok=True)
     for stale in [*out.glob("*.safetensors"), *out.glob("*.safetensors.index.json")]:
         stale.unlink()
     names = sorted(path.name for path in staging.iterdir() if path.name != CONFIG)
     for name in [*names, CONFIG]:
         os.replace(staging / name, out / name)
-    sync_folder_entry(out)
+    sync(out)
     staging.rmdir()

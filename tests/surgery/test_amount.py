@@ -85,7 +85,7 @@ def test_a_recipe_reads_numbers_and_lists() -> None:
         {"layers": 4, "layer_placement": [0, 1], "noise_snr_db": 20, "ffn": None}
     )
     assert request.layers == "4" and request.ffn is None
-    assert request._placement() == (0, 1)
+    assert request.placement() == (0, 1)
     assert len(request.operators()) == 1
     assert GrowthRequest.from_mapping(request.to_dict()) == request
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
 from growkit.surgery.growth import Operator
 from growkit.surgery.operators.depth import Depth
 from growkit.surgery.operators.ffn import Ffn
@@ -15,19 +18,37 @@ from growkit.surgery.operators.signal_heads import SignalHeads
 from growkit.surgery.operators.uniform_heads import UniformHeads
 from growkit.surgery.operators.untie import UntieEmbeddings
 
-# Recipe key -> operator, in the order of application. One line an operator.
-OPERATORS: dict[str, type] = {
-    "untie_embeddings": UntieEmbeddings,
-    "uniform_heads": UniformHeads,
-    "signal_heads": SignalHeads,
-    "noise_heads": NoiseHeads,
-    "heads": Heads,
-    "query_heads": QueryHeads,
-    "kv_heads": KvHeads,
-    "head_dim": HeadDim,
-    "ffn": Ffn,
-    "hidden": Hidden,
-    "layers": Depth,
+if TYPE_CHECKING:
+    from growkit.surgery.request import GrowthRequest
+
+# Recipe key -> how the operator is made of the amount (None for a switch) and the request's
+# choices, in the order of application. One line an operator.
+OPERATORS: dict[str, Callable[[Any, GrowthRequest], Operator]] = {
+    "untie_embeddings": lambda amount, request: UntieEmbeddings(),
+    "uniform_heads": lambda amount, request: UniformHeads(amount),
+    "signal_heads": lambda amount, request: SignalHeads(amount, request.new_heads),
+    "noise_heads": lambda amount, request: NoiseHeads(amount),
+    "heads": lambda amount, request: Heads(amount, request.new_heads),
+    "query_heads": lambda amount, request: QueryHeads(amount, request.new_heads),
+    "kv_heads": lambda amount, request: KvHeads(amount),
+    "head_dim": lambda amount, request: HeadDim(amount),
+    "ffn": lambda amount, request: Ffn(amount, request.new_units),
+    "hidden": lambda amount, request: Hidden(amount),
+    "layers": lambda amount, request: Depth(amount, request.depth_method, request.placement()),
 }
 
-__all__ = ["OPERATORS", "Operator"]
+__all__ = [
+    "OPERATORS",
+    "Depth",
+    "Ffn",
+    "HeadDim",
+    "Heads",
+    "Hidden",
+    "KvHeads",
+    "NoiseHeads",
+    "Operator",
+    "QueryHeads",
+    "SignalHeads",
+    "UniformHeads",
+    "UntieEmbeddings",
+]
