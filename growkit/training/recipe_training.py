@@ -1,4 +1,4 @@
-"""The ``training`` section of a recipe: optimizer, schedule, what is trained, how often it is saved.
+"""The ``training`` section of a recipe: optimizer, schedule, what is trained, what is saved.
 
 No torch here.
 """
