@@ -64,7 +64,9 @@ def _lines(report: dict[str, Any]) -> list[Any]:
         layers = span(group["layers"])
         if group["inserted"]:
             layers += f" (inserted, from {span(sorted(set(group['source_layers'])))})"
-        name = group["tensor"].split("{layer}.")[-1].removesuffix(".weight")
+        stack, _, name = group["tensor"].removesuffix(".weight").rpartition("{layer}.")
+        if stack.startswith(("encoder.", "decoder.")):
+            name = f"{stack.split('.')[0]} {name}"
         rows.setdefault((layers, group["text"]), []).append(name)
     for (layers, text), names in rows.items():
         table.add_row(layers, escape(", ".join(names)), escape(text))

@@ -33,7 +33,8 @@ FLAGS: dict[str, Any] = {
     "query_heads": _size("Query heads; the key/value heads and the KV cache stay."),
     "kv_heads": _size("Key/value heads (pairs, in differential attention); the KV cache grows."),
     "head_dim": _size("Refused: rotary position encoding depends on it; grow the heads."),
-    "layers": _size("Layers; see --depth-method and --layer-placement."),
+    "layers": _size("Layers (encoder's, where there are two stacks); see --depth-method."),
+    "decoder_layers": _size("Layers of an encoder-decoder's decoder."),
     "ffn": _size("FFN width (intermediate_size)."),
     "hidden": _size("Hidden size, a whole multiple (HyperCloning)."),
     "untie_embeddings": Annotated[

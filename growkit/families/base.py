@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,7 +45,7 @@ def always(sizes: Sizes) -> bool:
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor, or one tensor a layer when the name holds ``{layer}``.
+    """One tensor, or one tensor a layer of its stack when the name holds ``{layer}``.
 
     Attributes:
         role: what it is, the same word in every family, so that formats can be mapped.
@@ -60,6 +60,7 @@ class Tensor:
             1 + w).
         init: how a part without a source starts: ``normal`` (std ``initializer_range``), ``ones``
             or ``zeros``.
+        stack: the axis that counts the layers it belongs to (see :class:`Stack`).
     """
 
     role: str
@@ -69,6 +70,7 @@ class Tensor:
     writes_residual: bool = False
     init: str = "normal"
     gain_offset: float = 0.0
+    stack: str = "layer"
 
     @property
     def per_layer(self) -> bool:
@@ -77,6 +79,22 @@ class Tensor:
     def shape(self, sizes: Sizes) -> tuple[int, ...]:
         """Shape in a checkpoint of these sizes."""
         return tuple(dim.layout(sizes).width for dim in self.dims)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Layers that follow one another. A decoder is one stack; an encoder-decoder has two.
+
+    Attributes:
+        axis: the size that counts its layers, and the word that names it in plans.
+        attended: part of the context that a token attends to on average, added over the attention
+            blocks of a layer: one half under a causal mask.
+        caches: key/value caches a layer.
+    """
+
+    axis: str = "layer"
+    attended: float = 0.5
+    caches: int = 1
 
 
 @dataclass(frozen=True)
@@ -89,6 +107,11 @@ class Link:
     source: str
     target: str
     indices: Callable[[Sizes], IntArray]
+
+
+def no_facts(names: Collection[str]) -> dict[str, int]:
+    """The config alone says what the family is made of."""
+    return {}
 
 
 def no_objection(config: Config, sizes: Sizes) -> str | None:
@@ -106,15 +129,19 @@ class Family:
         tensors: every tensor of a checkpoint.
         links: which heads work together.
         sizes: axis sizes (and layout facts) of a config.
+        stored_facts: facts that the config does not settle, from the names of the stored tensors.
         config_fields: the config fields that hold the sizes.
         per_layer_fields: config lists with one entry a layer.
         layer_rules: for such a list that config.json may leave out, what the class makes of
             (config, layers) then; listed after the fields that its rule reads.
         layer_counts: config fields that count leading layers (``max_window_layers``).
+        stacks: the stacks of layers, in the order in which a token passes them.
         sqrt_embedding_scale: the class multiplies embeddings by sqrt(hidden_size).
-        kv_elements: KV-cache elements per token and layer.
-        attention_flops: FLOPs of scores and values per token, layer and unit of context.
+        kv_elements: elements per token of one KV cache of a layer.
+        attention_flops: FLOPs of scores and values per token, attention block and unit of context.
+        sqrt_head_divisor: whether the class divides the last hidden state by sqrt(hidden_size).
         refusal: why transformers would refuse a config with these sizes, or None.
+        aliases: further names under which a class knows a tensor -> name that is written.
         ignored: patterns of stored buffers that carry nothing.
         lambda_init: lambda_init of a layer (differential families).
         lambda_scale_role: role of the tensor that absorbs a change of (1 - lambda_init), for
@@ -133,8 +160,12 @@ class Family:
     per_layer_fields: tuple[str, ...] = ("layer_types",)
     layer_rules: Mapping[str, LayerRule] = field(default_factory=dict)
     layer_counts: tuple[str, ...] = ()
+    stacks: tuple[Stack, ...] = (Stack(),)
+    stored_facts: Callable[[Collection[str]], dict[str, int]] = no_facts
     sqrt_embedding_scale: bool = False
+    sqrt_head_divisor: Callable[[Sizes], bool] = field(default=lambda sizes: False)
     refusal: Callable[[Config, Sizes], str | None] = no_objection
+    aliases: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = (r".*rotary_emb\.inv_freq",)
     lambda_init: Callable[[Config, int], float] | None = None
     lambda_scale_role: str | None = None
@@ -153,9 +184,11 @@ class Family:
         for tensor in before:
             if tensor.when(sizes):
                 yield tensor, None, tensor.name
-        for layer in range(sizes["layer"]):
-            for tensor in layered:
-                yield tensor, layer, tensor.name.replace("{layer}", str(layer))
+        for stack in self.stacks:
+            members = [tensor for tensor in layered if tensor.stack == stack.axis]
+            for layer in range(sizes[stack.axis]):
+                for tensor in members:
+                    yield tensor, layer, tensor.name.replace("{layer}", str(layer))
         for tensor in after:
             if tensor.when(sizes):
                 yield tensor, None, tensor.name
@@ -164,12 +197,20 @@ class Family:
         """The tensor with this role, if the family has one."""
         return next((t for t in self.tensors if t.role == role), None)
 
-    def tied_names(self, sizes: Sizes) -> tuple[str, str] | None:
-        """(output projection, embedding it is tied to) of a tied checkpoint; None when untied."""
+    def sizes_of(self, config: Config, names: Collection[str] = ()) -> dict[str, int]:
+        """Sizes and facts of a checkpoint with this config that stores tensors of these names."""
+        return self.sizes(config) | (self.stored_facts(names) if names else {})
+
+    def tied_names(self, sizes: Sizes) -> dict[str, str]:
+        """Name that a checkpoint need not store -> tensor whose values it takes.
+
+        The output projection of a tied checkpoint, and what ``aliases`` lists.
+        """
+        names = dict(self.aliases)
         head, embedding = self.tensor("lm_head"), self.tensor("embed")
-        if head is None or embedding is None or not sizes["tied"]:
-            return None
-        return head.name, embedding.name
+        if head is not None and embedding is not None and sizes["tied"]:
+            names[head.name] = embedding.name
+        return names
 
     def layer_list(self, config: Config, name: str, layers: int) -> list[Any] | None:
         """The config's list ``name``, one entry a layer, or what the class makes without it.
@@ -212,7 +253,7 @@ class Family:
                 )
         tied = self.tied_names(sizes)
         for name in shapes:
-            if tied and name == tied[0] and tuple(shapes[name]) == expected[tied[1]]:
+            if name in tied and tuple(shapes[name]) == expected[tied[name]]:
                 continue  # a second copy of the embedding; growth compares them
             if name not in expected and not any(re.fullmatch(p, name) for p in self.ignored):
                 raise CheckpointError(

@@ -30,7 +30,7 @@ class ComposedGrowth:
         steps: what each operator returned, in order.
         sizes: sizes of the grown model.
         axes: map of every axis that grew, from the source to the grown model.
-        layers: source of every layer of the grown model.
+        stacks: for each stack of layers, the source of every layer of the grown model.
         noise_copies: copies of each old noise map that a signal head subtracts.
         final_norm_factor: factor on the final norm's gain.
         embedding_factor: factor on the input embedding.
@@ -40,16 +40,21 @@ class ComposedGrowth:
     steps: tuple[Growth, ...]
     sizes: dict[str, int]
     axes: dict[str, AxisMap]
-    layers: LayerMap
+    stacks: dict[str, LayerMap]
     noise_copies: int
     final_norm_factor: float
     embedding_factor: float
     exactness: Exactness
 
     @property
+    def layers(self) -> LayerMap:
+        """Source of every layer of the first stack (the only one of a decoder)."""
+        return self.stacks["layer"]
+
+    @property
     def layers_moved(self) -> bool:
-        """Some layer of the grown model stands at another index than its source."""
-        return any(step.layers is not None for step in self.steps)
+        """Some layer of the first stack stands at another index than its source."""
+        return any(step.layers is not None and step.stack == "layer" for step in self.steps)
 
 
 def compose(operators: Sequence[Operator], shape: ModelShape) -> ComposedGrowth:
@@ -63,7 +68,10 @@ def compose(operators: Sequence[Operator], shape: ModelShape) -> ComposedGrowth:
     old_sizes = dict(shape.sizes)
     sizes = dict(old_sizes)
     axes: dict[str, AxisMap] = {}
-    layers: LayerMap = tuple(LayerSource(i, "kept") for i in range(sizes["layer"]))
+    stacks: dict[str, LayerMap] = {
+        stack.axis: tuple(LayerSource(i, "kept") for i in range(sizes[stack.axis]))
+        for stack in shape.family.stacks
+    }
     steps = []
     for operator in operators:
         growth = operator.apply(replace(shape, sizes=dict(sizes)))
@@ -72,8 +80,8 @@ def compose(operators: Sequence[Operator], shape: ModelShape) -> ComposedGrowth:
             axes[axis] = axes[axis].then(axis_map) if axis in axes else axis_map
             sizes[axis] = axis_map.new_size
         if growth.layers is not None:
-            layers = _chain_layers(layers, growth.layers)
-            sizes["layer"] = len(layers)
+            stacks[growth.stack] = _chain_layers(stacks[growth.stack], growth.layers)
+            sizes[growth.stack] = len(growth.layers)
         sizes.update(growth.sizes)
     noise_copies = prod(step.noise_copies for step in steps)
     check_links(shape, old_sizes, sizes, axes, noise_copies)
@@ -81,7 +89,7 @@ def compose(operators: Sequence[Operator], shape: ModelShape) -> ComposedGrowth:
         steps=tuple(steps),
         sizes=sizes,
         axes=axes,
-        layers=layers,
+        stacks=stacks,
         noise_copies=noise_copies,
         final_norm_factor=prod(step.final_norm_factor for step in steps),
         embedding_factor=prod(step.embedding_factor for step in steps),

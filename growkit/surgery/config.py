@@ -28,7 +28,8 @@ def grown_config(
     for field, value in after.items():
         if value != before.get(field) or (field in grown and grown[field] != value):
             grown[field] = value
-    if any(axis.endswith("_head") for axis in growth.axes) or "hidden" in growth.axes:
+    heads_grow = any(axis.endswith("_head") for axis in growth.axes)
+    if "head_dim" in after and (heads_grow or "hidden" in growth.axes):
         # From here on hidden_size / num_attention_heads is no longer the head_dim.
         grown["head_dim"] = growth.sizes["head_dim"]
     if growth.layers_moved:
@@ -75,8 +76,9 @@ def _map_layers(grown: dict[str, Any], family: Family, old: int, sources: Sequen
 
 def _reads_back(config: Mapping[str, Any], family: Family, growth: ComposedGrowth) -> bool:
     """The written config means the sizes that were planned."""
+    written = {name for _, _, name in family.names(growth.sizes)}
     try:
-        sizes = family.sizes(config)
+        sizes = family.sizes_of(config, written)
     except UsageError:
         return False
     return all(growth.sizes[axis] == size for axis, size in sizes.items())

@@ -19,9 +19,11 @@ class Cost:
         non_embedding_parameters: without the embedding and an output projection of its own.
         flops_per_token: forward pass, at ``context`` tokens of context: 2 per weight that a token
             meets (the output projection included, the embedding lookup not), plus scores and
-            values of every attention map averaged over a causal context.
+            values of every attention map averaged over the context. Of an encoder-decoder: one
+            source and one target token together, each in a text of ``context`` tokens.
         context: tokens of context assumed.
-        kv_cache_bytes_per_token: all layers, in ``dtype``.
+        kv_cache_bytes_per_token: all layers, in ``dtype``; of an encoder-decoder for one source
+            and one target token.
         dtype: safetensors dtype of the KV cache (that of the weights).
     """
 
@@ -38,29 +40,27 @@ class Cost:
 
 def cost_of(family: Family, sizes: Mapping[str, int], dtype: str, context: int) -> Cost:
     """Count a model of ``sizes``. ``context`` is in tokens."""
-    per_layer = outer = embeddings = head = 0
+    layered = outer = embeddings = head = 0
     for tensor in family.tensors:
         if not tensor.when(sizes):
             continue
         count = prod(tensor.shape(sizes))
         if tensor.per_layer:
-            per_layer += count
+            layered += count * sizes[tensor.stack]
         elif tensor.role in ("embed", "lm_head"):
             embeddings += count
         else:
             outer += count
         if tensor.role == "embed":
             head = count
-    total_layers = per_layer * sizes["layer"]
-    attention = family.attention_flops(sizes) * sizes["layer"] * context // 2
+    attended = sum(stack.attended * sizes[stack.axis] for stack in family.stacks)
+    caches = sum(stack.caches * sizes[stack.axis] for stack in family.stacks)
     return Cost(
-        parameters=total_layers + outer + embeddings,
-        non_embedding_parameters=total_layers + outer,
-        flops_per_token=2 * (total_layers + outer + head) + attention,
+        parameters=layered + outer + embeddings,
+        non_embedding_parameters=layered + outer,
+        flops_per_token=2 * (layered + outer + head)
+        + int(family.attention_flops(sizes) * attended * context),
         context=context,
-        kv_cache_bytes_per_token=family.kv_elements(sizes)
-        * sizes["layer"]
-        * DTYPES[dtype].bits
-        // 8,
+        kv_cache_bytes_per_token=family.kv_elements(sizes) * caches * DTYPES[dtype].bits // 8,
         dtype=dtype,
     )

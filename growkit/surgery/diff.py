@@ -17,6 +17,7 @@ from growkit.surgery.diff_text import group_text
 from growkit.surgery.explain import dim_parts, explain
 from growkit.surgery.manifest import read_manifest
 from growkit.surgery.plan import Plan, build_plan
+from growkit.surgery.report import layer_sources
 from growkit.surgery.request import GrowthRequest
 from growkit.surgery.tensor_plans import TensorPlan
 
@@ -94,8 +95,8 @@ def diff_checkpoints(
 
     Returns:
         JSON-able: ``mode`` (``growth`` or ``tensors``), ``operators`` (of the plan), ``as_grown``
-        (every part is what the plan says; None without a plan), ``layers`` (of the plan),
-        ``identical``, ``notes`` and ``groups`` (see :class:`Group`).
+        (every part is what the plan says; None without a plan), ``layer_sources`` (of the
+        plan; None without), ``identical``, ``notes`` and ``groups`` (see :class:`Group`).
 
     Raises:
         UsageError: the folders hold different architectures.
@@ -124,7 +125,7 @@ def diff_checkpoints(
         "mode": "growth" if plan else "tensors",
         "family": a.config.get("model_type"),
         "operators": [step.summary for step in plan.growth.steps] if plan else [],
-        "layers": _layers(plan) if plan else None,
+        **(layer_sources(plan) if plan else {"layer_sources": None}),
         "as_grown": _as_grown(plan, list(groups.values())) if plan else None,
         "identical": same if plan is None else False,
         "notes": notes,
@@ -169,15 +170,15 @@ def _by_plan(plan: Plan, b: Checkpoint, advance: Advance) -> list[Group]:
     groups = []
     for tensor in plan.tensors:
         info = plan.checkpoint.tensors.get(tensor.source or "")
-        layer = None if tensor.layer is None else plan.growth.layers[tensor.layer]
+        layer = tensor.layer_source
         moved = tensor.lambda_change is not None
         groups.append(
             Group(
-                LAYER.sub("{layer}", tensor.output.name, count=1),
+                tensor.output.name if layer is None else _pattern(tensor.output.name),
                 "lambda" if moved else tensor.action,
                 [] if tensor.layer is None else [tensor.layer],
                 [] if layer is None else [layer.source],
-                layer is not None and layer.kind != "kept",
+                tensor.in_new_layer,
                 (info.shape if info else None, tensor.output.shape),
                 _dims(tensor),
                 tensor.factor,
@@ -197,8 +198,8 @@ def _dims(tensor: TensorPlan) -> dict[str, dict[str, Any]]:
     }
 
 
-def _layers(plan: Plan) -> list[dict[str, Any]]:
-    return [{"source": layer.source, "kind": layer.kind} for layer in plan.growth.layers]
+def _pattern(name: str) -> str:
+    return LAYER.sub("{layer}", name, count=1)
 
 
 def _as_grown(plan: Plan, groups: list[Group]) -> bool:
@@ -217,7 +218,7 @@ def _by_name(a: Checkpoint, b: Checkpoint, advance: Advance) -> list[Group]:
         match = LAYER.search(name)
         layers = [int(match[0])] if match else []
         info_a, info_b = a.tensors.get(name), b.tensors.get(name)
-        group = Group(LAYER.sub("{layer}", name, count=1), "unchanged", layers, list(layers))
+        group = Group(_pattern(name), "unchanged", layers, list(layers))
         group.shapes = (info_a.shape if info_a else None, info_b.shape if info_b else None)
         if info_b is None or info_a is None:
             group.status = "only in A" if info_b is None else "only in B"

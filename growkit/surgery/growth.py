@@ -58,7 +58,8 @@ class Growth:
         operator: its name, for plan and manifest.
         summary: one sentence for the plan.
         axes: map of every axis that grows.
-        layers: source of every layer, when depth changes.
+        layers: source of every layer of ``stack``, when depth changes.
+        stack: the axis that counts these layers.
         sizes: further facts that change (``tied``).
         noise_copies: each signal head subtracts this many copies of each old noise map, so lambda
             is divided by it.
@@ -73,6 +74,7 @@ class Growth:
     summary: str
     axes: Mapping[str, AxisMap] = field(default_factory=dict)
     layers: LayerMap | None = None
+    stack: str = "layer"
     sizes: Mapping[str, int] = field(default_factory=dict)
     noise_copies: int = 1
     final_norm_factor: float = 1.0

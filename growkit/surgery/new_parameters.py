@@ -17,16 +17,16 @@ def new_parameters(plan: Plan) -> dict[str, Any]:
     """
     result: dict[str, Any] = {}
     for tensor in plan.tensors:
-        part = _new_part(plan, tensor)
+        part = _new_part(tensor)
         if part:
             result[tensor.output.name] = part
     return result
 
 
-def _new_part(plan: Plan, tensor: TensorPlan) -> Any:
+def _new_part(tensor: TensorPlan) -> Any:
     if tensor.source is None or tensor.action in ("zero", "closed"):
         return "all"
-    if tensor.layer is not None and plan.growth.layers[tensor.layer].kind != "kept":
+    if tensor.in_new_layer:
         return "all"
     ranges = {}
     for label, dim in zip(("rows", "columns"), tensor.dims, strict=False):

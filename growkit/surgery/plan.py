@@ -83,7 +83,7 @@ def build_plan(
     """
     symmetry = symmetry or Symmetry()
     source_family = family_of(checkpoint.config)
-    source_sizes = source_family.sizes(checkpoint.config)
+    source_sizes = source_family.sizes_of(checkpoint.config, checkpoint.tensors)
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     source_family.check_tensors(shapes, source_sizes)
     shape = ModelShape(source_family, source_sizes, checkpoint.config)

@@ -15,6 +15,7 @@ DEFAULT_CONTEXT = 2048
 # Axes as people call them, with the config field that holds the number.
 AXIS_LABELS = {
     "layer": "layers",
+    "decoder_layer": "decoder layers",
     "hidden": "hidden size",
     "ffn": "FFN width (intermediate_size)",
     "query_head": "query heads",
@@ -56,6 +57,8 @@ def axis_label(axis: str, sizes: Mapping[str, int]) -> str:
     """Name of an axis for people."""
     if axis == "kv_head" and sizes.get("parts") == 2:
         return "key/value pairs"
+    if axis == "layer" and "decoder_layer" in sizes:
+        return "encoder layers"
     return AXIS_LABELS[axis]
 
 
@@ -63,7 +66,8 @@ def plan_report(plan: Plan) -> dict[str, Any]:
     """Everything that ``growkit plan`` says, as JSON-able data."""
     before, after = costs(plan)
     actions = Counter(t.action for t in plan.tensors)
-    inserted = sum(layer.kind == "identity" for layer in plan.growth.layers)
+    stacks = plan.growth.stacks.values()
+    inserted = sum(layer.kind == "identity" for layers in stacks for layer in layers)
     return {
         "source_family": plan.source_family.name,
         "family": plan.family.name,
@@ -98,9 +102,7 @@ def plan_report(plan: Plan) -> dict[str, Any]:
             **{action: actions[action] for action in sorted(actions)},
         },
         "inserted_layers": inserted,
-        "layer_sources": [
-            {"source": layer.source, "kind": layer.kind} for layer in plan.growth.layers
-        ],
+        **layer_sources(plan),
         # The first channels of the grown residual stream are the old ones, unscaled.
         "hidden_factor": 1.0,
         "symmetry": plan.symmetry.mode,
@@ -108,6 +110,14 @@ def plan_report(plan: Plan) -> dict[str, Any]:
         "seed": plan.symmetry.seed,
         "exactness": plan.exactness.value,
         "warnings": list(plan.warnings),
+    }
+
+
+def layer_sources(plan: Plan) -> dict[str, list[dict[str, Any]]]:
+    """``layer_sources``: what each layer is made of; one such list for each stack of layers."""
+    return {
+        f"{stack}_sources": [{"source": layer.source, "kind": layer.kind} for layer in layers]
+        for stack, layers in plan.growth.stacks.items()
     }
 
 

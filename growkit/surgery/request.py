@@ -23,6 +23,11 @@ CHOICES = {
 RECIPE_KEYS = ("grow", "description", "source", "purpose")
 
 
+def option_of(key: str) -> str:
+    """The flag of a recipe key."""
+    return f"--{key.replace('_', '-')}"
+
+
 @dataclass(frozen=True)
 class GrowthRequest:
     """Sizes and choices of one growth. Sizes are ``x2``, ``+4`` or the new number.
@@ -34,7 +39,9 @@ class GrowthRequest:
         head_dim: refused, with the reason.
         ffn: ``intermediate_size``.
         hidden: ``hidden_size``, a whole multiple.
-        layers: depth, by ``depth_method`` at ``layer_placement``.
+        layers: depth, by ``depth_method`` at ``layer_placement``; of an encoder-decoder the
+            encoder's.
+        decoder_layers: depth of an encoder-decoder's decoder, likewise.
         untie_embeddings: write an output projection of its own.
         depth_method: ``identity`` (exact), ``stack``, ``interpolate`` or ``solar``.
         layer_placement: ``even``, ``end`` or indices such as ``3,7,11``.
@@ -55,6 +62,7 @@ class GrowthRequest:
     ffn: str | None = None
     hidden: str | None = None
     layers: str | None = None
+    decoder_layers: str | None = None
     untie_embeddings: bool = False
     depth_method: str = "identity"
     layer_placement: str = "even"
@@ -105,15 +113,12 @@ class GrowthRequest:
         result = []
         for name, make in OPERATORS.items():
             if asked := getattr(self, name):
-                option = f"--{name.replace('_', '-')}"
-                amount = Amount.parse(asked, option) if isinstance(asked, str) else None
+                amount = Amount.parse(asked, option_of(name)) if isinstance(asked, str) else None
                 result.append(make(amount, self))
         if not result:
             raise UsageError(
                 "Nothing to grow was asked for.",
-                "Give at least one of --signal-heads, --noise-heads, --uniform-heads, --heads, "
-                "--query-heads, --kv-heads, --layers, --ffn, --hidden, --untie-embeddings or "
-                "--recipe.",
+                f"Give at least one of {', '.join(map(option_of, OPERATORS))} or --recipe.",
             )
         return result
 

@@ -35,6 +35,7 @@ class TensorPlan:
         init: how entries without a source start (``normal``, ``ones``, ``zeros``).
         lambda_change: what happens to the lambda vector, if this is one.
         layer: index of the written layer, if it belongs to one.
+        layer_source: what that layer is made of.
     """
 
     output: OutputTensor
@@ -53,6 +54,12 @@ class TensorPlan:
         return prod(self.output.shape) * DTYPES[self.output.dtype].bits // 8
 
     gain_offset: float = 0.0
+    layer_source: LayerSource | None = None
+
+    @property
+    def in_new_layer(self) -> bool:
+        """It belongs to an inserted layer or to a further copy of one."""
+        return self.layer_source is not None and self.layer_source.kind != "kept"
 
 
 class PlanBuilder:
@@ -80,7 +87,7 @@ class PlanBuilder:
 
     def _plan(self, tensor: Tensor, layer: int | None, name: str) -> TensorPlan:
         source_tensor = self._source_tensor(tensor)
-        layer_source = self.growth.layers[layer] if layer is not None else None
+        layer_source = self.growth.stacks[tensor.stack][layer] if layer is not None else None
         if tensor.role not in self._shapes:
             self._shapes[tensor.role] = tensor.shape(self.growth.sizes)
         shape = self._shapes[tensor.role]
@@ -95,6 +102,7 @@ class PlanBuilder:
                 "new",
                 init=tensor.init,
                 layer=layer,
+                layer_source=layer_source,
             )
         source = source_tensor.name
         if layer_source is not None:
@@ -111,6 +119,7 @@ class PlanBuilder:
                 "closed" if tensor.gain_offset else "zero",
                 layer=layer,
                 gain_offset=tensor.gain_offset,
+                layer_source=layer_source,
             )
         change = self._lambda_change(layer, layer_source)
         factor = self._factor(tensor.role, change)
@@ -142,6 +151,7 @@ class PlanBuilder:
             lambda_change,
             layer,
             tensor.gain_offset,
+            layer_source,
         )
 
     def _source_tensor(self, tensor: Tensor) -> Tensor | None:

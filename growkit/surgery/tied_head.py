@@ -1,4 +1,4 @@
-"""Tied checkpoints that store the output projection all the same, as some published ones do."""
+"""Names that stand for another tensor, stored all the same, as in some published checkpoints."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from growkit.checkpoint import Checkpoint
+from growkit.checkpoint import Checkpoint, TensorInfo
 from growkit.errors import CheckpointError
 from growkit.families import Family
 
@@ -17,26 +17,26 @@ def tied_head_note(
     checkpoint: Checkpoint, family: Family, sizes: Mapping[str, int]
 ) -> tuple[str, ...]:
     """What a plan says about a stored output projection that the embedding stands for."""
-    names = family.tied_names(sizes)
-    if names is None or names[0] not in checkpoint.tensors:
-        return ()
-    head, embedding = names
-    return (
-        f"{head} is stored although embeddings are tied; growth goes on only if it equals "
-        f"{embedding}, and then leaves it out",
+    return tuple(
+        f"{copy} is stored although embeddings are tied; growth goes on only if it equals "
+        f"{embedding}, and then leaves it out"
+        for copy, embedding in family.tied_names(sizes).items()
+        if copy in checkpoint.tensors
     )
 
 
 def check_tied_head(checkpoint: Checkpoint, family: Family, sizes: Mapping[str, int]) -> None:
-    """Compare a stored output projection with the embedding that it is tied to, piece by piece.
+    """Compare stored copies of a tied tensor (the output projection) with it, piece by piece.
 
     Raises:
         CheckpointError: they differ, so the checkpoint is not what its config says.
     """
-    names = family.tied_names(sizes)
-    if names is None or names[0] not in checkpoint.tensors:
-        return
-    head, embedding = (checkpoint.tensors[name] for name in names)
+    for copy, original in family.tied_names(sizes).items():
+        if copy in checkpoint.tensors:
+            _compare(checkpoint, checkpoint.tensors[copy], checkpoint.tensors[original])
+
+
+def _compare(checkpoint: Checkpoint, head: TensorInfo, embedding: TensorInfo) -> None:
     same = head.dtype == embedding.dtype and head.nbytes == embedding.nbytes
     left, right = np.empty((2, min(PIECE_BYTES, embedding.nbytes)), np.uint8)
     for offset in range(0, embedding.nbytes if same else 0, PIECE_BYTES):

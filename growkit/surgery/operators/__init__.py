@@ -35,6 +35,9 @@ OPERATORS: dict[str, Callable[[Any, GrowthRequest], Operator]] = {
     "ffn": lambda amount, request: Ffn(amount, request.new_units),
     "hidden": lambda amount, request: Hidden(amount),
     "layers": lambda amount, request: Depth(amount, request.depth_method, request.placement()),
+    "decoder_layers": lambda amount, request: Depth(
+        amount, request.depth_method, request.placement(), "decoder_layer"
+    ),
 }
 
 __all__ = [

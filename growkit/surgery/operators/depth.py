@@ -21,6 +21,7 @@ import numpy as np
 from growkit.errors import UsageError
 from growkit.surgery.amount import Amount
 from growkit.surgery.growth import Exactness, Growth, LayerMap, LayerSource, ModelShape
+from growkit.surgery.operators.require import require_axis
 
 METHODS = ("identity", "stack", "interpolate", "solar")
 PLACEMENTS = ("even", "end")
@@ -28,22 +29,33 @@ PLACEMENTS = ("even", "end")
 
 @dataclass(frozen=True)
 class Depth:
-    """Grow the number of layers to ``amount``.
+    """Grow the number of layers of one stack to ``amount``. Its first layer stays the first.
 
     Attributes:
         amount: factor, increment or new number of layers.
         method: one of ``METHODS``.
         placement: where identity blocks go: ``even``ly, at the ``end``, or after the old layers
             with the given 0-based indices.
+        stack: the axis that counts the layers: ``layer``, or ``decoder_layer`` of an
+            encoder-decoder, whose ``layer`` counts the encoder's.
     """
 
     amount: Amount
     method: str = "identity"
     placement: str | tuple[int, ...] = "even"
+    stack: str = "layer"
+
+    @property
+    def option(self) -> str:
+        return f"--{self.stack.replace('_', '-')}s"
 
     def apply(self, shape: ModelShape) -> Growth:
-        layers = shape.sizes["layer"]
-        target = self.amount.resolve(layers, "--layers", "layers")
+        require_axis(shape, self.stack, self.option)
+        layers = shape.sizes[self.stack]
+        label = "layers"
+        if len(shape.family.stacks) > 1:
+            label = "encoder layers" if self.stack == "layer" else "decoder layers"
+        target = self.amount.resolve(layers, self.option, label)
         exact = self.method == "identity"
         sources = {
             "identity": self._identity,
@@ -52,16 +64,17 @@ class Depth:
             "solar": self._solar,
         }[self.method](layers, target)
         return Growth(
-            operator="layers",
-            summary=f"layers {layers} -> {target} ({self.method})",
+            operator=f"{self.stack}s",
+            summary=f"{label} {layers} -> {target} ({self.method})",
             layers=sources,
+            stack=self.stack,
             exactness=Exactness.BIT_EXACT if exact else Exactness.NOT_EXACT,
             reason="inserted blocks write zero to the residual stream (LLaMA Pro, arXiv 2401.02415)"
             if exact
             else f"{self.method} repeats computing layers: another function, to be trained",
             warnings=(
                 *(() if exact else (f"depth method {self.method} does not keep the function",)),
-                *_pattern_notes(shape, sources),
+                *(_pattern_notes(shape, sources) if self.stack == "layer" else ()),
             ),
         )
 
@@ -106,7 +119,7 @@ class Depth:
     def _stack(self, layers: int, target: int) -> LayerMap:
         if target % layers:
             raise UsageError(
-                f"--layers {self.amount.text} with method stack asks for {target} layers from "
+                f"{self.option} {self.amount.text} with method stack asks for {target} layers from "
                 f"{layers}.",
                 f"Stacking repeats the whole model: {2 * layers} (x2), {3 * layers} (x3) ...",
             )
@@ -119,7 +132,7 @@ class Depth:
         overlap, odd = divmod(2 * layers - target, 2)
         if odd or not 0 <= overlap <= layers // 2 or target <= layers:
             raise UsageError(
-                f"--layers {self.amount.text} with method solar asks for {target} layers from "
+                f"{self.option} {self.amount.text} with method solar asks for {target} layers from "
                 f"{layers}.",
                 f"Two overlapping copies of {layers} layers give an even number from "
                 f"{layers + layers % 2 or 2} to {2 * layers}.",

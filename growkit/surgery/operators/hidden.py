@@ -6,7 +6,8 @@ v, gate, up and of an untied lm_head). RMSNorm keeps its mean square. A tied out
 reads the copied embedding unshared, so the final norm's gain carries 1 / n instead.
 
 Where the class multiplies the embedding by sqrt(hidden_size) (Gemma), the stored embedding is
-divided by sqrt(n), and a tied final gain by sqrt(n) instead of n (growth.md section 4a).
+divided by sqrt(n), and a tied final gain by sqrt(n) instead of n (growth.md section 4a). Where it
+divides the last hidden state by sqrt(hidden_size) (T5), the final gain carries sqrt(n) as well.
 """
 
 from __future__ import annotations
@@ -36,13 +37,17 @@ class Hidden:
         scaled = shape.family.sqrt_embedding_scale
         embedding_factor = copies**-0.5 if scaled else 1.0
         final_factor = (embedding_factor if scaled else 1.0 / copies) if tied else 1.0
+        if shape.family.sqrt_head_divisor(shape.sizes):
+            final_factor *= copies**0.5
         rounds = any(frexp(factor)[0] != 0.5 for factor in (embedding_factor, final_factor))
         notes = []
         if scaled:
             notes.append(f"embedding divided by sqrt({copies})")
-        if tied:
-            divisor = f"sqrt({copies})" if scaled else str(copies)
-            notes.append(f"final norm gain divided by {divisor} (tied embeddings)")
+        if final_factor != 1.0:
+            change = f"divided by {1 / final_factor:.5g}"
+            if final_factor > 1:
+                change = f"multiplied by {final_factor:.5g}"
+            notes.append(f"final norm gain {change}" + (" (tied embeddings)" if tied else ""))
         return Growth(
             operator="hidden",
             summary=", ".join([f"hidden size {width} -> {target}", *notes]),

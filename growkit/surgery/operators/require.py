@@ -10,6 +10,7 @@ WHAT_GROWS = {
     "signal_head": "--signal-heads, --noise-heads, --uniform-heads",
     "kv_head": "--kv-heads",
     "layer": "--layers",
+    "decoder_layer": "--decoder-layers",
     "ffn": "--ffn",
     "hidden": "--hidden",
 }
