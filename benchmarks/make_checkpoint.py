@@ -6,6 +6,11 @@ KIND is one of
 * ``gda``       1.561 B parameters, bfloat16 with float32 lambda, 22 layers, 4 shards (3.12 GB)
 * ``trillion``  1.0 T parameters of Llama's shape: 472 shards whose tensors are holes, so that they
   take no room on disk. Its tensors read as zero; it is for whoever reads headers only.
+* ``hundred``   50 B parameters of Llama's shape, 100 GB in 20 shards, holes as well
+* ``mha``, ``gqa``, ``tied``  0.25 B parameters, bfloat16, 12 layers of 8 heads with 8 (``gqa``: 4)
+  key/value heads, ``tied`` with tied embeddings: for peers that build the target in memory
+* ``qwen3``     0.19 B parameters, bfloat16, 8 layers, with the ``layer_types`` that transformers 5
+  writes
 
 Weights are slices of one pool of normal numbers (std 0.02) at random places: as hard to compress
 as real ones, and quick to make. No torch, no tokenizer.
@@ -76,6 +81,19 @@ def gda_config(layers: int = 22) -> dict[str, Any]:
     }
 
 
+def qwen3_config(config: dict[str, Any]) -> dict[str, Any]:
+    """config.json of a Qwen3 with the sizes of a Llama's, as transformers 5 writes it."""
+    del config["mlp_bias"]
+    return config | {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "layer_types": ["full_attention"] * config["num_hidden_layers"],
+        "max_window_layers": config["num_hidden_layers"],
+        "sliding_window": None,
+        "use_sliding_window": False,
+    }
+
+
 def tensors_of(config: dict[str, Any]) -> Shapes:
     """Every tensor of the model that a config describes."""
     hidden, ffn, dim = config["hidden_size"], config["intermediate_size"], config["head_dim"]
@@ -96,6 +114,8 @@ def tensors_of(config: dict[str, Any]) -> Shapes:
     }
     if gda:
         matrices["self_attn.subln.weight"] = (2 * dim,)
+    if config["model_type"] == "qwen3":
+        matrices |= {f"self_attn.{role}_norm.weight": (dim,) for role in "qk"}
     tensors = [OutputTensor("model.embed_tokens.weight", "BF16", (config["vocab_size"], hidden))]
     for layer in range(config["num_hidden_layers"]):
         prefix = f"model.layers.{layer}."
@@ -106,7 +126,8 @@ def tensors_of(config: dict[str, Any]) -> Shapes:
                 for role in ("q1", "k1", "q2", "k2")
             ]
     tensors.append(OutputTensor("model.norm.weight", "BF16", (hidden,)))
-    tensors.append(OutputTensor("lm_head.weight", "BF16", (config["vocab_size"], hidden)))
+    if not config["tie_word_embeddings"]:
+        tensors.append(OutputTensor("lm_head.weight", "BF16", (config["vocab_size"], hidden)))
     return tensors
 
 
@@ -120,14 +141,22 @@ def make_checkpoint(kind: str, folder: Path) -> int:
     elif kind == "trillion":
         config = llama_config(313, 16384, 53248, 128, 8, 128256)
         shard_bytes = 5_000_000_000
+    elif kind == "hundred":
+        config = llama_config(66, 8192, 24576, 64, 8, 32000)
+        shard_bytes = 5_000_000_000
+    elif kind in ("mha", "gqa", "tied"):
+        config = llama_config(12, 1024, 4096, 8, 4 if kind == "gqa" else 8, 32000)
+        config["tie_word_embeddings"] = kind == "tied"
+    elif kind == "qwen3":
+        config = qwen3_config(llama_config(8, 1024, 4096, 8, 4, 32000))
     else:
-        raise SystemExit(f"unknown kind {kind!r}: llama, gda or trillion")
+        raise SystemExit(f"unknown kind {kind!r}; {__doc__}")
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     tensors = tensors_of(config)
     plan = plan_shards(tensors, shard_bytes)
     with ShardWriter(folder, plan) as writer:
-        if kind != "trillion":
+        if kind not in ("trillion", "hundred"):
             _fill(writer, tensors)
     print(
         f"{kind}: {plan.total_parameters / 1e9:.4g} B parameters, {plan.total_size / 1e9:.4g} GB "
