@@ -60,6 +60,19 @@ def growth_commands(source: Path, flag: str, value: str) -> dict[str, Command]:
     }
 
 
+def core_commands(source: Path, flag: str, value: str) -> dict[str, Command]:
+    """growkit as a library, held on one processor and on two."""
+    field = flag.removeprefix("--").replace("-", "_")
+
+    library = ("grow_in_process.py", source)
+
+    def on(processors: str) -> Command:
+        pinned = ["taskset", "-c", processors]
+        return lambda out: [*pinned, *script(*library, out, f"{field}={value}")]
+
+    return {"1 core": on("0"), "2 cores": on("0,1")}
+
+
 def mergekit_commands(work: Path, source: Path) -> tuple[dict[str, Command], dict[str, str]]:
     """mergekit as it comes, and with the output options that make it fastest."""
     command, versions = install_mergekit(work / "mergekit")
@@ -147,7 +160,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, work: Path) -> None:
-    for kind in ("llama", "gda", "trillion"):
+    for kind in ("llama", "gda", "mha", "trillion"):
         if not (work / kind).exists():
             subprocess.run(script("make_checkpoint.py", kind, work / kind), check=True)
     how = {"count": options.rounds, "cold": not options.warm, "wait": options.wait}
@@ -181,6 +194,10 @@ def measure(options: argparse.Namespace, work: Path) -> None:
             },
             "runs": {name: [asdict(r) for r in runs] for name, runs in results.items()},
         }
+    # The exact split of every matrix: as much arithmetic as a growth can have.
+    print("one core and two, hidden x2")
+    cores = rounds(core_commands(work / "mha", "--hidden", "x2"), work / "mha", work, **how)
+    report["cores"] = {name: summary(runs) for name, runs in cores.items()}
     report["commands"] = small_commands(work / "trillion", work)
     RESULTS.mkdir(exist_ok=True)
     name = "growth-warm.json" if options.warm else "growth.json"
@@ -203,6 +220,10 @@ def print_tables(report: dict[str, Any]) -> None:
                 f"on disk), {ratio['of_minima']} (minima), "
                 f"{ratio['smallest']} to {ratio['largest']} (single rounds)"
             )
+    print("\n| hidden x2 | median s | min | max | CPU s |\n|---|---|---|---|---|")
+    for name, s in report["cores"].items():
+        row = (s["median_s"], s["min_s"], s["max_s"], s["cpu_s"])
+        print(f"| {name} | " + " | ".join(f"{value:.4g}" for value in row) + " |")
     print("\n| | median s | max | peak RSS MB | torch imported |\n|---|---|---|---|---|")
     for name, s in report["commands"].items():
         torch = "yes" if s["imports_torch"] else "no"
