@@ -12,7 +12,7 @@ from growkit.cli.common import JsonOption, QuietOption, VerboseOption, open_outp
 from growkit.cli.output import Output
 
 if TYPE_CHECKING:
-    from growkit.training.run import TrainingResult
+    from growkit.training.run_result import TrainingResult
 
 PANEL = "Train"
 

@@ -14,7 +14,7 @@ from growkit.training.recipe import Recipe, load_recipe
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from growkit.training.run import TrainingResult
+    from growkit.training.run_result import TrainingResult
 
 __all__ = ["Recipe", "Reporter", "Silent", "load_recipe", "train"]
 

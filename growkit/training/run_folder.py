@@ -1,0 +1,155 @@
+"""The folder of a run: made once, recognised as the same run later, and where to go on from."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from growkit.errors import CheckpointError, UsageError
+from growkit.progress import Reporter
+from growkit.training import checkpoints, metrics
+from growkit.training.recipe import Recipe
+
+# What may differ between a run and its continuation; anything else would be another run.
+MAY_CHANGE = {
+    "out",
+    "data.cache_dir",
+    "training.max_steps",
+    "training.max_tokens",
+    "training.logging_steps",
+    "training.eval_steps",
+    "training.save_steps",
+    "training.save_total_limit",
+    "training.report_to",
+    "training.per_device_eval_batch_size",
+}
+DONE = "growkit_training.json"
+DATA = "data.json"
+
+
+def check_source(recipe: Recipe, out: Path) -> None:
+    source = recipe.model.checkpoint
+    if source is None:
+        return
+    if not source.is_dir():
+        raise UsageError(
+            f"model.checkpoint {str(source)!r} is not a folder.",
+            "Give the path of a checkpoint folder; paths are relative to the current folder.",
+        )
+    if source.resolve() == out:
+        raise UsageError(
+            f"The output {str(out)!r} is the checkpoint that the run starts from.",
+            "Choose another --out; to go on with an interrupted run, repeat its own command.",
+        )
+
+
+def prepare_folder(
+    recipe: Recipe, out: Path, folder: Path, resume: str, overwrite: bool, reporter: Reporter
+) -> None:
+    """Make the run folder, or check that the run in it is this one."""
+    stored = folder / "recipe.yaml"
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"The output {str(out)!r} is a file.", "Choose a folder with --out.")
+    if stored.is_file() and overwrite:
+        shutil.rmtree(folder)
+        (out / DONE).unlink(missing_ok=True)
+    elif stored.is_file() and not _has_begun(folder):
+        # It was refused or killed before its first step: a corrected recipe may have the folder.
+        shutil.rmtree(folder / "tokenizer", ignore_errors=True)
+        (folder / DATA).unlink(missing_ok=True)
+    elif stored.is_file():
+        if resume == "never":
+            raise UsageError(
+                f"{str(out)!r} holds a run already.",
+                "Choose another --out, go on with --resume auto, or begin anew with --overwrite.",
+            )
+        _check_same(recipe, stored, reporter)
+    elif out.is_dir() and any(out.iterdir()):
+        raise UsageError(
+            f"The output {str(out)!r} is not empty and holds no training run.",
+            "Choose another --out.",
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder / "checkpoints" / checkpoints.PARTIAL, ignore_errors=True)
+    partial = stored.with_name("recipe.yaml.partial")
+    partial.write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False))
+    os.replace(partial, stored)
+
+
+def _has_begun(folder: Path) -> bool:
+    rows = metrics.read_metrics(folder / "metrics.jsonl")
+    return bool(rows or checkpoints.list_checkpoints(folder / "checkpoints"))
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(values, dict):
+        return {k: v for key in values for k, v in _flat(values[key], f"{prefix}{key}.").items()}
+    return {prefix[:-1]: values}
+
+
+def _check_same(recipe: Recipe, stored: Path, reporter: Reporter) -> None:
+    old, new = _flat(yaml.safe_load(stored.read_text())), _flat(recipe.to_dict())
+    changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+    forbidden = [key for key in changed if key not in MAY_CHANGE]
+    if forbidden:
+        key = forbidden[0]
+        raise UsageError(
+            f"{str(stored.parent.parent)!r} holds a run of another recipe: {key} was "
+            f"{old.get(key)!r} and is {new.get(key)!r}"
+            + (f" (and {len(forbidden) - 1} more)." if forbidden[1:] else "."),
+            "Choose another --out, or begin anew with --overwrite.",
+        )
+    if {"training.max_steps", "training.max_tokens"} & set(changed):
+        section = recipe.training
+        if section.schedule == "cosine":
+            reporter.warn(
+                "the length of a cosine schedule changed: the learning rate jumps to the new curve"
+            )
+
+
+def check_data(folder: Path, key: str) -> None:
+    """Refuse to go on with other data than the run began with."""
+    path = folder / DATA
+    if path.is_file():
+        if json.loads(path.read_text())["packed"] != key:
+            raise UsageError(
+                f"The data files changed since the run in {str(folder.parent)!r} began.",
+                "Put them back, choose another --out, or begin anew with --overwrite.",
+            )
+    else:
+        path.write_text(json.dumps({"packed": key}) + "\n")
+
+
+def resume_point(folder: Path, resume: str, reporter: Reporter) -> Path | None:
+    if resume == "never":
+        return None
+    if resume == "auto":
+        newest, skipped = checkpoints.newest_whole(folder)
+        for path, reason in skipped:
+            reporter.warn(f"{path.name} is damaged ({reason}): skipped")
+        if newest is not None:
+            reporter.note(f"Going on from {newest.name}.")
+        elif skipped:
+            reporter.warn("no whole checkpoint is left: the run starts from the beginning")
+        return newest
+    chosen = Path(resume).resolve()
+    problem = checkpoints.damage(chosen) if chosen.is_dir() else "it is not a folder"
+    if problem is None and checkpoints.step_of(chosen) < 0:
+        problem = "its name is not checkpoint-N"
+    if problem is not None:
+        raise CheckpointError(
+            f"{resume!r} cannot be resumed from: {problem}.",
+            "Give a checkpoint-N folder that growkit train wrote, or --resume auto.",
+        )
+    # Newer checkpoints of this run belong to the branch that is left here.
+    for newer in checkpoints.list_checkpoints(folder):
+        if checkpoints.step_of(newer) > checkpoints.step_of(chosen):
+            superseded = newer.with_name(newer.name + ".superseded")
+            shutil.rmtree(superseded, ignore_errors=True)
+            newer.rename(superseded)
+    return chosen
