@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from growkit.errors import UsageError
+from growkit.training.recipe_checks import check_schedule, check_thaw
 from growkit.training.recipe_errors import explain
 from growkit.training.recipe_section import Fraction, Positive, Section
 from growkit.training.recipe_training import TrainingSection
@@ -129,20 +130,9 @@ def make_recipe(values: Any, source: str = "recipe", text: str = "") -> Recipe:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         raise explain(error, Recipe, source, text) from None
-    _check_schedule(recipe, source)
+    check_schedule(recipe, source)
+    check_thaw(recipe, source)
     return recipe
-
-
-def _check_schedule(recipe: Recipe, source: str) -> None:
-    section, total = recipe.training, recipe.total_steps
-    warmup = recipe.steps(section.warmup_steps)
-    decay = recipe.steps(section.decay_steps) if section.schedule == "wsd" else 0
-    if warmup + decay > total:
-        raise UsageError(
-            f"{source}: training.warmup_steps ({warmup}) and training.decay_steps ({decay}) are "
-            f"more than all steps ({total}).",
-            "Lower them, or give fractions below 1; a longer run needs a larger max_steps.",
-        )
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = (), max_steps: int | None = None) -> Recipe:

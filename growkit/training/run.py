@@ -31,6 +31,7 @@ from growkit.errors import UsageError
 from growkit.progress import Progress, Reporter, Silent
 from growkit.samples import sample_text
 from growkit.training import checkpoints, metrics
+from growkit.training.grown import new_parameters_of
 from growkit.training.recipe import DataSection, Recipe
 from growkit.training.run_folder import (
     DONE,
@@ -84,6 +85,7 @@ def train(
         )
     corpus = corpus_of(recipe.data)  # checks the files before anything is written
     check_source(recipe, out)
+    new_parameters_of(recipe)
     prepare_folder(recipe, out, folder, resume, overwrite, reporter)
 
     from growkit.verify.loading import quiet_transformers

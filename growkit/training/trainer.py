@@ -25,43 +25,25 @@ from growkit.errors import GrowkitError
 from growkit.progress import Progress
 from growkit.training import checkpoints
 from growkit.training.evaluate import evaluate
+from growkit.training.growth_training import GrowthTraining
 from growkit.training.metrics import append_metrics
 from growkit.training.models import copy_lineage
 from growkit.training.order import RunSampler
 from growkit.training.packing import PackedDataset
 from growkit.training.recipe import Recipe
+from growkit.training.schedule import learning_rate_factor
 from growkit.training.tokenizer import copy_tokenizer
 
 
 def training_arguments(recipe: Recipe, folder: Path, *, evaluation: bool) -> TrainingArguments:
     """The recipe in transformers' terms; ``folder`` receives the checkpoints."""
     section = recipe.training
-    ratio = section.min_learning_rate_ratio
-    name, extra = {
-        "constant": ("constant_with_warmup", {}),
-        "cosine": ("cosine_with_min_lr", {"min_lr_rate": ratio}),
-        "wsd": (
-            "warmup_stable_decay",
-            {
-                "num_decay_steps": recipe.steps(section.decay_steps),
-                "decay_type": section.decay_type,
-                "min_lr_ratio": ratio,
-            },
-        ),
-    }[section.schedule]
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=recipe.total_steps,
         learning_rate=section.learning_rate,
-        lr_scheduler_type=name,
-        lr_scheduler_kwargs=extra,
-        warmup_steps=recipe.steps(section.warmup_steps),
         per_device_train_batch_size=section.per_device_train_batch_size,
         gradient_accumulation_steps=section.gradient_accumulation_steps,
-        weight_decay=section.weight_decay,
-        adam_beta1=section.adam_beta1,
-        adam_beta2=section.adam_beta2,
-        adam_epsilon=section.adam_epsilon,
         max_grad_norm=section.max_grad_norm,
         bf16=section.bf16,
         **{_checkpointing_name(): section.gradient_checkpointing},
@@ -121,6 +103,8 @@ class RunTrainer(Trainer):
         self.recipe, self.folder, self.tokenizer_folder = recipe, folder, tokenizer_folder
         self.held_out, self.bytes_per_token = held_out, bytes_per_token
         self._writing: Path | None = None
+        self.optimizer: Any
+        self.lr_scheduler: Any
         self._resumed_from: str | None = None
         self.control: TrainerControl
         # transformers switches it off for the training; what is written keeps the model's own.
@@ -159,20 +143,31 @@ class RunTrainer(Trainer):
             self._resumed_from = None
         return batches
 
-    def get_decay_parameter_names(self, model: Any) -> list[str]:
-        """Matrices decay; norms, biases and lambda vectors (one dimension) never do."""
-        embeddings = set()
-        if not self.recipe.training.decay_embeddings:
-            embeddings = {
-                id(module.weight)
-                for module in model.modules()
-                if isinstance(module, torch.nn.Embedding)
-            }
-        return [
-            name
-            for name, parameter in model.named_parameters()
-            if parameter.ndim >= 2 and id(parameter) not in embeddings
-        ]
+    def create_optimizer(self, model: Any = None) -> Any:
+        if self.optimizer is None:
+            target = self.model if model is None else model
+            self.growth = GrowthTraining(target, self.recipe, lambda: self.state.global_step)
+            self.optimizer = self.growth.optimizer
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        if self.lr_scheduler is None:
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer or self.optimizer, learning_rate_factor(self.recipe)
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def training_step(self, *arguments: Any, **options: Any) -> Any:
+        loss = super().training_step(*arguments, **options)
+        if self.accelerator.sync_gradients:
+            self.growth.after_backward()
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= self.growth.gradient_norms()
+        super().log(logs, start_time)
 
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
         """Evaluate on the held-out sequences, and log it."""
@@ -245,7 +240,9 @@ class RunCallback(TrainerCallback):
             speed = done / max(now - self.clock, 1e-9)
             self.clock, self.clock_step = now, step
             row |= {"loss": logs["loss"], "learning_rate": logs["learning_rate"]}
-            row |= {"grad_norm": logs.get("grad_norm"), "tokens_per_second": round(speed, 1)}
+            norms = ("grad_norm", "grad_norm_old", "grad_norm_new")
+            row |= {"grad_norm": None, **{name: logs[name] for name in norms if name in logs}}
+            row |= {"tokens_per_second": round(speed, 1)}
             self._refuse_non_finite(step, row)
             # Short: the bar, the amount and the remaining time share a line of 80 columns.
             self.bar().describe(

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from grown_runs import continue_recipe, grow, make_source
 from training_runs import TINY_GDA, make, recipe_values
 
 from growkit.errors import CheckpointError, UsageError
@@ -55,6 +56,12 @@ def finished(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def grown(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    source = make_source(text_file, tmp_path_factory.mktemp("source") / "base")
+    return grow(source, tmp_path_factory.mktemp("grown") / "grown", hidden="x2", signal_heads="x2")
+
+
 @pytest.mark.parametrize("step", [0, 3, 6, 9, 12])
 def test_resumed_run_equals_the_uninterrupted_one(
     step: int, recipe: Recipe, finished: Path, tmp_path: Path
@@ -66,6 +73,40 @@ def test_resumed_run_equals_the_uninterrupted_one(
     assert (result.resumed_from is None) == (step == 0)
     assert weights(out) == weights(finished)
     assert figures(out) == figures(finished)
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"optimizer": "muon", "train": {"new_then_all": 4}, "old_warmup_steps": 2},
+        {"old_learning_rate_multiplier": 0.3, "new_warmup_steps": 4},
+        {"train": "new", "bf16": True, "restarts": [5], "restart_warmup_steps": 1},
+    ],
+    ids=["muon-new-then-all", "multipliers-average", "new-only-wsd-restart"],
+)
+def test_resumed_run_of_a_grown_model_equals_the_uninterrupted_one(
+    choices: dict[str, object], grown: Path, text_file: Path, tmp_path: Path
+) -> None:
+    """Stopped before, at and after the step where the choice changes what happens."""
+    settings = {"max_steps": 8, "save_steps": 2, "schedule": "wsd", "decay_steps": 2}
+    recipe = continue_recipe(text_file, grown, **settings, **choices)
+    train(recipe, tmp_path / "whole")
+    for step in (2, 4, 6):
+        out = tmp_path / f"cut-{step}"
+        shutil.copytree(tmp_path / "whole", out)
+        cut_back(out, step)
+        assert str(train(recipe, out).resumed_from).endswith(f"checkpoint-{step}")
+        assert weights(out) == weights(tmp_path / "whole")
+        assert figures(out) == figures(tmp_path / "whole")
+    optimizer = next((tmp_path / "whole").rglob("checkpoint-6/optimizer.pt"))
+    cut_back(out, 6)
+    fresh = torch.load(optimizer, weights_only=True)
+    fresh["state"] = {}
+    damaged = next(out.rglob("checkpoint-6/optimizer.pt"))
+    torch.save(fresh, damaged)
+    (damaged.parent / "manifest.json").write_text('{"files": {}}')
+    train(recipe, out)
+    assert weights(out) != weights(tmp_path / "whole")  # negative control
 
 
 def test_another_order_of_samples_is_noticed(

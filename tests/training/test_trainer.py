@@ -19,8 +19,10 @@ from growkit.training import train
 from growkit.training.evaluate import evaluate
 from growkit.training.metrics import plot_losses, read_metrics, truncate_metrics
 from growkit.training.packing import PackedDataset
+from growkit.training.parameter_groups import parameter_groups
 from growkit.training.recipe import make_recipe
-from growkit.training.trainer import RunTrainer, training_arguments
+from growkit.training.schedule import learning_rate_factor
+from growkit.training.slots import SlotMap
 
 
 @pytest.fixture(scope="module")
@@ -32,52 +34,12 @@ def finished(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def rates(recipe: Any, tmp_path: Path) -> list[float]:
-    """Learning rate of every step, as the trainer itself would set it."""
-    from transformers import get_scheduler
-
-    arguments = training_arguments(recipe, tmp_path, evaluation=False)
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=arguments.learning_rate)
-    schedule = get_scheduler(
-        arguments.lr_scheduler_type,
-        optimizer,
-        arguments.get_warmup_steps(recipe.total_steps),
-        recipe.total_steps,
-        arguments.lr_scheduler_kwargs,
-    )
-    values = []
-    for _ in range(recipe.total_steps):
-        values.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
-    return values
-
-
-def test_schedules(text_file: Path, tmp_path: Path) -> None:
-    def of(**changes: Any) -> list[float]:
-        changes = {"max_steps": 20, "learning_rate": 1.0, "warmup_steps": 4, **changes}
-        return rates(make(text_file, **changes), tmp_path)
-
-    warmup = [0, 0.25, 0.5, 0.75]
-    wsd = of(schedule="wsd", decay_steps=5, decay_type="linear")
-    assert wsd[:4] == warmup and wsd[4:16] == [1.0] * 12
-    assert wsd[16:] == pytest.approx([0.8, 0.6, 0.4, 0.2])
-    floor = of(schedule="wsd", decay_steps=5, decay_type="linear", min_learning_rate_ratio=0.1)
-    assert floor[15:] == pytest.approx([1, 0.82, 0.64, 0.46, 0.28])
-    cosine = of(schedule="cosine", min_learning_rate_ratio=0.1)
-    assert cosine[:5] == [*warmup, 1.0]
-    expected = [0.1 + 0.9 * (1 + math.cos(math.pi * i / 16)) / 2 for i in range(16)]
-    assert cosine[4:] == pytest.approx(expected)
-    assert of(schedule="constant") == [*warmup, *[1.0] * 16]
-    assert of(schedule="constant", warmup_steps=0.2) == of(schedule="constant")
-
-
 def test_logged_learning_rate_follows_the_schedule(finished: Path) -> None:
     rows = read_metrics(finished / "training" / "metrics.jsonl")
     logged = {row["step"]: row["learning_rate"] for row in rows if "loss" in row}
     recipe = make_recipe(yaml.safe_load((finished / "training" / "recipe.yaml").read_text()))
-    expected = rates(recipe, finished)
-    assert logged == pytest.approx({step: expected[step - 1] for step in logged})
+    factor, peak = learning_rate_factor(recipe), recipe.training.learning_rate
+    assert logged == pytest.approx({step: peak * factor(step - 1) for step in logged})
     assert {1, 2, 3, 4, 6, 12} <= logged.keys()
 
 
@@ -90,9 +52,9 @@ def test_only_matrices_decay(decay_embeddings: bool, text_file: Path) -> None:
     values = {**TINY_GDA, "vocab_size": 32, "hidden_act": "poly_norm"}
     config = CONFIG_MAPPING[values.pop("model_type")](**values)
     model = AutoModelForCausalLM.from_config(config)
-    trainer = RunTrainer.__new__(RunTrainer)
-    trainer.recipe = make(text_file, decay_embeddings=decay_embeddings)
-    names = set(trainer.get_decay_parameter_names(model))
+    recipe = make(text_file, decay_embeddings=decay_embeddings)
+    groups = parameter_groups(model, recipe.training, SlotMap({}, ()))
+    names = {name for group in groups if group["weight_decay"] for name, _ in group["params"]}
     free = {name for name, _ in model.named_parameters()} - names
     for part in ("lambda_q1", "subln", "layernorm", "model.norm", "act_fn"):
         assert any(part in name for name in free)

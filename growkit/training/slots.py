@@ -1,0 +1,136 @@
+"""Which entries of a model's parameters are new, as the optimizer needs it.
+
+A parameter is wholly old, wholly new, or *mixed*: some rows or columns are new, and an entry is new
+when its row or its column is. Two boolean vectors describe that; a mask lives as long as one
+parameter's step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from growkit.errors import UsageError, nearest
+
+Part = Literal["old", "new", "mixed"]
+
+
+@dataclass(frozen=True)
+class Slots:
+    """New rows and columns of a mixed parameter.
+
+    Attributes:
+        rows: bool ``[shape[0]]``.
+        columns: bool ``[shape[1]]``, or None for a vector.
+    """
+
+    rows: Tensor
+    columns: Tensor | None
+
+    def local_to(self, parameter: Tensor) -> Slots:
+        """The part that a process needs for its shard of ``parameter``, on its device.
+
+        Of a sharded parameter (DTensor) the vectors are sharded by the same rule, which is
+        collective: every process has to ask.
+        """
+        rows, columns = self.rows, self.columns
+        if is_sharded(parameter):
+            rows = _local_part(rows, parameter, 0)
+            columns = None if columns is None else _local_part(columns, parameter, 1)
+        device = parameter.device
+        return Slots(rows.to(device), None if columns is None else columns.to(device))
+
+    def mask(self) -> Tensor:
+        """The new entries, bool ``[rows, columns]`` or ``[rows]``."""
+        if self.columns is None:
+            return self.rows
+        return self.rows[:, None] | self.columns[None, :]
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether the tensor is a DTensor."""
+    return hasattr(tensor, "placements") and hasattr(tensor, "to_local")
+
+
+def local(tensor: Any) -> Tensor:
+    """The entries that this process holds; shares memory with ``tensor``."""
+    held: Tensor = tensor.to_local() if is_sharded(tensor) else tensor
+    return held
+
+
+def _local_part(vector: Tensor, parameter: Any, dimension: int) -> Tensor:
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    mesh = parameter.device_mesh
+    placements = [
+        Shard(0) if isinstance(p, Shard) and p.dim == dimension else Replicate()
+        for p in parameter.placements
+    ]
+    local_part: Tensor = distribute_tensor(vector.to(mesh.device_type), mesh, placements).to_local()
+    return local_part
+
+
+class SlotMap:
+    """The new-parameter map of a model.
+
+    Args:
+        new_parameters: see :func:`growkit.surgery.new_parameters.new_parameters`.
+        parameters: name and parameter, tied ones once.
+        source: named in errors.
+
+    Raises:
+        UsageError: the map names a parameter that the model does not have, or of another size.
+    """
+
+    def __init__(
+        self,
+        new_parameters: Mapping[str, Any],
+        parameters: Iterable[tuple[str, Tensor]],
+        source: str = "growkit.json",
+    ) -> None:
+        shapes = {name: tuple(parameter.shape) for name, parameter in parameters}
+        self._slots: dict[str, Slots | None] = {}
+        for name, part in new_parameters.items():
+            if name not in shapes:
+                raise UsageError(
+                    f"{source} lists {name!r} as new, and the model has no such parameter.",
+                    f"{nearest(name, shapes)}Train everything with train: all and no multipliers, "
+                    "or grow the checkpoint again with this version of growkit.",
+                )
+            self._slots[name] = None if part == "all" else _slots(name, part, shapes[name], source)
+
+    def __bool__(self) -> bool:
+        return bool(self._slots)
+
+    def part(self, name: str) -> Part:
+        """What of a parameter is new."""
+        if name not in self._slots:
+            return "old"
+        return "new" if self._slots[name] is None else "mixed"
+
+    def slots(self, name: str) -> Slots:
+        """New rows and columns of a mixed parameter."""
+        found = self._slots[name]
+        assert found is not None, f"{name} is not mixed"
+        return found
+
+
+def _slots(name: str, part: Mapping[str, Any], shape: tuple[int, ...], source: str) -> Slots:
+    vectors: list[Tensor] = []
+    for dimension, label in enumerate(("rows", "columns")[: len(shape)]):
+        vector = torch.zeros(shape[dimension], dtype=torch.bool)
+        for start, end in part.get(label, ()):
+            if not 0 <= start < end <= shape[dimension]:
+                raise UsageError(
+                    f"{source} lists {label} {start} to {end} of {name!r} as new, and it has "
+                    f"{shape[dimension]}.",
+                    "growkit.json and the weights are of different models: use the folder that "
+                    "growkit grow wrote, or a run that continued it.",
+                )
+            vector[start:end] = True
+        vectors.append(vector)
+    return Slots(vectors[0], vectors[1] if len(vectors) > 1 else None)
