@@ -140,7 +140,8 @@ def layer_table(report: VerificationReport) -> Table:
     for heading in ("layer of B", "layer of A", "max |d|", "relative", "tolerance"):
         rows.add_column(heading, justify="right")
     for layer in report.layers:
-        names = ["embedding" if i < 0 else str(i) for i in (layer.layer, layer.source)]
+        pair = ("embedding" if i < 0 else str(i) for i in (layer.layer, layer.source))
+        names = [f"{layer.stack} {name}".strip() for name in pair]
         style = "" if layer.within else "red"
         figures = (layer.max_difference, layer.relative_difference, layer.tolerance)
         rows.add_row(*names, *(f"{figure:.3g}" for figure in figures), style=style)

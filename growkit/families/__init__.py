@@ -14,6 +14,7 @@ from growkit.families.olmo3 import OLMO3
 from growkit.families.phi3 import PHI3
 from growkit.families.qwen import QWEN2, QWEN3
 from growkit.families.smollm3 import SMOLLM3
+from growkit.families.t5 import T5
 
 # One line a family.
 _ALL = (
@@ -31,6 +32,7 @@ _ALL = (
     OLMO3,
     GEMMA2,
     GEMMA3,
+    T5,
 )
 FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}
 

@@ -136,6 +136,8 @@ class Family:
             (config, layers) then; listed after the fields that its rule reads.
         layer_counts: config fields that count leading layers (``max_window_layers``).
         stacks: the stacks of layers, in the order in which a token passes them.
+        ties_by_values: the class ties the output projection to the embedding whenever a
+            checkpoint stores no other values for it, whatever the config says.
         sqrt_embedding_scale: the class multiplies embeddings by sqrt(hidden_size).
         kv_elements: elements per token of one KV cache of a layer.
         attention_flops: FLOPs of scores and values per token, attention block and unit of context.
@@ -162,6 +164,7 @@ class Family:
     layer_counts: tuple[str, ...] = ()
     stacks: tuple[Stack, ...] = (Stack(),)
     stored_facts: Callable[[Collection[str]], dict[str, int]] = no_facts
+    ties_by_values: bool = False
     sqrt_embedding_scale: bool = False
     sqrt_head_divisor: Callable[[Sizes], bool] = field(default=lambda sizes: False)
     refusal: Callable[[Config, Sizes], str | None] = no_objection

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from growkit.errors import VerificationFailed
+from growkit.verify.inputs import is_encoder_decoder, start_token
 from growkit.verify.report import Generation
 
 
@@ -14,6 +15,8 @@ def compare_generation(
     model_a: Any, model_b: Any, prompt: torch.Tensor, tokens: int, tolerance: float
 ) -> Generation:
     """Generate ``tokens`` greedy tokens with B's cache after ``prompt`` ``[1, length]``.
+
+    An encoder-decoder generates an answer to the prompt.
 
     What A and B without a cache would have generated takes one pass of each over the result: as
     long as every token is the best one after those before it, greedy generation gives the same
@@ -23,9 +26,10 @@ def compare_generation(
         VerificationFailed: B cannot generate at all.
     """
     sequence = _greedy(model_b, prompt, tokens)
-    chosen = sequence[0, prompt.shape[1] :]
-    cache_at, cache_margin = _first_disagreement(model_b, sequence, chosen)
-    other_at, other_margin = _first_disagreement(model_a, sequence, chosen)
+    given = 1 if is_encoder_decoder(model_b) else prompt.shape[1]
+    chosen = sequence[0, given:]
+    cache_at, cache_margin = _first_disagreement(model_b, prompt, sequence, chosen)
+    other_at, other_margin = _first_disagreement(model_a, prompt, sequence, chosen)
     margins = [margin for margin in (cache_margin, other_margin) if margin is not None]
     return Generation(
         prompt_tokens=prompt.shape[1],
@@ -41,21 +45,32 @@ def compare_generation(
 
 
 def _first_disagreement(
-    model: Any, sequence: torch.Tensor, chosen: torch.Tensor
+    model: Any, prompt: torch.Tensor, sequence: torch.Tensor, chosen: torch.Tensor
 ) -> tuple[int | None, float | None]:
     """Where the model would choose another token, and by how many logits it prefers that one."""
-    logits = model(input_ids=sequence[:, :-1], use_cache=False).logits[0, -len(chosen) :].float()
+    ids = {"input_ids": sequence[:, :-1]}
+    if is_encoder_decoder(model):
+        ids = {"input_ids": prompt, "decoder_input_ids": sequence[:, :-1]}
+    logits = model(**ids, use_cache=False).logits[0, -len(chosen) :].float()
     margins = logits.max(-1).values - logits.gather(-1, chosen[:, None])[:, 0]
     wrong = (logits.argmax(-1) != chosen).nonzero()
     return (int(wrong[0]), float(margins[wrong[0]])) if len(wrong) else (None, None)
 
 
 def _greedy(model: Any, prompt: torch.Tensor, tokens: int) -> torch.Tensor:
-    """Prompt and new tokens ``[1, length + tokens]``; the folder's sampling settings are unused."""
-    from transformers import GenerationConfig
+    """Prompt and new tokens ``[1, length + tokens]``; the folder's sampling settings are unused.
+
+    Of an encoder-decoder: start token and new tokens ``[1, 1 + tokens]``.
+    """
+    from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig
 
     # No end-of-text id is set either, so that always `tokens` tokens are compared.
-    saved, model.generation_config = model.generation_config, GenerationConfig(pad_token_id=0)
+    settings, cache = GenerationConfig(pad_token_id=0), {}
+    if is_encoder_decoder(model):
+        settings.decoder_start_token_id = start_token(model)
+        # generate() would make T5's cache for as many layers as the encoder has.
+        cache = {"past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache())}
+    saved, model.generation_config = model.generation_config, settings
     try:
         result: torch.Tensor = model.generate(
             prompt,
@@ -63,6 +78,7 @@ def _greedy(model: Any, prompt: torch.Tensor, tokens: int) -> torch.Tensor:
             max_new_tokens=tokens,
             do_sample=False,
             use_cache=True,
+            **cache,
         )
     except Exception as error:  # an uneven cache raises whatever the attention kernel raises
         raise VerificationFailed(

@@ -1,28 +1,54 @@
-"""Where two models part: the residual stream after each decoder layer."""
+"""Where two models part: the residual stream after each layer."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from growkit.verify.folder import Folder
+from growkit.verify.inputs import arguments, is_encoder_decoder
 from growkit.verify.report import LayerDifference
 from growkit.verify.tolerance import tolerance
 
 
-def decoder_layers(model: Any) -> nn.ModuleList | None:
-    """The outermost list of as many modules as the config has layers, whatever its name."""
-    count = model.config.get_text_config(decoder=True).num_hidden_layers
-    lists = [
-        (name.count("."), name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count
-    ]
-    return min(lists, key=lambda found: found[:2])[2] if lists else None
+def layer_stacks(model: Any) -> dict[str, nn.ModuleList]:
+    """The layers of a decoder under "", those of an encoder-decoder under its two names.
+
+    A stack is the outermost list of as many modules as the config has layers, whatever its name;
+    a model without one gives an empty dict.
+    """
+    config, wanted = model.config, {"": model}
+    counts = {"": config.get_text_config(decoder=True).num_hidden_layers}
+    if is_encoder_decoder(model):
+        wanted = {"encoder": model.get_encoder(), "decoder": model.get_decoder()}
+        counts = {"encoder": config.num_hidden_layers, "decoder": config.num_decoder_layers}
+    result = {}
+    for stack, part in wanted.items():
+        lists = [
+            (name.count("."), name, module)
+            for name, module in part.named_modules()
+            if isinstance(module, nn.ModuleList) and len(module) == counts[stack]
+        ]
+        if not lists:
+            return {}
+        result[stack] = min(lists, key=lambda found: found[:2])[2]
+    return result
+
+
+@contextlib.contextmanager
+def recorded_stacks(
+    stacks: Mapping[str, nn.ModuleList],
+) -> Iterator[dict[str, list[torch.Tensor]]]:
+    """:func:`recorded_residuals` of several stacks at once."""
+    with contextlib.ExitStack() as open_hooks:
+        yield {
+            stack: open_hooks.enter_context(recorded_residuals(layers))
+            for stack, layers in stacks.items()
+        }
 
 
 @contextlib.contextmanager
@@ -45,14 +71,16 @@ def recorded_residuals(layers: nn.ModuleList) -> Iterator[list[torch.Tensor]]:
             handle.remove()
 
 
-def layer_pairs(b: Folder, layers_a: int, layers_b: int) -> tuple[list[tuple[int, int]], str]:
+def layer_pairs(
+    b: Folder, stack: str, layers_a: int, layers_b: int
+) -> tuple[list[tuple[int, int]], str]:
     """Pairs (layer of B, layer of A) whose output must be equal, and a note when there are none.
 
     -1 is the embedding output. B's manifest says what each layer is made of; an identity block
     leaves the stream where the layers before it brought it. From the first layer that is neither
     a copy in order nor an identity (stacking, interpolation) nothing can be compared.
     """
-    sources = b.plan.get("layer_sources")
+    sources = b.plan.get("decoder_layer_sources" if stack == "decoder" else "layer_sources")
     if not isinstance(sources, list) or len(sources) != layers_b:
         if layers_a == layers_b:
             return [(i, i) for i in range(-1, layers_b)], ""
@@ -65,7 +93,8 @@ def layer_pairs(b: Folder, layers_a: int, layers_b: int) -> tuple[list[tuple[int
         if entry.get("kind") in ("kept", "copy") and entry.get("source") == reached + 1:
             reached += 1
         elif entry.get("kind") != "identity":
-            return pairs, f"layers not compared from layer {layer} on: it continues no layer of A"
+            where = f"{stack} layer {layer}".strip()
+            return pairs, f"layers not compared from {where} on: it continues no layer of A"
         pairs.append((layer, reached))
     return pairs, ""
 
@@ -81,18 +110,23 @@ def compare_layers(
     storage_rounding: bool,
 ) -> tuple[list[LayerDifference], str]:
     """Largest difference after each layer, over all batches; and a note when it is impossible."""
-    list_a, list_b = decoder_layers(model_a), decoder_layers(model_b)
-    if list_a is None or list_b is None:
-        return [], "layers not compared one by one: the model has no list of decoder layers"
-    pairs, note = layer_pairs(b, len(list_a), len(list_b))
+    stacks_a, stacks_b = layer_stacks(model_a), layer_stacks(model_b)
+    if not stacks_a or stacks_a.keys() != stacks_b.keys():
+        return [], "layers not compared one by one: the model has no list of layers"
+    pairs: list[tuple[str, int, int]] = []
+    notes = []
+    for stack, layers in stacks_b.items():
+        known, note = layer_pairs(b, stack, len(stacks_a[stack]), len(layers))
+        pairs += [(stack, layer, source) for layer, source in known]
+        notes += [note] if note else []
     factor = b.plan.get("hidden_factor")
-    found: dict[int, tuple[float, float]] = {}
+    found: dict[tuple[str, int], tuple[float, float]] = {}
     for ids in batches if pairs else []:
-        with recorded_residuals(list_a) as streams_a, recorded_residuals(list_b) as streams_b:
-            model_a(input_ids=ids, use_cache=False)
-            model_b(input_ids=ids, use_cache=False)
-        for layer, source in pairs:
-            left, right = streams_a[source + 1], streams_b[layer + 1]
+        with recorded_stacks(stacks_a) as streams_a, recorded_stacks(stacks_b) as streams_b:
+            model_a(**arguments(model_a, ids))
+            model_b(**arguments(model_b, ids))
+        for stack, layer, source in pairs:
+            left, right = streams_a[stack][source + 1], streams_b[stack][layer + 1]
             width = left.shape[-1]
             if right.shape[-1] != width and not isinstance(factor, (int, float)):
                 return [], (
@@ -101,18 +135,27 @@ def compare_layers(
                 )
             if isinstance(factor, (int, float)):
                 left, right = left * factor, right[..., :width]
-            worst = zip(found.get(layer, (0.0, 0.0)), _differences(left, right), strict=True)
+            before = found.get((stack, layer), (0.0, 0.0))
+            worst = zip(before, _differences(left, right), strict=True)
             absolute, relative = (max(pair) for pair in worst)
-            found[layer] = (absolute, relative)
+            found[stack, layer] = (absolute, relative)
+    before_decoder = len(stacks_b["encoder"]) if "encoder" in stacks_b else 0
     return [
         LayerDifference(
             layer,
             source,
-            *found[layer],
-            tolerance(1.0, layer + 1, compute, storage=storage, storage_rounding=storage_rounding),
+            *found[stack, layer],
+            tolerance(
+                1.0,
+                layer + 1 + (before_decoder if stack == "decoder" else 0),
+                compute,
+                storage=storage,
+                storage_rounding=storage_rounding,
+            ),
+            stack,
         )
-        for layer, source in pairs
-    ], note
+        for stack, layer, source in pairs
+    ], "; ".join(notes)
 
 
 def _differences(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
@@ -125,20 +168,22 @@ def _differences(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
     return float(absolute.max()), float(relative.max())
 
 
-def first_non_finite(model: Any, batches: list[torch.Tensor]) -> int | None:
-    """First layer whose residual stream holds NaN or infinity (-1: the embeddings)."""
-    layers = decoder_layers(model)
-    if layers is None:
-        return None
-    first: int | None = None
-    for ids in batches:
-        with recorded_residuals(layers) as streams:
-            model(input_ids=ids, use_cache=False)
-        for layer, stream in enumerate(streams, start=-1):
-            if not bool(torch.isfinite(stream).all()):
-                first = layer if first is None else min(first, layer)
-                break
-    return first
+def first_non_finite(model: Any, batches: list[torch.Tensor]) -> str:
+    """Where the residual stream first holds NaN or infinity; empty when nowhere."""
+    stacks = layer_stacks(model)
+    firsts: dict[str, int] = {}
+    for ids in batches if stacks else []:
+        with recorded_stacks(stacks) as streams:
+            model(**arguments(model, ids))
+        for stack, recorded in streams.items():
+            wrong = [i for i, s in enumerate(recorded, -1) if not bool(torch.isfinite(s).all())]
+            if wrong:
+                firsts[stack] = min(wrong[0], firsts.get(stack, wrong[0]))
+    for stack in stacks:
+        if stack in firsts:
+            layer = firsts[stack]
+            return "the embeddings" if layer < 0 else f"{stack} layer {layer}".strip()
+    return ""
 
 
 def describe(layers: list[LayerDifference]) -> str:
@@ -149,7 +194,7 @@ def describe(layers: list[LayerDifference]) -> str:
     if first is None:
         last = layers[-1]
         return (
-            f"every compared residual stream is equal up to layer {last.layer} "
+            f"every compared residual stream is equal up to {last.place} "
             f"(max |d| {last.max_difference:.3g})"
         )
     figures = (
@@ -158,4 +203,4 @@ def describe(layers: list[LayerDifference]) -> str:
     )
     if first.layer < 0:
         return f"the embeddings differ already ({figures})"
-    return f"the residual stream first differs after layer {first.layer} of B ({figures})"
+    return f"the residual stream first differs after {first.place} of B ({figures})"

@@ -129,10 +129,17 @@ def load_layerwise(
     with quiet_transformers():
         try:
             config = read_config(folder, trust_remote_code=trust_remote_code)
+            if getattr(config, "is_encoder_decoder", False):
+                raise UsageError(
+                    f"{folder.name!r} is an encoder-decoder, which cannot be run layer by layer.",
+                    "Pass --layerwise off on a machine with more memory.",
+                )
             with init_empty_weights(include_buffers=False):
                 model = AutoModelForCausalLM.from_config(
                     config, dtype=dtype, trust_remote_code=trust_remote_code
                 )
+        except UsageError:
+            raise
         except Exception as error:  # whatever transformers objects to, the folder does not load
             raise load_error(folder, error) from error
     base = getattr(model, "model", None)

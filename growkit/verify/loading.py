@@ -80,20 +80,24 @@ def check_complete(
 
 
 def load_model(folder: Folder, dtype: torch.dtype, *, trust_remote_code: bool = False) -> nn.Module:
-    """The folder's causal language model in ``dtype`` on the CPU, in evaluation mode.
+    """The folder's language model in ``dtype`` on the CPU, in evaluation mode: a causal one, or an
+    encoder-decoder.
 
     Raises:
         CheckpointError: transformers cannot read the folder.
         VerificationFailed: tensors are missing, unexpected or of the wrong shape.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     register_own_models()
     with quiet_transformers():
         try:
-            model, info = AutoModelForCausalLM.from_pretrained(
+            config = read_config(folder, trust_remote_code=trust_remote_code)
+            seq2seq = getattr(config, "is_encoder_decoder", False)
+            auto = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
+            model, info = auto.from_pretrained(
                 folder.path,
-                config=read_config(folder, trust_remote_code=trust_remote_code),
+                config=config,
                 dtype=dtype,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,

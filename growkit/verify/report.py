@@ -33,7 +33,8 @@ class Generation:
 class LayerDifference:
     """The residual stream after one layer of B, against the layer of A that it continues.
 
-    ``layer`` and ``source`` are -1 for the embeddings, before the first layer. Trained models
+    ``layer`` and ``source`` are -1 for the embeddings, before the first layer; ``stack`` is
+    ``encoder`` or ``decoder`` where there are two, else empty. Trained models
     have a few elements thousands of times larger than the rest, whose rounding alone exceeds any
     absolute limit. So what is judged is ``relative_difference``: each ``|d|`` over the element's
     own size plus the root mean square of its position, which is what the next norm divides by.
@@ -44,10 +45,16 @@ class LayerDifference:
     max_difference: float
     relative_difference: float
     tolerance: float
+    stack: str = ""
 
     @property
     def within(self) -> bool:
         return self.relative_difference <= self.tolerance
+
+    @property
+    def place(self) -> str:
+        """``layer 3``, ``decoder layer 3``."""
+        return f"{self.stack} layer {self.layer}".strip()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 
 from growkit.errors import UsageError, VerificationFailed
 from growkit.progress import Progress, SilentProgress
-from growkit.verify import layers, loading, memory
+from growkit.verify import inputs, layers, loading, memory
 from growkit.verify.figures import LogitFigures
 from growkit.verify.folder import Folder, dtype_name, open_folder
 from growkit.verify.generation import compare_generation
@@ -57,6 +57,8 @@ def verify_checkpoints(
     progress: Progress | None = None,
 ) -> VerificationReport:
     """Compare two written folders, loaded through transformers alone, on real text.
+
+    An encoder-decoder reads half of each window and is given the other half to predict.
 
     Args:
         a: the folder that is taken to be right.
@@ -119,10 +121,11 @@ def verify_checkpoints(
     figures = LogitFigures()
     for ids in batches:
         logits_a = _logits(model_a, ids, folder_a, batches)
-        figures.add(logits_a, _logits(model_b, ids, folder_b, batches), ids)
+        logits_b = _logits(model_b, ids, folder_b, batches)
+        figures.add(logits_a, logits_b, inputs.predicted_ids(model_a, ids))
         progress.advance(40 / len(batches))
 
-    depth = max(_depth(model_a), _depth(model_b))
+    depth = max(inputs.depth(model_a), inputs.depth(model_b))
     rounding = exactness == "rounded"
     allowed = tolerance
     if allowed is None:
@@ -161,7 +164,7 @@ def verify_checkpoints(
     names = (type(model_a).__name__, type(model_b).__name__)
     if names[0] != names[1]:
         notes.append(f"model classes differ: {names[0]} and {names[1]}")
-    depths = (_depth(model_a), _depth(model_b))
+    depths = (inputs.depth(model_a), inputs.depth(model_b))
     del model_a, model_b
 
     progress.describe("16-bit compute")
@@ -169,7 +172,7 @@ def verify_checkpoints(
     progress.advance(15)
 
     passed, cause = verdict(exactness, figures, allowed, generation, compared)
-    first = next((entry.layer for entry in compared if not entry.within), None)
+    first = next((entry for entry in compared if not entry.within), None)
     return VerificationReport(
         passed=passed,
         cause=cause,
@@ -198,14 +201,10 @@ def verify_checkpoints(
         perplexity_b=figures.perplexity_b,
         generation=generation,
         half_precision=half,
-        first_differing_layer=first,
+        first_differing_layer=None if first is None else first.layer,
         layers=tuple(compared),
         notes=tuple(notes),
     )
-
-
-def _depth(model: Any) -> int:
-    return int(model.config.get_text_config(decoder=True).num_hidden_layers)
 
 
 def _common_vocabulary(model_a: Any, model_b: Any) -> int:
@@ -228,13 +227,11 @@ def _logits(
     Raises:
         VerificationFailed: some are NaN or infinite.
     """
-    logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
+    logits: torch.Tensor = model(**inputs.arguments(model, ids)).logits
     wrong = int((~torch.isfinite(logits)).sum())
     if wrong:
         layer = layers.first_non_finite(model, batches)
-        where = ""
-        if layer is not None:
-            where = ", from " + ("the embeddings" if layer < 0 else f"layer {layer}") + " on"
+        where = f", from {layer} on" if layer else ""
         raise VerificationFailed(
             f"{wrong} of {logits.numel()} logits of {folder.name} are not finite{where}.",
             "Its weights hold NaN or infinity, or overflow in this compute dtype.",
@@ -252,7 +249,8 @@ def _half_precision(run: _Run, ids: torch.Tensor, notes: list[str]) -> HalfPreci
         return None
     logits = []
     for folder, dtype in ((run.a, run.compute), (run.a, half), (run.b, half)):
-        logits.append(run.load(folder, dtype)(input_ids=ids, use_cache=False).logits.double())
+        model = run.load(folder, dtype)
+        logits.append(model(**inputs.arguments(model, ids)).logits.double())
     exact, half_a, half_b = logits
     effect = HalfPrecision(
         dtype=dtype_name(half),

@@ -75,6 +75,7 @@ class Depth:
             warnings=(
                 *(() if exact else (f"depth method {self.method} does not keep the function",)),
                 *(_pattern_notes(shape, sources) if self.stack == "layer" else ()),
+                *_deep_decoder_note(shape, self.stack, target),
             ),
         )
 
@@ -139,6 +140,17 @@ class Depth:
             )
         keep = layers - overlap
         return self._repeat([*range(keep), *range(overlap, layers)])
+
+
+def _deep_decoder_note(shape: ModelShape, stack: str, target: int) -> tuple[str, ...]:
+    if stack != "decoder_layer" or target <= shape.sizes["layer"]:
+        return ()
+    return (
+        f"{target} decoder layers are more than the {shape.sizes['layer']} of the encoder: "
+        "generate() of transformers (5.23) makes a cache for as many layers as the encoder has and "
+        "fails; pass past_key_values=EncoderDecoderCache(DynamicCache(), DynamicCache()), or grow "
+        "the encoder by --layers too",
+    )
 
 
 def _pattern_notes(shape: ModelShape, layers: LayerMap) -> tuple[str, ...]:

@@ -18,6 +18,12 @@ class UntieEmbeddings:
                 "--untie-embeddings: the embeddings of this checkpoint are not tied.",
                 "Leave the option out.",
             )
+        if shape.family.ties_by_values:
+            raise UsageError(
+                f"--untie-embeddings: transformers ties {shape.family.name} embeddings again as "
+                "long as both tensors hold the same values.",
+                "Leave the option out.",
+            )
         return Growth(
             operator="untie_embeddings",
             summary="embeddings untied: lm_head starts as a copy of the embedding",
