@@ -6,7 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedConfig,
+)
 
 Config = dict[str, Any]
 
@@ -88,5 +93,56 @@ def write_checkpoint(
                 parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
             else:
                 parameter.copy_(0.12 * torch.randn(parameter.shape, generator=generator))
+    model.to(dtype).save_pretrained(path)
+    return path
+
+
+# -- encoder-decoders ------------------------------------------------------------------------------
+
+T5_SIZES: Config = {
+    "model_type": "t5",
+    "vocab_size": 256,
+    "d_model": 32,
+    "d_kv": 12,
+    "d_ff": 24,
+    "num_layers": 2,
+    "num_decoder_layers": 3,
+    "num_heads": 4,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 20,
+    "decoder_start_token_id": 0,
+}
+# Generation of T5 -> config fields, and whether it stores an output projection of its own.
+T5_KINDS: dict[str, tuple[Config, bool]] = {
+    "v1.0": ({}, False),
+    "v1.1": ({"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}, True),
+    "untied scaled": ({}, True),
+    "tied unscaled": ({"tie_word_embeddings": False}, False),
+}
+
+
+def write_t5(
+    path: Path,
+    kind: str = "v1.0",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    **changes: Any,
+) -> Path:
+    """A folder of an encoder-decoder with random gains and position biases too."""
+    fields, own_head = T5_KINDS[kind]
+    config = class_config(T5_SIZES | fields | changes)
+    model = AutoModelForSeq2SeqLM.from_config(config)
+    if own_head:
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if "norm" in name:
+                parameter += 0.3 * noise
+            else:
+                # Nothing else scales the scores, to which position biases are added as they are.
+                scale = 12**-0.5 if name.endswith(".q.weight") else 1.0
+                parameter.copy_((1.0 if "bias" in name else 0.2 * scale) * noise)
     model.to(dtype).save_pretrained(path)
     return path

@@ -115,7 +115,9 @@ def grow(
         proof = manifest["verification"]
         output.show(f"verification {proof['summary']}" if proof else "not verified (--no-verify)")
         checkpoint_key = shlex.quote(f"model.checkpoint={out}")
-        output.show(f"wrote {out}", f"next: growkit train train-continue --set {checkpoint_key}")
+        output.show(f"wrote {out}")
+        if "decoder_layer" not in manifest["plan"]["axes"]:  # training is for decoders
+            output.show(f"next: growkit train train-continue --set {checkpoint_key}")
     for message in manifest["plan"]["warnings"]:
         output.warn(message)
     output.result({"out": str(out), "warnings": warnings, **manifest})

@@ -52,8 +52,13 @@ def _options(section: ModelSection) -> dict[str, Any]:
 def _load(path: Path, section: ModelSection) -> Any:
     from transformers import AutoModelForCausalLM
 
-    with open_checkpoint(path):  # the folder's own checks name what is wrong with a file
-        pass
+    # Opening it lets the folder's own checks name what is wrong with a file.
+    with open_checkpoint(path) as folder:
+        if folder.config.get("is_encoder_decoder"):
+            raise UsageError(
+                f"{str(path)!r} is an encoder-decoder; growkit trains decoder-only models.",
+                "Train it with the sequence-to-sequence trainer of transformers.",
+            )
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             path,
