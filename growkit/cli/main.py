@@ -19,6 +19,7 @@ COMMANDS = {
     "recipes": "recipes",
     "inspect": "inspect",
     "verify": "verify",
+    "eval": "eval",
     "diff": "diff",
     "train": "train",
     "demo": "demo",

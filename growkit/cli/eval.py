@@ -1,0 +1,130 @@
+"""``growkit eval``: perplexity on text, and tasks of lm-evaluation-harness."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from growkit.cli.common import (
+    CheckpointArgument,
+    JsonOption,
+    QuietOption,
+    RevisionOption,
+    VerboseOption,
+    local_folder,
+    open_output,
+)
+
+PANEL = "Look and prove"
+
+
+def eval(
+    checkpoint: CheckpointArgument,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(help="Text files, each scored by itself; default: a built-in sample."),
+    ] = None,
+    window: Annotated[int, typer.Option(help="Tokens that the model sees at once.")] = 1024,
+    stride: Annotated[
+        int | None, typer.Option(help="Tokens between windows; default: half a window.")
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="lm-eval tasks, with commas: hellaswag,arc_easy.")
+    ] = None,
+    include_path: Annotated[
+        Path | None, typer.Option(help="Folder with YAML files of lm-eval tasks.")
+    ] = None,
+    fewshot: Annotated[int | None, typer.Option(help="Examples in the prompt of a task.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Requests of a task that run at once.")] = 1,
+    limit: Annotated[int | None, typer.Option(help="Only so many examples a task.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="auto (float32 on the CPU), float32, bfloat16, float16 or float64.")
+    ] = "auto",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run model code that the folder brings.")
+    ] = False,
+    revision: RevisionOption = None,
+    json_mode: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Measure a checkpoint: perplexity and bits per byte on text, lm-eval tasks.
+
+    [dim]growkit eval grown/ --text held_out.txt[/dim]
+    """
+    output = open_output(json_mode, quiet, verbose)
+    folder = local_folder(checkpoint, revision, output)
+    names = [name.strip() for name in tasks.split(",") if name.strip()] if tasks else []
+    from growkit.evaluation.harness import check_installed, run_tasks
+    from growkit.evaluation.model import load
+    from growkit.evaluation.perplexity import score_text
+    from growkit.samples import sample_text
+    from growkit.verify.loading import quiet_transformers
+    from growkit.verify.windows import read_text
+
+    if names:
+        check_installed()
+    texts = {path.name: read_text(path) for path in text or []}
+    if not texts and not names:
+        texts = {"built-in sample": sample_text()[:200_000]}
+    loaded = load(folder, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    scores = {}
+    for name, content in texts.items():
+        # About four characters a token; the bar need not be exact.
+        with output.progress(name, len(content) // 4, unit="tokens") as bar:
+            scores[name] = score_text(loaded, content, window=window, stride=stride, progress=bar)
+    measured: dict[str, dict[str, Any]] = {}
+    if names:
+        with quiet_transformers():
+            measured = run_tasks(
+                loaded,
+                names,
+                include_path=include_path,
+                fewshot=fewshot,
+                batch_size=batch_size,
+                limit=limit,
+            )
+    if scores:
+        output.show(_score_table(scores))
+    if measured:
+        output.show(_task_table(measured))
+    output.result(
+        {
+            "checkpoint": str(checkpoint),
+            "device": str(loaded.device),
+            "dtype": loaded.dtype,
+            "texts": {name: asdict(score) for name, score in scores.items()},
+            "tasks": measured,
+        }
+    )
+
+
+def _score_table(scores: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table(title="perplexity", title_justify="left")
+    table.add_column("text")
+    for heading in ("tokens", "loss (nats)", "perplexity", "bits per byte"):
+        table.add_column(heading, justify="right")
+    for name, score in scores.items():
+        figures = (score.loss, score.perplexity, score.bits_per_byte)
+        table.add_row(name, f"{score.tokens:,}", *(f"{figure:.4f}" for figure in figures))
+    return table
+
+
+def _task_table(measured: dict[str, dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    table = Table(title="lm-evaluation-harness", title_justify="left")
+    for heading in ("task", "metric"):
+        table.add_column(heading)
+    table.add_column("value", justify="right")
+    for task, metrics in measured.items():
+        for name, value in metrics.items():
+            shown = f"{value:.4f}" if isinstance(value, float) else str(value)
+            table.add_row(task, name, shown)
+    return table

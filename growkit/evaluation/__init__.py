@@ -1,0 +1,1 @@
+"""Quality of one checkpoint: perplexity on text, and lm-evaluation-harness tasks."""
