@@ -21,7 +21,7 @@ from growkit.checkpoint import (
     staged_output,
 )
 from growkit.progress import Progress, SilentProgress
-from growkit.remote_code import export_code
+from growkit.remote_code import MODEL_TYPES, export_code
 from growkit.surgery.card import model_card
 from growkit.surgery.execute import execute
 from growkit.surgery.inspect import layer_lambdas
@@ -141,8 +141,8 @@ def _write_tensors(
 def _write_side_files(plan: Plan, folder: Path, manifest: dict[str, Any], name: str) -> None:
     copy_side_files(plan.checkpoint.path, folder)
     config = dict(plan.config)
-    if plan.family.name == "gda":
-        config["auto_map"] = export_code(folder)
+    if config["model_type"] in MODEL_TYPES:
+        config["auto_map"] = export_code(folder, config["model_type"])
     config["growkit"] = config_block(manifest)
     (folder / "config.json").write_text(
         json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"

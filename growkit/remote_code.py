@@ -1,4 +1,4 @@
-"""The code files that let a user without growkit load a GDA folder. No torch.
+"""The code files that let a user without growkit load a folder of our model types. No torch.
 
 The model's source files are copied next to the weights, flat, with their relative imports
 rewritten; ``trust_remote_code=True`` loads them. They import nothing but torch, transformers,
@@ -12,42 +12,52 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent
-SOURCES = (
-    "modeling/configuration_gda.py",
-    "modeling/modeling_gda.py",
-    "modeling/poly_norm.py",
-    "attention/gda.py",
-    "attention/gda_heads.py",
-    "families/lambda_schedule.py",
-)
-# vLLM needs AutoModel, from_pretrained the other two.
-AUTO_MAP = {
-    "AutoConfig": "configuration_gda.GdaConfig",
-    "AutoModel": "modeling_gda.GdaModel",
-    "AutoModelForCausalLM": "modeling_gda.GdaForCausalLM",
-}
+MODEL_TYPES = ("gda", "growkit")
 
-_RELATIVE_IMPORT = re.compile(r"^(\s*from )\.+(?:\w+\.)*(\w+)(?= import )", re.MULTILINE)
+_RELATIVE_IMPORT = re.compile(r"^(\s*from )(\.+)([\w.]+)(?= import )", re.MULTILINE)
 _GROWKIT_IMPORT = re.compile(r"^\s*(?:from|import)\s+growkit\b", re.MULTILINE)
+
+
+def auto_map(model_type: str) -> dict[str, str]:
+    """Where transformers finds the classes: vLLM needs AutoModel, from_pretrained the others."""
+    name = model_type.capitalize()
+    return {
+        "AutoConfig": f"configuration_{model_type}.{name}Config",
+        "AutoModel": f"modeling_{model_type}.{name}Model",
+        "AutoModelForCausalLM": f"modeling_{model_type}.{name}ForCausalLM",
+    }
+
+
+def sources(model_type: str) -> list[Path]:
+    """The model's file and every file that it imports, directly or not."""
+    found = [ROOT / "modeling" / f"modeling_{model_type}.py"]
+    for path in found:
+        for _, dots, module in _RELATIVE_IMPORT.findall(path.read_text("utf-8")):
+            target = path.parents[len(dots) - 1].joinpath(*module.split(".")).with_suffix(".py")
+            if target not in found:
+                found.append(target)
+    return found
 
 
 def flattened(source: str) -> str:
     """Source text with every relative import made an import of a sibling file."""
-    return _RELATIVE_IMPORT.sub(r"\1.\2", source)
+    return _RELATIVE_IMPORT.sub(lambda m: f"{m[1]}.{m[3].rpartition('.')[2]}", source)
 
 
-def code_files() -> dict[str, str]:
+def code_files(model_type: str) -> dict[str, str]:
     """File name -> text of every file of a self-contained folder."""
-    files = {Path(path).name: flattened((ROOT / path).read_text("utf-8")) for path in SOURCES}
+    paths = sources(model_type)
+    files = {path.name: flattened(path.read_text("utf-8")) for path in paths}
+    assert len(files) == len(paths), "two files of one name"
     for name, text in files.items():
         assert not _GROWKIT_IMPORT.search(text), f"{name} must not import growkit"
     return files
 
 
-def export_code(folder: str | os.PathLike[str]) -> dict[str, str]:
+def export_code(folder: str | os.PathLike[str], model_type: str) -> dict[str, str]:
     """Write the code files into ``folder`` (made if missing); returns the ``auto_map``."""
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    for name, text in code_files().items():
+    for name, text in code_files(model_type).items():
         (target / name).write_text(text, encoding="utf-8")
-    return dict(AUTO_MAP)
+    return auto_map(model_type)

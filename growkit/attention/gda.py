@@ -20,18 +20,18 @@ sum over j) is our extension; the published operator is the case of one noise he
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.llama.modeling_llama import (
-    LlamaRMSNorm,
-    apply_rotary_pos_emb,
-    eager_attention_forward,
-)
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attention_forward
+
+from .definition import Definition, lambda_of
+from .gda_heads import GdaHeads
+from .one_call import AttentionBase, OneCallAttention, Positions, ProjectionHeads
 
 LAMBDA_NAMES = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
 
@@ -44,50 +44,25 @@ WIDE_VALUE_BACKENDS = ("eager", "sdpa", "flex_attention")
 def gda_attention_reference(
     module: GdaAttentionBase,
     hidden_states: Tensor,
-    position_embeddings: tuple[Tensor, Tensor],
+    position_embeddings: Positions,
     attention_mask: Tensor | None = None,
 ) -> Tensor:
     """The definition, head by head in float64 with explicit softmax matrices: the oracle.
 
     Args:
         module: holds the weights; called as ``module(hidden_states, ...)`` it is the fast path.
-        hidden_states: [batch, n, hidden_size].
-        position_embeddings: cos and sin, each [batch or 1, n, head_dim] (rotate-half pairs).
-        attention_mask: additive [batch or 1, 1, n, n], or boolean with True where attention is
-            allowed; None means causal.
+        hidden_states, position_embeddings, attention_mask: see :class:`Definition`.
 
     Returns:
         [batch, n, hidden_size] in the dtype of ``hidden_states``; differentiable.
     """
     heads, d = module.heads, module.heads.head_dim
-    x = hidden_states.double()
-    cos, sin = (part.double() for part in position_embeddings)
-    n = x.shape[1]
-    if attention_mask is None:
-        attention_mask = torch.ones(n, n, dtype=torch.bool, device=x.device).tril()[None, None]
-    if attention_mask.dtype == torch.bool:
-        bias = torch.zeros_like(attention_mask, dtype=x.dtype)
-        bias = bias.masked_fill(~attention_mask, float("-inf"))
-    else:
-        bias = attention_mask.double()
-    bias = bias[:, 0]
-
-    def head(projection: nn.Linear, index: int) -> Tensor:
-        return x @ projection.weight.double()[index * d : (index + 1) * d].T
-
-    def rotated(states: Tensor) -> Tensor:
-        first, second = states[..., : d // 2], states[..., d // 2 :]
-        return states * cos + torch.cat((-second, first), dim=-1) * sin
+    inputs = Definition(hidden_states, position_embeddings, attention_mask)
 
     def attention_map(query_head: int, key_head: int) -> Tensor:
-        query, key = (
-            rotated(head(module.q_proj, query_head)),
-            rotated(head(module.k_proj, key_head)),
-        )
-        return torch.softmax(query @ key.transpose(1, 2) / d**0.5 + bias, dim=-1)
-
-    q1, k1, q2, k2 = (getattr(module, name).double() for name in LAMBDA_NAMES)
-    lambda_full = torch.exp(q1 @ k1) - torch.exp(q2 @ k2) + module.lambda_init
+        query = inputs.head(module.q_proj, query_head, d, module.q_norm, rotary=True)
+        key = inputs.head(module.k_proj, key_head, d, module.k_norm, rotary=True)
+        return inputs.attention_map(query, key)
 
     outputs = []
     stripe = heads.signal_per_group + heads.noise_per_group
@@ -97,46 +72,49 @@ def gda_attention_reference(
         kv = i * heads.n_kv // heads.n_signal
         if heads.noise_keys == "own":
             signal_key, noise_key = 2 * kv, 2 * kv + 1
-            value = torch.cat(
-                (head(module.v_proj, 2 * kv), head(module.v_proj, 2 * kv + 1)), dim=-1
-            )
+            halves = [inputs.head(module.v_proj, 2 * kv + half, d) for half in (0, 1)]
+            value = torch.cat(halves, dim=-1)
         else:
             signal_key = noise_key = kv
-            value = head(module.v_proj, kv)
+            value = inputs.head(module.v_proj, kv, d)
         signal_map = attention_map(group * stripe + place, signal_key)
         noise_map = torch.stack(
             [attention_map(first_noise + j, noise_key) for j in range(heads.noise_per_group)]
         ).sum(0)
-        output = (signal_map - lambda_full * noise_map) @ value
+        output = (signal_map - lambda_of(module) * noise_map) @ value
         if module.subln is not None:
-            mean_square = output.pow(2).mean(-1, keepdim=True)
-            output = output / torch.sqrt(mean_square + module.subln.variance_epsilon)
-            output = (1 - module.lambda_init) * output * module.subln.weight.double()
+            output = (1 - module.lambda_init) * inputs.normed(output, module.subln)
         outputs.append(output)
-    return (torch.cat(outputs, dim=-1) @ module.o_proj.weight.double().T).to(hidden_states.dtype)
+    return inputs.output(outputs, module.o_proj)
 
 
-class GdaAttentionBase(nn.Module):
+class GdaAttentionBase(AttentionBase):
     """Weights, lambda and the steps around the softmax attention that both forms share."""
 
-    is_causal = True
+    @classmethod
+    def heads_of(cls, config: Any) -> GdaHeads:
+        """Head counts of a config."""
+        heads: GdaHeads = config.heads
+        return heads
+
+    @classmethod
+    def projection_heads(cls, config: Any) -> ProjectionHeads:
+        """All query heads, the keys and values as stored, the signal heads' outputs."""
+        heads = cls.heads_of(config)
+        stored = heads.keys_per_group * heads.n_kv
+        output = heads.n_signal * heads.value_dim
+        return ProjectionHeads(heads.n_signal + heads.n_noise, stored, stored, output)
+
+    @classmethod
+    def extra_parameters(cls, config: Any) -> int:
+        """4d lambda vectors, and v for the norm's gain."""
+        gain = cls.heads_of(config).value_dim if config.sub_layer_norm else 0
+        return 4 * config.head_dim + gain
 
     def __init__(self, config: Any, layer_idx: int) -> None:
-        super().__init__()
-        self.config = config
-        self.layer_idx = layer_idx
-        self.heads = config.heads
+        super().__init__(config, layer_idx)
+        self.heads = self.heads_of(config)
         self.lambda_init = float(config.lambda_init[layer_idx])
-        self.head_dim: int = self.heads.head_dim
-        self.scaling = self.head_dim**-0.5
-        query_heads = self.heads.n_signal + self.heads.n_noise
-        kv_heads = self.heads.keys_per_group * self.heads.n_kv
-        self.num_key_value_groups = query_heads // kv_heads  # read by the attention functions
-        value_out = self.heads.n_signal * self.heads.value_dim
-        self.q_proj = nn.Linear(config.hidden_size, query_heads * self.head_dim, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, kv_heads * self.head_dim, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, kv_heads * self.head_dim, bias=False)
-        self.o_proj = nn.Linear(value_out, config.hidden_size, bias=False)
         for name in LAMBDA_NAMES:
             vector = torch.zeros(self.head_dim, dtype=torch.float32)
             self.register_parameter(name, nn.Parameter(vector))
@@ -144,24 +122,17 @@ class GdaAttentionBase(nn.Module):
         if config.sub_layer_norm:
             self.subln = LlamaRMSNorm(self.heads.value_dim, eps=config.attn_rms_norm_eps)
 
+    def init_weights(self) -> None:
+        """lambda vectors N(0, lambda_std)."""
+        for name in LAMBDA_NAMES:
+            init.normal_(getattr(self, name), mean=0.0, std=self.config.lambda_std)
+
     def lambda_full(self) -> Tensor:
         """lambda of this layer: a 0-dim fp32 tensor, whatever the model's dtype."""
         q1, k1, q2, k2 = (getattr(self, name).float() for name in LAMBDA_NAMES)
         return torch.exp((q1 * k1).sum()) - torch.exp((q2 * k2).sum()) + self.lambda_init
 
-    def project(
-        self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated q [b, heads, n, d], rotated k and plain v [b, kv_heads, n, d]."""
-        shape = (*hidden_states.shape[:-1], -1, self.head_dim)  # -1: a tensor-parallel rank's share
-        query, key, value = (
-            projection(hidden_states).view(shape).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
-        return query, key, value
-
-    def combine(self, signal: Tensor, noise: Tensor) -> Tensor:
+    def difference(self, signal: Tensor, noise: Tensor) -> Tensor:
         """Difference, norm and output projection.
 
         ``signal`` is [b, n, groups, signal_per_group, v] and ``noise`` [b, n, groups,
@@ -177,43 +148,18 @@ class GdaAttentionBase(nn.Module):
         return self.o_proj(output.flatten(2))
 
 
-class GdaSharedKeyAttention(GdaAttentionBase):
+class GdaSharedKeyAttention(GdaAttentionBase, OneCallAttention):
     """Plain form: noise heads read the signal's keys, so all heads go through ONE attention call.
 
     The stripes are already in the order that grouped-query attention expects (n_kv divides the
-    number of stripes). Serving engines that replace the attention function parse this ``forward``
-    and want exactly one call of it.
+    number of stripes).
     """
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        position_embeddings: tuple[Tensor, Tensor],
-        attention_mask: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        """[b, n, hidden_size] -> the same shape, and the softmax maps of all heads (eager only)."""
-        query, key, value = self.project(hidden_states, position_embeddings)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        output, weights = attention_interface(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=0.0,
-            scaling=self.scaling,
-            **kwargs,
-        )
+    def combine(self, output: Tensor, hidden_states: Tensor) -> Tensor:
+        """Outputs of all heads [b, n, heads, d] -> [b, n, hidden_size]."""
         stripe = [self.heads.signal_per_group, self.heads.noise_per_group]
-        output = output.reshape(*hidden_states.shape[:-1], -1, sum(stripe), self.head_dim)
-        signal, noise = output.split(stripe, dim=-2)
-        return self.combine(signal, noise), weights
+        signal, noise = output.unflatten(2, (-1, sum(stripe))).split(stripe, dim=-2)
+        return self.difference(signal, noise)
 
 
 class _MapCall:
@@ -238,7 +184,7 @@ class GdaAttention(GdaAttentionBase):
     def forward(
         self,
         hidden_states: Tensor,
-        position_embeddings: tuple[Tensor, Tensor],
+        position_embeddings: Positions,
         attention_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
         **kwargs: Any,
@@ -269,7 +215,7 @@ class GdaAttention(GdaAttentionBase):
             if weights is not None:
                 maps.append(weights.unflatten(1, (-1, stripe[part])))
         all_maps = torch.cat(maps, dim=2).flatten(1, 2) if maps else None
-        return self.combine(*outputs), all_maps
+        return self.difference(*outputs), all_maps
 
     def _attend(
         self,

@@ -108,14 +108,3 @@ class GdaHeads:
     def kv_cache_elements(self) -> int:
         """Cached elements per token and layer: 4 n_kv d with own noise keys, else 2 n_kv d."""
         return 2 * self.keys_per_group * self.n_kv * self.head_dim
-
-    def parameters(self, hidden_size: int, sub_layer_norm: bool) -> int:
-        """Parameters of one attention layer, E = ``hidden_size``.
-
-        E d (n_S + n_N) for q, E * (KV elements) for k and v, E n_S v for o (v = value width),
-        4d lambda vectors, v for the norm's gain.
-        """
-        queries = (self.n_signal + self.n_noise) * self.head_dim
-        projections = queries + self.kv_cache_elements + self.n_signal * self.value_dim
-        gain = self.value_dim if sub_layer_norm else 0
-        return hidden_size * projections + 4 * self.head_dim + gain

@@ -3,18 +3,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers.configuration_utils import PreTrainedConfig
 
+from ..attention.gda import GdaAttentionBase
 from ..attention.gda_heads import GdaHeads
+from ..attention.one_call import HEADS_SPLIT
 from ..families.lambda_schedule import lambda_init_schedule
-
-ACTIVATIONS = ("silu", "poly_norm")
+from .configuration_decoder import DecoderConfig
 
 # Fields that mean the same in a Motif config.
 MOTIF_FIELDS = (
@@ -44,24 +43,15 @@ MOTIF_FIELDS = (
     "torch_dtype",
 )
 
-_ATTENTION_TP_PLAN = {
-    "layers.*.self_attn.q_proj": "colwise",
-    "layers.*.self_attn.k_proj": "colwise",
-    "layers.*.self_attn.v_proj": "colwise",
-    "layers.*.self_attn.o_proj": "rowwise",
+_ATTENTION_TP_PLAN = HEADS_SPLIT | {
     # the lambda vectors: whole on every rank, each of which sees the gradient of its own heads
-    "layers.*.self_attn": "replicated_with_grad_allreduce",
+    "": "replicated_with_grad_allreduce",
 }
-_NORM_TP_PLAN = {"layers.*.self_attn.subln": "replicated_with_grad_allreduce"}
-_MLP_TP_PLAN = {
-    "layers.*.mlp.gate_proj": "colwise",
-    "layers.*.mlp.up_proj": "colwise",
-    "layers.*.mlp.down_proj": "rowwise",
-}
+_NORM_TP_PLAN = {"subln": "replicated_with_grad_allreduce"}
 
 
 @strict
-class GdaConfig(PreTrainedConfig):
+class GdaConfig(DecoderConfig):
     r"""A decoder with Grouped Differential Attention, DIFF V1 as its 1:1 case, or the plain form.
 
     Args:
@@ -75,53 +65,26 @@ class GdaConfig(PreTrainedConfig):
         attn_rms_norm_eps: epsilon of that norm.
         lambda_init: one number per layer; the DIFF Transformer's schedule if not given.
         lambda_std: standard deviation of the lambda vectors of a model made from scratch.
-        hidden_act: "silu", or "poly_norm" (Motif; adds four parameters a layer).
 
+    The other fields, and the size of the whole model in closed form, are :class:`DecoderConfig`'s.
     Raises an error that names the fields for a combination that does not fit.
 
-    Size in closed form, with E hidden, F FFN, V vocabulary, L layers, d head_dim, H query heads,
-    G ``num_key_value_heads``, v value width (2d with own noise keys, else d), n_S signal heads:
+    Of one attention layer, with E hidden, d head_dim, H query heads, G ``num_key_value_heads``, v
+    value width (2d with own noise keys, else d), n_S signal heads:
 
-    * parameters = L [E d (H + 2G) + E n_S v + 4d + 3 E F + 2 E] + E + 2 V E (V E if tied),
-      plus L v with ``sub_layer_norm``, plus 4 L with "poly_norm" (:meth:`parameter_count`);
-    * KV cache = 2 G d L elements a token (:meth:`kv_cache_bytes`).
+    * parameters = E d (H + 2G) + E n_S v + 4d, plus v with ``sub_layer_norm``;
+    * KV cache = 2 G d elements a token.
     """
 
     model_type = "gda"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
     has_no_defaults_at_init = True  # head_dim; older transformers 5 would call GdaConfig()
-    # A rank gets whole stripes and whole key/value groups if its count divides both numbers.
-    base_model_tp_plan = _ATTENTION_TP_PLAN | _NORM_TP_PLAN | _MLP_TP_PLAN
-    base_model_pp_plan = {  # noqa: RUF012
-        "embed_tokens": (["input_ids"], ["inputs_embeds"]),
-        "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
-        "norm": (["hidden_states"], ["hidden_states"]),
-    }
 
-    vocab_size: int = 32000
-    hidden_size: int = 2048
-    intermediate_size: int = 8192
-    num_hidden_layers: int = 24
-    num_attention_heads: int = 16
     num_noise_heads: int | None = None
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
     noise_keys: str = "own"
     sub_layer_norm: bool = True
     attn_rms_norm_eps: float = 1e-5
-    rms_norm_eps: float = 1e-6
     lambda_init: list[float | int] | None = None
     lambda_std: float | int = 0.1
-    hidden_act: str = "silu"
-    rope_parameters: dict | None = None
-    max_position_embeddings: int = 4096
-    tie_word_embeddings: bool = False
-    initializer_range: float | int = 0.02
-    use_cache: bool = True
-    attention_dropout: float | int = 0.0
-    bos_token_id: int | None = None
-    eos_token_id: int | list[int] | None = None
-    pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.num_noise_heads is None:
@@ -131,11 +94,8 @@ class GdaConfig(PreTrainedConfig):
             self.num_key_value_heads = stripes * (2 if self.noise_keys == "own" else 1)
         if self.lambda_init is None:
             self.lambda_init = lambda_init_schedule(self.num_hidden_layers)
-        self.base_model_tp_plan = dict(_ATTENTION_TP_PLAN)
-        if self.sub_layer_norm:
-            self.base_model_tp_plan |= _NORM_TP_PLAN
-        if self.hidden_act != "poly_norm":  # it normalises over the whole FFN width: not shardable
-            self.base_model_tp_plan |= _MLP_TP_PLAN
+        # A rank gets whole stripes and key/value groups if its count divides both numbers.
+        self.set_tp_plan(_ATTENTION_TP_PLAN | (_NORM_TP_PLAN if self.sub_layer_norm else {}))
         super().__post_init__(**kwargs)
 
     @property
@@ -169,24 +129,13 @@ class GdaConfig(PreTrainedConfig):
         """Width of one head's value and output."""
         return self.heads.value_dim
 
-    def parameter_count(self, *, embeddings: bool = True) -> int:
-        """Parameters in closed form, with or without the embedding and output matrices."""
-        poly_norm = 4 if self.hidden_act == "poly_norm" else 0
-        layer = (
-            self.heads.parameters(self.hidden_size, self.sub_layer_norm)
-            + 3 * self.hidden_size * self.intermediate_size
-            + 2 * self.hidden_size
-            + poly_norm
-        )
-        total = self.num_hidden_layers * layer + self.hidden_size
-        if embeddings:
-            matrices = 1 if self.tie_word_embeddings else 2
-            total += matrices * self.vocab_size * self.hidden_size
-        return total
+    def attention_parameters(self) -> int:
+        """Parameters of one attention layer."""
+        return GdaAttentionBase.parameter_count(self)
 
-    def kv_cache_bytes(self, tokens: int = 1, element_bytes: int = 2) -> int:
-        """Bytes of the key/value cache for ``tokens`` tokens of one sequence (bf16 by default)."""
-        return tokens * self.num_hidden_layers * self.heads.kv_cache_elements * element_bytes
+    def attention_kv_elements(self) -> int:
+        """Cached elements of one attention layer and token."""
+        return GdaAttentionBase.kv_cache_elements(self)
 
     @classmethod
     def from_motif(cls, config: Mapping[str, Any]) -> GdaConfig:
@@ -211,36 +160,8 @@ class GdaConfig(PreTrainedConfig):
     def validate_architecture(self) -> None:
         """Called by ``@strict``: every rule that ties several fields together."""
         _ = self.heads
-        layers = self.num_hidden_layers
-        if layers < 1:
-            raise ValueError(f"num_hidden_layers = {layers}: at least one layer is needed.")
-        values = self.lambda_init or []
-        if len(values) != layers:
-            raise ValueError(
-                f"lambda_init has {len(values)} values with num_hidden_layers = {layers}: it holds "
-                "one number per layer."
-            )
-        for layer, value in enumerate(values):
-            if not math.isfinite(value):
-                raise ValueError(f"lambda_init[{layer}] = {value}: it must be a finite number.")
-            if self.sub_layer_norm and value == 1:
-                raise ValueError(
-                    f"lambda_init[{layer}] = 1 with sub_layer_norm: the output is multiplied by "
-                    "(1 - lambda_init) and would be zero; any other number is allowed."
-                )
-        if self.hidden_act not in ACTIVATIONS:
-            raise ValueError(f"hidden_act = {self.hidden_act!r}: it must be one of {ACTIVATIONS}.")
-        if self.attention_dropout:
-            raise ValueError(
-                f"attention_dropout = {self.attention_dropout}: dropout is not defined for a "
-                "difference of attention maps; only 0.0 is allowed."
-            )
-        partial = (self.rope_parameters or {}).get("partial_rotary_factor")
-        if partial not in (None, 1, 1.0):
-            raise ValueError(
-                f"rope_parameters.partial_rotary_factor = {partial}: all of head_dim is rotated; "
-                "only 1.0 is allowed."
-            )
+        super().validate_architecture()
+        self.check_lambda_init(self.lambda_init or [], self.sub_layer_norm)
 
 
 __all__ = ["GdaConfig"]

@@ -1,157 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GdaModel and GdaForCausalLM: a Llama-shaped decoder with Grouped Differential Attention.
+"""GdaModel and GdaForCausalLM: our decoder with Grouped Differential Attention.
 
-Tensor names are Motif's. Norms, rotary embedding and the forward passes of the whole model are
-those of transformers' Llama, so caches, masks, packing and output capturing follow the library.
+Tensor names are Motif's.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
-import torch
-from torch import Tensor, nn
-from transformers import initialization as init
-from transformers.activations import ACT2FN
-from transformers.cache_utils import Cache
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import PreTrainedModel
-from transformers.models.llama.modeling_llama import (
-    LlamaForCausalLM,
-    LlamaModel,
-    LlamaRMSNorm,
-    LlamaRotaryEmbedding,
-)
-
-from ..attention.gda import LAMBDA_NAMES, GdaAttention, GdaAttentionBase, GdaSharedKeyAttention
+from ..attention.gda import GdaAttention, GdaSharedKeyAttention
+from ..attention.one_call import AttentionBase
 from .configuration_gda import GdaConfig
-from .poly_norm import PolyNorm
+from .decoder import DecoderForCausalLM, DecoderModel, DecoderPreTrainedModel
 
 ATTENTION_CLASSES = {"own": GdaAttention, "shared": GdaSharedKeyAttention}
 
 
-class GdaMLP(nn.Module):
-    """Gated feed-forward layer: down(act(gate(x)) * up(x))."""
-
-    def __init__(self, config: GdaConfig) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-        poly_norm = config.hidden_act == "poly_norm"
-        self.act_fn = PolyNorm() if poly_norm else ACT2FN[config.hidden_act]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[b, n, hidden_size] -> the same shape."""
-        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
-
-
-class GdaDecoderLayer(GradientCheckpointingLayer):
-    """Pre-norm attention and feed-forward, each added to the residual stream."""
-
-    def __init__(self, config: GdaConfig, layer_idx: int) -> None:
-        super().__init__()
-        self.self_attn = ATTENTION_CLASSES[config.noise_keys](config, layer_idx)
-        self.mlp = GdaMLP(config)
-        self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        position_embeddings: tuple[Tensor, Tensor] | None = None,
-        past_key_values: Cache | None = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        """Residual stream [b, n, hidden_size] -> the same shape."""
-        attended, _ = self.self_attn(
-            self.input_layernorm(hidden_states),
-            position_embeddings=position_embeddings,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            **kwargs,
-        )
-        hidden_states = hidden_states + attended
-        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
-
-
-class GdaPreTrainedModel(PreTrainedModel):
+class GdaPreTrainedModel(DecoderPreTrainedModel):
     """What transformers has to know about every GDA model."""
 
     config: GdaConfig
     config_class = GdaConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    _no_split_modules: ClassVar[list[str]] = ["GdaDecoderLayer"]
-    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _can_compile_fullgraph = True
-    _supports_attention_backend = True
-    # lambda is exp of a dot product: bf16 vectors would move it visibly
-    _keep_in_fp32_modules_strict: ClassVar[list[str]] = list(LAMBDA_NAMES)
-    _can_record_outputs: ClassVar[dict[str, type[nn.Module]]] = {
-        "hidden_states": GdaDecoderLayer,
-        "attentions": GdaAttentionBase,
-    }
 
-    # Set by the growkit package: writes these files into a folder and returns its auto_map. With
-    # trust_remote_code it stays None, because there transformers itself copies the files.
-    code_exporter: ClassVar[Callable[[str | os.PathLike[str]], dict[str, str]] | None] = None
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Save weights, config and the code, so that the folder loads without growkit."""
-        exporter = type(self).code_exporter
-        if exporter is not None:
-            if kwargs.get("push_to_hub"):  # it would upload the folder without the code
-                raise ValueError("push_to_hub=True: call model.push_to_hub(repo_id) instead.")
-            if kwargs.get("is_main_process", True):
-                self.config.auto_map = exporter(save_directory)
-        super().save_pretrained(save_directory, **kwargs)
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, GdaAttentionBase):
-            for name in LAMBDA_NAMES:
-                init.normal_(getattr(module, name), mean=0.0, std=self.config.lambda_std)
-        elif isinstance(module, PolyNorm):
-            init.constant_(module.weight, 1 / 3)
-            init.zeros_(module.bias)
+    @staticmethod
+    def attention_class(config: Any) -> type[AttentionBase]:
+        """By ``noise_keys``."""
+        return ATTENTION_CLASSES[config.noise_keys]
 
 
-class GdaModel(GdaPreTrainedModel, LlamaModel):
-    """The decoder without the output matrix; ``forward`` is LlamaModel's."""
-
-    def __init__(self, config: GdaConfig) -> None:
-        # Not LlamaModel's: it would build Llama layers first
-        PreTrainedModel.__init__(self, config)
-        self.padding_idx = config.pad_token_id
-        self.vocab_size = config.vocab_size
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
-        layers = range(config.num_hidden_layers)
-        self.layers = nn.ModuleList([GdaDecoderLayer(config, index) for index in layers])
-        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.rotary_emb = LlamaRotaryEmbedding(config=config)
-        self.gradient_checkpointing = False
-        self.post_init()
+class GdaModel(GdaPreTrainedModel, DecoderModel):
+    """The decoder without the output matrix."""
 
 
-class GdaForCausalLM(GdaPreTrainedModel, LlamaForCausalLM):
-    """The language model; ``forward`` (labels, cache, logits_to_keep ...) is LlamaForCausalLM's."""
+class GdaForCausalLM(GdaPreTrainedModel, DecoderForCausalLM):
+    """The language model."""
 
-    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
-
-    def __init__(self, config: GdaConfig) -> None:
-        PreTrainedModel.__init__(self, config)
-        self.model = GdaModel(config)
-        self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
+    model_class = GdaModel
 
 
 __all__ = ["GdaForCausalLM", "GdaModel", "GdaPreTrainedModel"]

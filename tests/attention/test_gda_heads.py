@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 import pytest
+from gda_cases import gda_config
 
 from growkit.attention.gda_heads import GdaHeads
 
@@ -17,7 +18,8 @@ def test_counts_of_motif_2_12b():
     assert heads.kv_cache_elements == 4096
     # q, k, v, o of attention.md section 3, lambda vectors, gain of the norm
     shapes = 5120 * 4096 + 2 * 2048 * 4096 + 4096 * 8192 + 4 * 128 + 256
-    assert heads.parameters(4096, sub_layer_norm=True) == shapes
+    config = gda_config((32, 8, 8), hidden_size=4096, head_dim=128)
+    assert config.attention_parameters() == shapes
 
 
 def test_more_noise_than_signal_heads():

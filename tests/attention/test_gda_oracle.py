@@ -131,9 +131,9 @@ def test_control_tiled_noise_is_caught(monkeypatch):
         order = torch.arange(groups * size) % groups
         return combine(self, signal, noise[:, :, order, 0].unflatten(2, (groups, size)))
 
-    combine = GdaAttentionBase.combine
+    combine = GdaAttentionBase.difference
     layer = attention_layer(gda_config((6, 2, 2)))
-    monkeypatch.setattr(GdaAttentionBase, "combine", tiled)
+    monkeypatch.setattr(GdaAttentionBase, "difference", tiled)
     assert worst(layer) > 1e-2
 
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 import torch
 from gda_cases import gda_config, scatter_weights
 from transformers import AutoModelForCausalLM
+from variant_cases import CASES, TWO_CALLS, config_of, model_of
 
 from growkit.attention.gda import GdaSharedKeyAttention
 from growkit.modeling import GdaForCausalLM
-from growkit.remote_code import AUTO_MAP, code_files, export_code, flattened
+from growkit.remote_code import MODEL_TYPES, auto_map, code_files, export_code, flattened
 
 TOKENS = [[5, 9, 3, 8], [1, 2, 3, 4]]
 
@@ -76,6 +79,9 @@ def stranger(tmp_path_factory):
         model = scatter_weights(GdaForCausalLM(gda_config(implementation="sdpa", **fields)))
         model.eval().save_pretrained(root / name)
         models[str(root / name)] = model
+    for case in CASES:
+        models[str(root / case)] = model_of(case)
+        models[str(root / case)].save_pretrained(root / case)
     cache = tmp_path_factory.mktemp("cache")
     stdout = run_without_growkit(STRANGER % TOKENS, *models, cache=cache)
     return models, json.loads(stdout.split("REPORT", 1)[1])
@@ -86,7 +92,8 @@ def test_a_user_without_growkit_gets_the_same_logits(stranger):
     for folder, model in models.items():
         found = report[folder]
         assert found["module"].startswith("transformers_modules.")
-        assert (found["base"], found["config"]) == ("GdaModel", "GdaConfig")
+        name = model.config.model_type.capitalize()
+        assert (found["base"], found["config"]) == (f"{name}Model", f"{name}Config")
         assert found["problems"] == []
         assert torch.equal(torch.tensor(found["logits"]), model(torch.tensor(TOKENS)).logits)
         generated = model.generate(torch.tensor(TOKENS), max_new_tokens=4, do_sample=False)
@@ -98,38 +105,39 @@ def test_what_that_user_saves_loads_for_both(stranger):
     for folder, model in models.items():
         assert report[folder]["again"] == report[folder]["logits"]
         written = json.loads(Path(folder + "-again", "config.json").read_text())
-        assert written["auto_map"] == AUTO_MAP
+        assert written["auto_map"] == auto_map(written["model_type"])
         ours = AutoModelForCausalLM.from_pretrained(folder + "-again", trust_remote_code=True)
-        assert type(ours) is GdaForCausalLM, "the installed class wins over the folder's"
+        assert type(ours) is type(model), "the installed class wins over the folder's"
         assert torch.equal(ours(torch.tensor(TOKENS)).logits, model(torch.tensor(TOKENS)).logits)
 
 
-def test_code_is_written_without_torch_transformers_or_the_model(tmp_path):
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_code_is_written_without_torch_transformers_or_the_model(tmp_path, model_type):
     """What `growkit grow` calls; also with the model's own module names imported nowhere."""
     script = (
         "import sys, json; sys.path.insert(0, sys.argv[1])\n"
         "from growkit.remote_code import export_code\n"
-        "auto_map = export_code(sys.argv[2])\n"
+        "auto_map = export_code(sys.argv[2], sys.argv[3])\n"
         "heavy = {'torch', 'transformers', 'numpy', 'growkit.modeling'} & set(sys.modules)\n"
         "print(json.dumps([auto_map, sorted(heavy)]))"
     )
     root = Path(__file__).resolve().parents[2]
-    stdout = run_without_growkit(script, root, tmp_path / "out", cache=tmp_path)
-    auto_map, heavy = json.loads(stdout)
-    assert auto_map == AUTO_MAP
-    assert heavy == []
-    assert {p.name for p in (tmp_path / "out").iterdir()} == set(code_files())
+    stdout = run_without_growkit(script, root, tmp_path / "out", model_type, cache=tmp_path)
+    assert json.loads(stdout) == [auto_map(model_type), []]
+    assert {p.name for p in (tmp_path / "out").iterdir()} == set(code_files(model_type))
 
 
 def test_grow_and_save_write_the_same_code(stranger, tmp_path):
-    export_code(tmp_path)
-    for folder in stranger[0]:
-        for name in code_files():
-            assert Path(folder, name).read_text() == (tmp_path / name).read_text()
+    for folder, model in stranger[0].items():
+        model_type = model.config.model_type
+        export_code(tmp_path / model_type, model_type)
+        for name in code_files(model_type):
+            assert Path(folder, name).read_text() == (tmp_path / model_type / name).read_text()
 
 
-def test_files_import_only_each_other_and_public_libraries():
-    files = code_files()
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_files_import_only_each_other_and_public_libraries(model_type):
+    files = code_files(model_type)
     for name, text in files.items():
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.ImportFrom) and node.level:
@@ -146,11 +154,15 @@ def test_flattening_rewrites_imports_and_nothing_else():
     assert flattened(source) == source.replace("..attention.gda", ".gda")
 
 
-def test_serving_engines_find_one_attention_call_in_the_plain_form():
+ONE_CALL = {GdaSharedKeyAttention} | {
+    config_of(case).variant for case in CASES if case not in TWO_CALLS
+}
+
+
+@pytest.mark.parametrize("attention", ONE_CALL, ids=lambda kind: kind.__name__)
+def test_serving_engines_find_one_attention_call(attention):
     """vLLM's transformers backend parses the source of ``forward`` for exactly this shape."""
-    tree = ast.parse(code_files()["gda.py"])
-    shared = next(n for n in tree.body if getattr(n, "name", "") == GdaSharedKeyAttention.__name__)
-    forward = next(n for n in shared.body if getattr(n, "name", "") == "forward")
+    forward = ast.parse(textwrap.dedent(inspect.getsource(attention.forward)))
     assigned = [
         node.target.id if isinstance(node, ast.AnnAssign) else node.targets[0].id
         for node in ast.walk(forward)

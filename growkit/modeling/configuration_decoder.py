@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the configs of all our decoders share: sizes, checks, and the size in closed form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+
+ACTIVATIONS = ("silu", "poly_norm")
+
+_MLP_TP_PLAN = {
+    "layers.*.mlp.gate_proj": "colwise",
+    "layers.*.mlp.up_proj": "colwise",
+    "layers.*.mlp.down_proj": "rowwise",
+}
+
+
+@strict
+class DecoderConfig(PreTrainedConfig):
+    r"""A pre-norm decoder with RMSNorm, rotary encoding and a gated feed-forward layer.
+
+    Args:
+        attention_bias: q, k and v have a bias (Qwen2).
+        attention_output_bias: o has one.
+        qk_norm: RMSNorm of every query and key head by itself, before the rotation (Qwen3).
+        hidden_act: "silu", or "poly_norm" (Motif; adds four parameters a layer).
+
+    Size in closed form, with E hidden, F FFN, V vocabulary, L layers, A parameters and C cached
+    elements of one attention layer (in the docstring of each variant):
+
+    * parameters = L [A + 3 E F + 2 E] + E + 2 V E (V E if tied), plus 4 L with "poly_norm"
+      (:meth:`parameter_count`). In A, biases add one entry a row of q, k, v (and E for o), head
+      norms 2 head_dim;
+    * KV cache = L C elements a token (:meth:`kv_cache_bytes`).
+    """
+
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
+    base_model_pp_plan = {  # noqa: RUF012
+        "embed_tokens": (["input_ids"], ["inputs_embeds"]),
+        "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
+        "norm": (["hidden_states"], ["hidden_states"]),
+    }
+
+    vocab_size: int = 32000
+    hidden_size: int = 2048
+    intermediate_size: int = 8192
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 16
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    attention_bias: bool = False
+    attention_output_bias: bool = False
+    qk_norm: bool = False
+    rms_norm_eps: float = 1e-6
+    hidden_act: str = "silu"
+    rope_parameters: dict | None = None
+    max_position_embeddings: int = 4096
+    tie_word_embeddings: bool = False
+    initializer_range: float | int = 0.02
+    use_cache: bool = True
+    attention_dropout: float | int = 0.0
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+
+    def set_tp_plan(self, attention: Mapping[str, str]) -> None:
+        """Tensor-parallel plan from that of the attention layer's modules ("": the layer)."""
+        absent = () if self.qk_norm else ("q_norm", "k_norm")
+        self.base_model_tp_plan = {
+            f"layers.*.self_attn.{name}".rstrip("."): style
+            for name, style in attention.items()
+            if name not in absent
+        }
+        if self.hidden_act != "poly_norm":  # it normalises over the whole FFN width: not shardable
+            self.base_model_tp_plan |= _MLP_TP_PLAN
+
+    def attention_parameters(self) -> int:
+        """Parameters of one attention layer."""
+        raise NotImplementedError
+
+    def attention_kv_elements(self) -> int:
+        """Cached elements of one attention layer and token."""
+        raise NotImplementedError
+
+    def parameter_count(self, *, embeddings: bool = True) -> int:
+        """Parameters in closed form, with or without the embedding and output matrices."""
+        poly_norm = 4 if self.hidden_act == "poly_norm" else 0
+        layer = (
+            self.attention_parameters()
+            + 3 * self.hidden_size * self.intermediate_size
+            + 2 * self.hidden_size
+            + poly_norm
+        )
+        total = self.num_hidden_layers * layer + self.hidden_size
+        if embeddings:
+            matrices = 1 if self.tie_word_embeddings else 2
+            total += matrices * self.vocab_size * self.hidden_size
+        return total
+
+    def kv_cache_bytes(self, tokens: int = 1, element_bytes: int = 2) -> int:
+        """Bytes of the key/value cache for ``tokens`` tokens of one sequence (bf16 by default)."""
+        return tokens * self.num_hidden_layers * self.attention_kv_elements() * element_bytes
+
+    def validate_architecture(self) -> None:
+        """Called by ``@strict``: rules that tie several fields together."""
+        layers = self.num_hidden_layers
+        if layers < 1:
+            raise ValueError(f"num_hidden_layers = {layers}: at least one layer is needed.")
+        if self.hidden_act not in ACTIVATIONS:
+            raise ValueError(f"hidden_act = {self.hidden_act!r}: it must be one of {ACTIVATIONS}.")
+        if self.attention_dropout:
+            raise ValueError(
+                f"attention_dropout = {self.attention_dropout}: dropout is not defined for a "
+                "difference of attention maps; only 0.0 is allowed."
+            )
+        partial = (self.rope_parameters or {}).get("partial_rotary_factor")
+        if partial not in (None, 1, 1.0):
+            raise ValueError(
+                f"rope_parameters.partial_rotary_factor = {partial}: all of head_dim is rotated; "
+                "only 1.0 is allowed."
+            )
+
+    def check_lambda_init(self, values: list[float | int], normed: bool) -> None:
+        """One finite number a layer; not 1 where (1 - lambda_init) multiplies the output."""
+        layers = self.num_hidden_layers
+        if len(values) != layers:
+            raise ValueError(
+                f"lambda_init has {len(values)} values with num_hidden_layers = {layers}: it holds "
+                "one number per layer."
+            )
+        for layer, value in enumerate(values):
+            if not math.isfinite(value):
+                raise ValueError(f"lambda_init[{layer}] = {value}: it must be a finite number.")
+            if normed and value == 1:
+                raise ValueError(
+                    f"lambda_init[{layer}] = 1 with sub_layer_norm: the output is multiplied by "
+                    "(1 - lambda_init) and would be zero; any other number is allowed."
+                )
+
+
+__all__ = ["DecoderConfig"]

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The decoder body of all our models: a Llama-shaped model around any attention variant.
+
+Norms, rotary embedding and the forward passes of the whole model are those of transformers' Llama,
+so caches, masks, packing and output capturing follow the library.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import PreTrainedModel
+from transformers.models.llama.modeling_llama import (
+    LlamaForCausalLM,
+    LlamaModel,
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+)
+
+from ..attention.gda import LAMBDA_NAMES
+from ..attention.one_call import AttentionBase
+from .configuration_decoder import DecoderConfig
+from .poly_norm import PolyNorm
+
+
+class GatedMLP(nn.Module):
+    """Gated feed-forward layer: down(act(gate(x)) * up(x))."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        poly_norm = config.hidden_act == "poly_norm"
+        self.act_fn = PolyNorm() if poly_norm else ACT2FN[config.hidden_act]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, n, hidden_size] -> the same shape."""
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderLayer(GradientCheckpointingLayer):
+    """Pre-norm attention and feed-forward, each added to the residual stream."""
+
+    def __init__(self, config: DecoderConfig, attention: AttentionBase) -> None:
+        super().__init__()
+        self.self_attn = attention
+        self.mlp = GatedMLP(config)
+        self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Residual stream [b, n, hidden_size] -> the same shape."""
+        attended, _ = self.self_attn(
+            self.input_layernorm(hidden_states),
+            position_embeddings=position_embeddings,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        hidden_states = hidden_states + attended
+        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+
+
+class DecoderPreTrainedModel(PreTrainedModel):
+    """What transformers has to know about every model of ours."""
+
+    config: DecoderConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar[list[str]] = ["DecoderLayer"]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _can_compile_fullgraph = True
+    _supports_attention_backend = True
+    # lambda is exp of a dot product: bf16 vectors would move it visibly
+    _keep_in_fp32_modules_strict: ClassVar[list[str]] = list(LAMBDA_NAMES)
+    _can_record_outputs: ClassVar[dict[str, type[nn.Module]]] = {
+        "hidden_states": DecoderLayer,
+        "attentions": AttentionBase,
+    }
+
+    # Set by the growkit package: writes the code of a model type into a folder and returns its
+    # auto_map. With trust_remote_code it stays None: there transformers itself copies the files.
+    code_exporter: ClassVar[Callable[[str | os.PathLike[str], str], dict[str, str]] | None] = None
+
+    @staticmethod
+    def attention_class(config: Any) -> type[AttentionBase]:
+        """The attention of a config."""
+        raise NotImplementedError
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Save weights, config and the code, so that the folder loads without growkit."""
+        exporter = type(self).code_exporter
+        if exporter is not None:
+            if kwargs.get("push_to_hub"):  # it would upload the folder without the code
+                raise ValueError("push_to_hub=True: call model.push_to_hub(repo_id) instead.")
+            if kwargs.get("is_main_process", True):
+                self.config.auto_map = exporter(save_directory, self.config.model_type)
+        super().save_pretrained(save_directory, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, AttentionBase):
+            module.init_weights()
+        elif isinstance(module, PolyNorm):
+            init.constant_(module.weight, 1 / 3)
+            init.zeros_(module.bias)
+
+
+class DecoderModel(DecoderPreTrainedModel, LlamaModel):
+    """The decoder without the output matrix; ``forward`` is LlamaModel's."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        # Not LlamaModel's: it would build Llama layers first
+        PreTrainedModel.__init__(self, config)
+        self.padding_idx = config.pad_token_id
+        self.vocab_size = config.vocab_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        attention = self.attention_class(config)
+        layers = (
+            DecoderLayer(config, attention(config, layer))
+            for layer in range(config.num_hidden_layers)
+        )
+        self.layers = nn.ModuleList(layers)
+        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = LlamaRotaryEmbedding(config=config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+
+class DecoderForCausalLM(DecoderPreTrainedModel, LlamaForCausalLM):
+    """The language model; ``forward`` (labels, cache, logits_to_keep ...) is LlamaForCausalLM's."""
+
+    model_class: ClassVar[type[DecoderModel]]
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
+
+    def __init__(self, config: DecoderConfig) -> None:
+        PreTrainedModel.__init__(self, config)
+        self.model = self.model_class(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()

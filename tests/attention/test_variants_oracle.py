@@ -1,0 +1,85 @@
+"""Every variant computes what its readable definition says: outputs and every gradient."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from gda_cases import inputs
+from test_gda_oracle import error, outputs_and_gradients
+from variant_cases import CASES, TWO_CALLS, layer_of
+
+TOLERANCE = 1e-5
+EVERY_CASE = pytest.mark.parametrize("case", CASES)
+
+
+def definition(layer):
+    return lambda *args: layer.reference(layer, *args)
+
+
+def worst(layer, reference=None) -> float:
+    """Largest error of outputs and gradients, in units of the largest value of its tensor."""
+    expected = outputs_and_gradients(layer, reference or definition(layer))
+    actual = outputs_and_gradients(layer, lambda *args: layer(*args)[0])
+    assert expected.keys() == actual.keys()
+    dead = [name for name, value in expected.items() if not value.abs().max() > 1e-4]
+    # a constant added to every key changes no softmax, and rotary encoding turns it into a little
+    assert set(dead) <= {"k_proj.bias"}, dead
+    terms = expected["v_proj.weight"].abs().max().item()  # see test_gda_oracle.worst
+    units = {name: terms if name.startswith("lambda") else 1.0 for name in expected}
+    return max(error(actual[name], expected[name], units[name]) for name in expected)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@EVERY_CASE
+def test_outputs_and_every_gradient_equal_the_definition(case, implementation):
+    assert worst(layer_of(case, implementation)) < TOLERANCE
+
+
+@EVERY_CASE
+def test_causal_is_the_default_of_both(case):
+    layer = layer_of(case, "sdpa")
+    hidden, position_embeddings, _ = inputs()
+    expected = layer.reference(layer, hidden, position_embeddings)
+    assert error(layer(hidden, position_embeddings)[0], expected) < TOLERANCE
+
+
+@pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "clang++"))), reason="flex_attention compiles C++ on the CPU"
+)
+@EVERY_CASE
+def test_flex_attention_equals_the_definition(case):
+    """Forward and without padding: on the CPU torch has no more of it."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    layer = layer_of(case, "flex_attention")
+    hidden, position_embeddings, _ = inputs()
+    n = hidden.shape[1]
+    mask = create_block_mask(lambda b, h, q, k: q >= k, None, None, n, n, device="cpu")
+    with torch.no_grad():
+        actual = layer(hidden, position_embeddings, mask)[0]
+        expected = layer.reference(layer, hidden, position_embeddings)
+    assert error(actual, expected) < TOLERANCE
+
+
+@EVERY_CASE
+def test_a_definition_with_another_pairing_of_heads_is_caught(case):
+    """Negative control: rows of q_proj in the opposite order of heads."""
+    layer = layer_of(case)
+    other = layer_of(case)
+    with torch.no_grad():
+        rows = other.q_proj.weight.unflatten(0, (-1, layer.head_dim))
+        other.q_proj.weight.copy_(rows.flip(0).flatten(0, 1))
+    expected, actual = definition(layer)(*inputs()), definition(other)(*inputs())
+    assert error(actual, expected) > 1e-2
+
+
+@EVERY_CASE
+def test_attention_maps_of_all_heads_are_returned(case):
+    layer = layer_of(case)
+    maps = layer(*inputs())[1]
+    maps_of_a_layer = getattr(layer.config, "num_simulated_heads", None)
+    assert maps.shape[1] == (maps_of_a_layer or layer.config.num_attention_heads)
+    assert torch.allclose(maps.sum(-1), torch.ones(maps.shape[:-1]), atol=1e-5)
+    assert (case in TWO_CALLS) == ("_attend" in dir(layer))
