@@ -1,7 +1,10 @@
 """metrics.jsonl: one JSON object a line, and loss.png drawn from it.
 
-Keys of a training line: step, tokens, loss, learning_rate, grad_norm, tokens_per_second.
-Keys of an evaluation line: step, tokens, eval_loss, perplexity, bits_per_byte.
+Keys of a training line: step, tokens, loss, learning_rate, grad_norm, tokens_per_second; of a grown
+model also grad_norm_old and grad_norm_new, over old and over new slots. Norms are those of the last
+step, before clipping; a frozen slot's gradient counts as zero.
+Keys of an evaluation line: step, tokens, eval_loss, perplexity, bits_per_byte; where the weights
+are a mean of checkpoints, averaged_checkpoints says of how many.
 Losses are in nats a token; a training loss is the mean over the steps since the line before.
 """
 
@@ -33,8 +36,15 @@ def append_metrics(path: Path, row: dict[str, Any]) -> None:
 
 
 def truncate_metrics(path: Path, step: int) -> None:
-    """Drop what was logged after ``step``: a resumed run logs those steps again."""
-    rows = [row for row in read_metrics(path) if row["step"] <= step]
+    """Drop what was logged after ``step``: a resumed run logs those steps again.
+
+    An evaluation of averaged weights comes after the last step.
+    """
+    rows = [
+        row
+        for row in read_metrics(path)
+        if row["step"] <= step and "averaged_checkpoints" not in row
+    ]
     partial = path.with_name(path.name + ".partial")
     partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
     os.replace(partial, path)

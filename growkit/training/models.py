@@ -12,6 +12,8 @@ from typing import Any
 from growkit.checkpoint import open_checkpoint
 from growkit.checkpoint.staging import sync, sync_tree
 from growkit.errors import CheckpointError, UsageError, nearest
+from growkit.training.final_dtype import store_in
+from growkit.training.lambda_names import is_lambda_vector
 from growkit.training.recipe import ModelSection
 from growkit.training.tokenizer import copy_tokenizer
 from growkit.verify.loading import reason, register_own_models
@@ -33,6 +35,7 @@ def build_model(section: ModelSection, tokenizer: Any, seed: int) -> Any:
     else:
         assert section.config is not None
         model = _from_scratch(section.config, section, tokenizer, seed)
+    _keep_lambda_in_float32(model, section.checkpoint)
     vocabulary = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > vocabulary:
         raise UsageError(
@@ -40,6 +43,34 @@ def build_model(section: ModelSection, tokenizer: Any, seed: int) -> Any:
             "Use the model's own tokenizer, or set vocab_size in model.config.",
         )
     return model
+
+
+def _keep_lambda_in_float32(model: Any, source: Path | None) -> None:
+    """Lambda vectors of bfloat16 models as the source stores them, in float32.
+
+    Our own model class asks transformers for that; others do not, and none does from scratch.
+    """
+    import torch
+
+    rounded = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if is_lambda_vector(name, parameter.ndim)
+        and parameter.dtype in (torch.bfloat16, torch.float16)
+    }
+    if not rounded:
+        return
+    stored: dict[str, Any] = {}
+    if source is not None:
+        with open_checkpoint(source) as checkpoint:
+            stored = {
+                name: checkpoint.read(name).astype("float32")
+                for name in rounded
+                if name in checkpoint.tensors
+            }
+    for name, parameter in rounded.items():
+        value = parameter.detach().float()
+        parameter.data = torch.from_numpy(stored[name]) if name in stored else value
 
 
 def _options(section: ModelSection) -> dict[str, Any]:
@@ -152,6 +183,7 @@ def publish_model(
     tokenizer_folder: Path,
     source: Path | None,
     record: dict[str, Any],
+    save_dtype: str = "source",
 ) -> None:
     """Write the trained model into ``out``: weights and tokenizer first, config.json last.
 
@@ -162,10 +194,12 @@ def publish_model(
     Args:
         staging: a folder on the same file system, removed afterwards.
         record: what the run was; becomes ``growkit_training.json``.
+        save_dtype: see :func:`growkit.training.final_dtype.store_in`.
     """
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     model.save_pretrained(staging)
+    store_in(staging, save_dtype, source)
     copy_tokenizer(tokenizer_folder, staging)
     copy_lineage(source, staging)
     (staging / "growkit_training.json").write_text(json.dumps(record, indent=2) + "\n")

@@ -13,13 +13,9 @@ from typing import Any
 
 import torch
 
+from growkit.training.lambda_names import is_lambda
 from growkit.training.recipe_training import TrainingSection
 from growkit.training.slots import SlotMap
-
-
-def is_lambda(name: str) -> bool:
-    """Whether a parameter is one of those that lambda is computed from."""
-    return any(component.startswith("lambda") for component in name.split("."))
 
 
 def outer_matrices(model: Any) -> set[int]:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from growkit.errors import UsageError
-from growkit.training.recipe_checks import check_schedule, check_thaw
+from growkit.training.recipe_checks import check_averaging, check_schedule, check_thaw
 from growkit.training.recipe_errors import explain
 from growkit.training.recipe_section import Fraction, Positive, Section
 from growkit.training.recipe_training import TrainingSection
@@ -132,6 +132,7 @@ def make_recipe(values: Any, source: str = "recipe", text: str = "") -> Recipe:
         raise explain(error, Recipe, source, text) from None
     check_schedule(recipe, source)
     check_thaw(recipe, source)
+    check_averaging(recipe, source)
     return recipe
 
 

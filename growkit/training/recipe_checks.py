@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from growkit.errors import UsageError
@@ -63,4 +64,20 @@ def check_thaw(recipe: Recipe, source: str) -> None:
             f"{source}: training.train.new_then_all is {thaw}, and the run has "
             f"{recipe.total_steps} steps.",
             "Lower it, give a fraction below 1, or say train: new.",
+        )
+
+
+def check_averaging(recipe: Recipe, source: str) -> None:
+    """There are as many checkpoints as are to be averaged.
+
+    Raises:
+        UsageError: the run saves fewer.
+    """
+    section = recipe.training
+    saved = math.ceil(recipe.total_steps / section.save_steps)
+    if section.average_checkpoints > saved:
+        raise UsageError(
+            f"{source}: training.average_checkpoints is {section.average_checkpoints}, and the run "
+            f"saves {saved} ({recipe.total_steps} steps, one every {section.save_steps}).",
+            "Lower training.save_steps or training.average_checkpoints.",
         )

@@ -71,6 +71,8 @@ class TrainingSection(Section):
     eval_steps: Positive = 100
     save_steps: Positive = 100
     save_total_limit: Positive | None = 2
+    save_dtype: Literal["source", "float32", "bfloat16", "float16"] = "source"
+    average_checkpoints: Positive = 1
     report_to: list[str] = Field(default_factory=list)
 
     @field_validator("train", mode="before")
@@ -104,6 +106,12 @@ class TrainingSection(Section):
                 "of everything is 'warmup_steps'"
             )
         return self
+
+    @property
+    def checkpoints_kept(self) -> int | None:
+        """How many checkpoints stay on the disk, those to be averaged at least; None: all."""
+        limit = self.save_total_limit
+        return None if limit is None else max(limit, self.average_checkpoints)
 
     @property
     def uses_new_parameter_map(self) -> bool:

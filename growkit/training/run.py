@@ -174,6 +174,7 @@ def _run(
         tokenizer_folder=tokenizer_folder,
         source=recipe.model.checkpoint,
         record=record,
+        save_dtype=recipe.training.save_dtype,
     )
     return make_result(record, out, folder, started, str(checkpoint) if checkpoint else None)
 

@@ -24,6 +24,7 @@ from transformers.trainer_callback import PrinterCallback, TrainerControl
 from growkit.errors import GrowkitError
 from growkit.progress import Progress
 from growkit.training import checkpoints
+from growkit.training.averaging import average_into, last_whole
 from growkit.training.evaluate import evaluate
 from growkit.training.growth_training import GrowthTraining
 from growkit.training.metrics import append_metrics
@@ -106,6 +107,7 @@ class RunTrainer(Trainer):
         self.optimizer: Any
         self.lr_scheduler: Any
         self._resumed_from: str | None = None
+        self._averaged = 0
         self.control: TrainerControl
         # transformers switches it off for the training; what is written keeps the model's own.
         self._use_cache = getattr(model.config, "use_cache", True)
@@ -124,7 +126,17 @@ class RunTrainer(Trainer):
         self.args.eval_on_start = self.held_out is not None and not resume_from_checkpoint
         result = super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
         self.model.config.use_cache = self._use_cache
+        self._average()
         return result
+
+    def _average(self) -> None:
+        """Take the mean of the last checkpoints, and see how good it is."""
+        count = self.recipe.training.average_checkpoints
+        if count > 1:
+            average_into(self.model, last_whole(self.folder, count))
+            self._averaged = count
+            if self.held_out is not None:
+                self.evaluate()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> RunSampler:
         return RunSampler(
@@ -179,6 +191,8 @@ class RunTrainer(Trainer):
             batch_size=section.per_device_eval_batch_size or section.per_device_train_batch_size,
             bytes_per_token=self.bytes_per_token,
         )
+        if self._averaged:
+            metrics["averaged_checkpoints"] = self._averaged
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
@@ -204,7 +218,7 @@ class RunTrainer(Trainer):
             config.use_cache = switched_off
             shutil.rmtree(self._writing, ignore_errors=True)
             self._writing = None
-        checkpoints.keep_newest(self.folder, self.recipe.training.save_total_limit)
+        checkpoints.keep_newest(self.folder, self.recipe.training.checkpoints_kept)
 
 
 class RunCallback(TrainerCallback):
@@ -250,7 +264,7 @@ class RunCallback(TrainerCallback):
                 f"{speed / 1000:,.1f}k tokens/s"
             )
         elif "eval_loss" in logs:
-            names = ("eval_loss", "perplexity", "bits_per_byte")
+            names = ("eval_loss", "perplexity", "bits_per_byte", "averaged_checkpoints")
             row |= {name: logs[name] for name in names if name in logs}
         else:
             return

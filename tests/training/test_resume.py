@@ -79,7 +79,7 @@ def test_resumed_run_equals_the_uninterrupted_one(
     "choices",
     [
         {"optimizer": "muon", "train": {"new_then_all": 4}, "old_warmup_steps": 2},
-        {"old_learning_rate_multiplier": 0.3, "new_warmup_steps": 4},
+        {"old_learning_rate_multiplier": 0.3, "new_warmup_steps": 4, "average_checkpoints": 2},
         {"train": "new", "bf16": True, "restarts": [5], "restart_warmup_steps": 1},
     ],
     ids=["muon-new-then-all", "multipliers-average", "new-only-wsd-restart"],

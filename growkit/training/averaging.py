@@ -1,0 +1,52 @@
+"""The mean of the last checkpoints' weights (SWA, 1803.05407; LAWA, 2209.14981)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from growkit.checkpoint import open_checkpoint
+from growkit.errors import CheckpointError
+from growkit.training.checkpoints import damage, list_checkpoints
+
+
+def last_whole(folder: Path, count: int) -> list[Path]:
+    """The newest ``count`` undamaged checkpoints of a run.
+
+    Raises:
+        CheckpointError: there are fewer.
+    """
+    whole = [path for path in list_checkpoints(folder) if damage(path) is None]
+    if len(whole) < count:
+        raise CheckpointError(
+            f"{len(whole)} whole checkpoints are in {str(folder)!r}, and "
+            f"training.average_checkpoints is {count}.",
+            "Begin anew with --overwrite, or set it to 1 (the last weights as they are).",
+        )
+    return whole[-count:]
+
+
+@torch.no_grad()
+def average_into(model: Any, folders: Sequence[Path]) -> None:
+    """Set a model's parameters to the mean of those in checkpoint folders.
+
+    Sums are in float64 and the mean is rounded once, to the parameter's dtype (float32 unless the
+    recipe trains bfloat16 weights), so values that all checkpoints share come out as they are. One
+    tensor is in memory at a time.
+
+    Raises:
+        CheckpointError: a checkpoint does not hold a parameter (under its name in the model).
+    """
+    with ExitStack() as stack:
+        opened = [stack.enter_context(open_checkpoint(folder)) for folder in folders]
+        for name, parameter in model.named_parameters():
+            total = np.zeros(tuple(parameter.shape), dtype=np.float64)
+            for checkpoint in opened:
+                total += checkpoint.read(name)
+            mean = torch.from_numpy(total / len(opened))
+            parameter.copy_(mean.to(parameter.dtype))
