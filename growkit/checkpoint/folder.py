@@ -21,6 +21,7 @@ from growkit.checkpoint.layout import (
     parse_object,
     read_limited,
 )
+from growkit.checkpoint.other_formats import other_format
 from growkit.checkpoint.raw_bytes import byte_view, read_exactly
 from growkit.errors import CheckpointError, UsageError, nearest
 
@@ -43,7 +44,7 @@ class Checkpoint:
     def __init__(self, path: Path, config_bytes: bytes, headers: Mapping[str, FileHeader]) -> None:
         self.path = path
         self.config_bytes = config_bytes
-        self.config: dict[str, Any] = parse_object(config_bytes, "config.json")
+        self.config: dict[str, Any] = parse_object(config_bytes, str(path / "config.json"))
         self.shards = tuple(headers)
         self.tensors: dict[str, TensorInfo] = {}
         for header in headers.values():
@@ -152,7 +153,7 @@ def open_checkpoint(path: Path, *, require_tensors: bool = True) -> Checkpoint:
         raise not_a_folder(path)
     config_path = path / "config.json"
     if not config_path.is_file():
-        raise UsageError(
+        raise other_format(path, os.listdir(path)) or UsageError(
             f"{str(path)!r} has no config.json.", "Give the folder of a Hugging Face checkpoint."
         )
     config_bytes = read_limited(config_path, MAX_CONFIG_BYTES)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from growkit.checkpoint.header import COPY_AGAIN
+from growkit.checkpoint.other_formats import conversion, other_format
 from growkit.errors import CheckpointError, UsageError, nearest
 
 SINGLE_FILE = "model.safetensors"
@@ -77,11 +78,16 @@ def _mixed(first: str, others: list[str]) -> CheckpointError:
 
 
 def _no_weights(path: Path, files: set[str]) -> UsageError:
-    if any(name.startswith("pytorch_model") and name.endswith(".bin") for name in files):
+    from growkit.checkpoint.hub import origin
+
+    other = other_format(path, files)
+    if other is not None:
+        return other
+    name, commit = origin(path)
+    if commit is not None:  # only safetensors were asked for
         return UsageError(
-            f"{str(path)!r} has pytorch_model.bin weights, and only safetensors is read.",
-            'Convert it: python -c "from transformers import AutoModelForCausalLM as M; '
-            f"M.from_pretrained('{path}', dtype='auto').save_pretrained('{path}-safetensors')\"",
+            f"The Hub model {name!r} has no safetensors weights.",
+            f"If it has pytorch_model.bin, convert it by: {conversion(path, source=name)}",
         )
     return UsageError(
         f"{str(path)!r} has no weights.", f"It must hold {SINGLE_FILE} or {INDEX_FILE} with shards."
@@ -89,7 +95,7 @@ def _no_weights(path: Path, files: set[str]) -> UsageError:
 
 
 def _read_index(path: Path) -> dict[str, set[str] | None]:
-    index = parse_object(read_limited(path, _MAX_INDEX_BYTES), path.name)
+    index = parse_object(read_limited(path, _MAX_INDEX_BYTES), str(path))
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path.name!r} has no weight_map.", COPY_AGAIN)
@@ -119,9 +125,9 @@ def read_limited(path: Path, limit: int) -> bytes:
         with open(path, "rb") as file:
             content = file.read(limit + 1)
     except OSError as error:
-        raise CheckpointError(f"{path.name!r} cannot be read: {error.strerror}.") from error
+        raise CheckpointError(f"{str(path)!r} cannot be read: {error.strerror}.") from error
     if len(content) > limit:
-        raise CheckpointError(f"{path.name!r} is larger than {limit} bytes.", COPY_AGAIN)
+        raise CheckpointError(f"{str(path)!r} is larger than {limit} bytes.", COPY_AGAIN)
     return content
 
 

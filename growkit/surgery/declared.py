@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
-from growkit.checkpoint import DTYPES, Checkpoint, TensorInfo
+from growkit.checkpoint import DTYPES, Checkpoint, TensorInfo, check_unquantised
 from growkit.families import family_of
 
 CONFIG_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
@@ -12,6 +12,7 @@ CONFIG_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float6
 
 def declare_tensors(checkpoint: Checkpoint) -> None:
     """Fill ``checkpoint.tensors`` from the config, so that it can be planned but not read."""
+    check_unquantised(checkpoint)
     family = family_of(checkpoint.config)
     sizes = family.sizes(checkpoint.config)
     named = str(checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype") or "float32")

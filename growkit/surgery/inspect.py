@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from growkit.checkpoint import Checkpoint
+from growkit.checkpoint import Checkpoint, check_unquantised
 from growkit.errors import CheckpointError
 from growkit.families import Family, family_of
 from growkit.families.differential import LAMBDA_ROLES
@@ -53,6 +53,7 @@ def layer_lambdas(checkpoint: Checkpoint, family: Family, layers: int) -> list[d
 
 def inspect_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     """JSON-able description of a checkpoint; reads headers, config and lambda vectors only."""
+    check_unquantised(checkpoint)
     family = family_of(checkpoint.config)
     sizes = family.sizes_of(checkpoint.config, checkpoint.tensors)
     dtypes = stored_dtypes(checkpoint)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from growkit.checkpoint import Checkpoint
+from growkit.checkpoint import Checkpoint, check_unquantised
 from growkit.errors import UsageError
 from growkit.families import FAMILIES, Family, family_of
 from growkit.surgery.compose import ComposedGrowth, compose
@@ -78,10 +78,12 @@ def build_plan(
             cannot hold the grown model.
 
     Raises:
-        UsageError: unknown family, impossible size, or a model that transformers would refuse.
+        UsageError: quantised weights, unknown family, impossible size, or a model that
+            transformers would refuse.
         CheckpointError: tensors that the family does not declare, or with wrong shapes.
     """
     symmetry = symmetry or Symmetry()
+    check_unquantised(checkpoint)
     source_family = family_of(checkpoint.config)
     source_sizes = source_family.sizes_of(checkpoint.config, checkpoint.tensors)
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}

@@ -1,0 +1,78 @@
+"""Quantised checkpoints are named and refused: their numbers cannot be copied, split or summed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from growkit.checkpoint.folder import Checkpoint
+from growkit.errors import UsageError
+
+# quant_method of config.json, where people know it by another name.
+_NAMES = {
+    "gptq": "GPTQ",
+    "awq": "AWQ",
+    "aqlm": "AQLM",
+    "hqq": "HQQ",
+    "eetq": "EETQ",
+    "fp8": "FP8",
+    "fbgemm_fp8": "FBGEMM FP8",
+    "mxfp4": "MXFP4",
+    "mxfp8": "MXFP8",
+    "nvfp4": "NVFP4",
+    "gguf": "GGUF",
+    "bitsandbytes": "bitsandbytes",
+}
+# What the packages call the parts of a quantised weight -> the method, where config.json is silent.
+_PARTS = (
+    (r"\.(qweight|qzeros|g_idx)$", "GPTQ or AWQ"),
+    (r"\.(absmax|nested_absmax|quant_map|quant_state(\.\w+)*)$", "bitsandbytes 4-bit"),
+    (r"\.(SCB|weight_format)$", "bitsandbytes 8-bit"),
+    (r"\.(weight_packed|weight_zero_point|weight_g_idx)$", "compressed-tensors"),
+    (r"\.(weight_scale_inv|weight_scale|input_scale|activation_scale)$", "FP8"),
+    (r"_(blocks|scales)$", "MXFP4"),
+    (r"\.(scales|zeros|biases)$", "block-quantised"),
+)
+_ANY_PART = re.compile("|".join(pattern for pattern, _ in _PARTS))
+_INTEGERS = {"I8", "U8", "I16", "U16", "I32", "U32"}
+
+
+def check_unquantised(checkpoint: Checkpoint) -> None:
+    """Raise UsageError naming the quantisation of a checkpoint, stated or recognised.
+
+    Recognised is what tensors are called (``qweight``, ``weight_scale`` ...) and stored as (eight
+    bits or fewer, or whole numbers where weights are expected).
+    """
+    for found in (*_stated(checkpoint), *_recognised(checkpoint)):
+        raise UsageError(
+            f"{str(checkpoint.path)!r} is quantised: {found}; growkit grows weights in float32, "
+            "bfloat16 or float16.",
+            "Grow the unquantised checkpoint that it was made from, and quantise the result.",
+        )
+
+
+def _stated(checkpoint: Checkpoint) -> Iterator[str]:
+    for field in ("quantization_config", "compression_config", "quantization"):
+        stated = checkpoint.config.get(field)
+        if not isinstance(stated, dict) or not stated:
+            continue
+        method = stated.get("quant_method") or stated.get("quantization_method")
+        name = _NAMES.get(str(method).lower(), str(method)) if method else "method not stated"
+        eight = stated.get("load_in_8bit")
+        if name == "bitsandbytes" and (eight or stated.get("load_in_4bit")):
+            name += " 8-bit" if eight else " 4-bit"
+        elif isinstance(stated.get("bits"), int):
+            name += f", {stated['bits']} bits"
+        yield f"{name} ({field} of config.json)"
+
+
+def _recognised(checkpoint: Checkpoint) -> Iterator[str]:
+    for name in checkpoint.tensors:
+        if _ANY_PART.search(name):
+            yield next(f"{m} (tensor {name!r})" for p, m in _PARTS if re.search(p, name))
+    for name, info in checkpoint.tensors.items():
+        if info.dtype.startswith(("F8_", "F6_", "F4")):
+            method = "FP8" if info.dtype.startswith("F8_") else "MXFP4"
+            yield f"{method} (tensor {name!r} is stored as {info.dtype})"
+        elif name.endswith("weight") and info.dtype in _INTEGERS:
+            yield f"whole numbers (tensor {name!r} is stored as {info.dtype})"
