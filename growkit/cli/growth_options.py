@@ -37,6 +37,14 @@ FLAGS: dict[str, Any] = {
     "decoder_layers": _size("Layers of an encoder-decoder's decoder."),
     "ffn": _size("FFN width (intermediate_size)."),
     "hidden": _size("Hidden size, a whole multiple (HyperCloning)."),
+    "experts": _size("Experts: copies of the FFN with a new router, or copies of experts."),
+    "experts_per_token": Annotated[
+        int | None,
+        typer.Option(
+            help="Experts a token is routed to. Default: 2, or as many times more as experts.",
+            rich_help_panel=SIZES,
+        ),
+    ],
     "untie_embeddings": Annotated[
         bool | None,
         typer.Option(

@@ -56,9 +56,12 @@ def _axes(report: dict[str, Any]) -> Table:
     for key, label, form in (
         ("parameters", "parameters", human_count),
         ("non_embedding_parameters", "  without embeddings", human_count),
+        ("active_parameters", "  that a token meets", human_count),
         ("flops_per_token", f"forward FLOPs per token at {after['context']}", human_count),
         ("kv_cache_bytes_per_token", "KV cache per token", human_bytes),
     ):
+        if key == "active_parameters" and after[key] == after["parameters"]:
+            continue  # no experts
         _change(table, label, before[key], after[key], form)
     _change(table, "weights on disk", report["bytes_in"], report["bytes_out"], human_bytes)
     return table

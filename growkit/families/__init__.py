@@ -8,11 +8,13 @@ from growkit.families.diffllama import DIFFLLAMA
 from growkit.families.gda import GDA
 from growkit.families.gemma import GEMMA2, GEMMA3
 from growkit.families.llama import GRANITE, LLAMA, MISTRAL
+from growkit.families.mixtral import MIXTRAL
 from growkit.families.motif import MOTIF
 from growkit.families.olmo2 import OLMO2
 from growkit.families.olmo3 import OLMO3
 from growkit.families.phi3 import PHI3
 from growkit.families.qwen import QWEN2, QWEN3
+from growkit.families.qwen_moe import QWEN3_MOE
 from growkit.families.smollm3 import SMOLLM3
 from growkit.families.t5 import T5
 
@@ -26,6 +28,8 @@ _ALL = (
     GRANITE,
     QWEN2,
     QWEN3,
+    QWEN3_MOE,
+    MIXTRAL,
     SMOLLM3,
     PHI3,
     OLMO2,

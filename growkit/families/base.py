@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from growkit.errors import CheckpointError, UsageError, nearest
@@ -43,9 +43,15 @@ def always(sizes: Sizes) -> bool:
     return True
 
 
+def every_layer(sizes: Sizes, layer: int) -> bool:
+    """Every layer has the tensor."""
+    return True
+
+
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor, or one tensor a layer of its stack when the name holds ``{layer}``.
+    """One tensor; one a layer of its stack with ``{layer}`` in the name, one an expert with
+    ``{expert}``.
 
     Attributes:
         role: what it is, the same word in every family, so that formats can be mapped.
@@ -61,6 +67,9 @@ class Tensor:
         init: how a part without a source starts: ``normal`` (std ``initializer_range``), ``ones``
             or ``zeros``.
         stack: the axis that counts the layers it belongs to (see :class:`Stack`).
+        layers: whether a layer of a model of these sizes has it (layers with and without experts).
+        of_experts: weights of the experts, of which a token meets only those it is routed to.
+        expert: index of the expert that it belongs to, once ``{expert}`` is filled in.
     """
 
     role: str
@@ -71,10 +80,22 @@ class Tensor:
     init: str = "normal"
     gain_offset: float = 0.0
     stack: str = "layer"
+    layers: Callable[[Sizes, int], bool] = every_layer
+    of_experts: bool = False
+    expert: int | None = None
 
     @property
     def per_layer(self) -> bool:
         return "{layer}" in self.name
+
+    def per_expert(self, sizes: Sizes) -> tuple[Tensor, ...]:
+        """The tensor of every expert where each stores its own, otherwise the tensor itself."""
+        if "{expert}" not in self.name:
+            return (self,)
+        return tuple(
+            replace(self, name=self.name.replace("{expert}", str(expert)), expert=expert)
+            for expert in range(sizes["expert"])
+        )
 
     def shape(self, sizes: Sizes) -> tuple[int, ...]:
         """Shape in a checkpoint of these sizes."""
@@ -149,6 +170,7 @@ class Family:
         lambda_scale_role: role of the tensor that absorbs a change of (1 - lambda_init), for
             formats that compute lambda_init from the layer index; None where it is stored.
         full_copies_only: axes on which only whole copies are exact (a norm runs over the axis).
+        spellings: another name under which config.json may hold a field of ``config_fields``.
     """
 
     name: str
@@ -173,6 +195,7 @@ class Family:
     lambda_init: Callable[[Config, int], float] | None = None
     lambda_scale_role: str | None = None
     full_copies_only: Callable[[Sizes], tuple[str, ...]] = field(default=lambda sizes: ())
+    spellings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def differential(self) -> bool:
@@ -183,7 +206,12 @@ class Family:
         """(tensor, layer or None, name) of every tensor of a checkpoint, in writing order."""
         before = [t for t in self.tensors if not t.per_layer and t.role == "embed"]
         after = [t for t in self.tensors if not t.per_layer and t.role != "embed"]
-        layered = [t for t in self.tensors if t.per_layer and t.when(sizes)]
+        layered = [
+            member
+            for tensor in self.tensors
+            if tensor.per_layer and tensor.when(sizes)
+            for member in tensor.per_expert(sizes)
+        ]
         for tensor in before:
             if tensor.when(sizes):
                 yield tensor, None, tensor.name
@@ -191,6 +219,8 @@ class Family:
             members = [tensor for tensor in layered if tensor.stack == stack.axis]
             for layer in range(sizes[stack.axis]):
                 for tensor in members:
+                    if not tensor.layers(sizes, layer):
+                        continue
                     yield tensor, layer, tensor.name.replace("{layer}", str(layer))
         for tensor in after:
             if tensor.when(sizes):

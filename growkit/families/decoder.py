@@ -18,7 +18,7 @@ from growkit.families.base import (
     produces,
     required,
 )
-from growkit.families.layout import IntArray, Sizes, fixed, head_dim, plain
+from growkit.families.layout import IntArray, Sizes, fixed, head_dim, one, plain, split_parts
 
 LAYER = "model.layers.{layer}."
 ATTENTION = LAYER + "self_attn."
@@ -27,6 +27,7 @@ hidden_out = produces(plain("hidden"))
 hidden_in = consumes(plain("hidden"))
 ffn_out = produces(plain("ffn"))
 ffn_in = consumes(plain("ffn"))
+gate_up_rows = produces(split_parts("ffn", 2, one))  # all gates, then all ups
 query_rows = produces(plain("query_head", head_dim))
 kv_rows = produces(plain("kv_head", head_dim))
 query_columns = consumes(plain("query_head", head_dim))
@@ -256,6 +257,7 @@ def decoder(
     sizes: Callable[[Config], dict[str, int]],
     *,
     model_type: str | None = None,
+    config_fields: Callable[[Sizes], dict[str, Any]] = head_fields,
     **facts: Any,
 ) -> Family:
     """A family of ordinary decoders with grouped-query attention.
@@ -265,6 +267,7 @@ def decoder(
         tensors: its tensors.
         sizes: from :func:`sizes_with`.
         model_type: of config.json, when it is not the name.
+        config_fields: the config fields that hold the sizes.
         facts: further attributes of :class:`Family`.
     """
     return Family(
@@ -273,7 +276,7 @@ def decoder(
         tensors=tensors,
         links=(evenly_shared("query_head", "kv_head"),),
         sizes=sizes,
-        config_fields=head_fields,
+        config_fields=config_fields,
         kv_elements=lambda sizes: 2 * sizes["kv_head"] * sizes["head_dim"],
         attention_flops=lambda sizes: 4 * sizes["query_head"] * sizes["head_dim"],
         **facts,

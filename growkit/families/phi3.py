@@ -13,16 +13,16 @@ from growkit.families.decoder import (
     NO_BIASES,
     decoder,
     down_projection,
+    gate_up_rows,
     hidden_in,
     norm_tensors,
     outer_tensors,
     output_projection,
     sizes_with,
 )
-from growkit.families.layout import Sizes, head_dim, one, sections, split_parts
+from growkit.families.layout import Sizes, head_dim, sections
 
 qkv_rows = produces(sections((("query_head", 0), ("kv_head", 0), ("kv_head", 1)), head_dim))
-gate_up_rows = produces(split_parts("ffn", 2, one))
 
 
 def _refusal(config: Config, sizes: Sizes) -> str | None:

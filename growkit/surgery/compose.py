@@ -32,6 +32,8 @@ class ComposedGrowth:
         axes: map of every axis that grew, from the source to the grown model.
         stacks: for each stack of layers, the source of every layer of the grown model.
         noise_copies: copies of each old noise map that a signal head subtracts.
+        expert_copies: copies of every old expert that are chosen together and share its output.
+        family: name of the family of the grown model, when it is another one.
         final_norm_factor: factor on the final norm's gain.
         embedding_factor: factor on the input embedding.
         exactness: the worst of the steps.
@@ -45,6 +47,8 @@ class ComposedGrowth:
     final_norm_factor: float
     embedding_factor: float
     exactness: Exactness
+    expert_copies: int = 1
+    family: str | None = None
 
     @property
     def layers(self) -> LayerMap:
@@ -82,6 +86,9 @@ def compose(operators: Sequence[Operator], shape: ModelShape) -> ComposedGrowth:
         if growth.layers is not None:
             stacks[growth.stack] = _chain_layers(stacks[growth.stack], growth.layers)
             sizes[growth.stack] = len(growth.layers)
+            if "expert_layers" in sizes:
+                bits = [sizes["expert_layers"] >> layer.source & 1 for layer in growth.layers]
+                sizes["expert_layers"] = sum(bit << i for i, bit in enumerate(bits))
         sizes.update(growth.sizes)
     noise_copies = prod(step.noise_copies for step in steps)
     check_links(shape, old_sizes, sizes, axes, noise_copies)
@@ -93,6 +100,8 @@ def compose(operators: Sequence[Operator], shape: ModelShape) -> ComposedGrowth:
         noise_copies=noise_copies,
         final_norm_factor=prod(step.final_norm_factor for step in steps),
         embedding_factor=prod(step.embedding_factor for step in steps),
+        expert_copies=prod(step.expert_copies for step in steps),
+        family=next((step.family for step in steps if step.family), None),
         exactness=reduce(Exactness.worst, (s.exactness for s in steps), Exactness.BIT_EXACT),
     )
 

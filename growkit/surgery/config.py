@@ -8,6 +8,7 @@ from typing import Any
 from growkit.errors import GrowkitError, UsageError
 from growkit.families import Family
 from growkit.families.gda import config_from
+from growkit.families.upcycling import UPCYCLINGS
 from growkit.surgery.compose import ComposedGrowth
 
 
@@ -20,12 +21,17 @@ def grown_config(
 ) -> dict[str, Any]:
     """The config of the grown model, in the key order of the source."""
     if family is not source_family:
-        grown = config_from(config, source_family, source_sizes)
+        grown = _converted(config, source_family, family, source_sizes)
     else:
         grown = dict(config)
-    before = family.config_fields(dict(source_sizes))
+    before = family.config_fields({**growth.sizes, **source_sizes})
     after = family.config_fields(growth.sizes)
     for field, value in after.items():
+        other = family.spellings.get(field)
+        if other in grown:
+            grown[other] = value
+            if field not in grown:
+                continue
         if value != before.get(field) or (field in grown and grown[field] != value):
             grown[field] = value
     heads_grow = any(axis.endswith("_head") for axis in growth.axes)
@@ -43,6 +49,15 @@ def grown_config(
                 "Please report this: growkit would have written a config that loads wrongly.",
             )
     return grown
+
+
+def _converted(
+    config: Mapping[str, Any], source: Family, family: Family, sizes: Mapping[str, int]
+) -> dict[str, Any]:
+    """The source's config in the words of another family."""
+    if family.name == "gda":
+        return config_from(config, source, sizes)
+    return UPCYCLINGS[source.name].config(config)
 
 
 def _map_layers(grown: dict[str, Any], family: Family, old: int, sources: Sequence[int]) -> None:

@@ -17,6 +17,7 @@ class Cost:
     Attributes:
         parameters: all stored parameters (a tied output projection counts once).
         non_embedding_parameters: without the embedding and an output projection of its own.
+        active_parameters: without the experts that a token is not routed to.
         flops_per_token: forward pass, at ``context`` tokens of context: 2 per weight that a token
             meets (the output projection included, the embedding lookup not), plus scores and
             values of every attention map averaged over the context. Of an encoder-decoder: one
@@ -29,6 +30,7 @@ class Cost:
 
     parameters: int
     non_embedding_parameters: int
+    active_parameters: int
     flops_per_token: int
     context: int
     kv_cache_bytes_per_token: int
@@ -40,13 +42,19 @@ class Cost:
 
 def cost_of(family: Family, sizes: Mapping[str, int], dtype: str, context: int) -> Cost:
     """Count a model of ``sizes``. ``context`` is in tokens."""
-    layered = outer = embeddings = head = 0
+    layered = outer = embeddings = head = idle = 0
     for tensor in family.tensors:
         if not tensor.when(sizes):
             continue
         count = prod(tensor.shape(sizes))
         if tensor.per_layer:
-            layered += count * sizes[tensor.stack]
+            layers = range(sizes[tensor.stack])
+            count *= sum(tensor.layers(sizes, layer) for layer in layers)
+            if "{expert}" in tensor.name:
+                count *= sizes["expert"]
+            if tensor.of_experts:
+                idle += count // sizes["expert"] * (sizes["expert"] - sizes["active_expert"])
+            layered += count
         elif tensor.role in ("embed", "lm_head"):
             embeddings += count
         else:
@@ -58,7 +66,8 @@ def cost_of(family: Family, sizes: Mapping[str, int], dtype: str, context: int) 
     return Cost(
         parameters=layered + outer + embeddings,
         non_embedding_parameters=layered + outer,
-        flops_per_token=2 * (layered + outer + head)
+        active_parameters=layered + outer + embeddings - idle,
+        flops_per_token=2 * (layered - idle + outer + head)
         + int(family.attention_flops(sizes) * attended * context),
         context=context,
         kv_cache_bytes_per_token=family.kv_elements(sizes) * caches * DTYPES[dtype].bits // 8,

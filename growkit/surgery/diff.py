@@ -23,6 +23,7 @@ from growkit.surgery.tensor_plans import TensorPlan
 
 Advance = Callable[[float], None]
 LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
+EXPERT = re.compile(r"(?<=\.experts\.)\d+(?=\.)")
 
 
 @dataclass
@@ -30,11 +31,15 @@ class Group:
     """The same tensor of several layers, which differ in the same way.
 
     Attributes:
-        tensor: name, ``{layer}`` where the layer number stands.
+        tensor: name, ``{layer}`` and ``{expert}`` where their numbers stand.
         status: ``unchanged``, ``different``, ``shape``, ``only in A``, ``only in B``; or by a plan
             ``copied``, ``grown``, ``rescaled``, ``zero``, ``closed``, ``lambda``, ``new``.
         layers: layers of B (of A for ``only in A``); empty for a tensor outside the layers.
         sources: layers of A that they are made of.
+        experts: experts of B whose tensors these are, where each has its own.
+        expert_sources: experts of A that they are made of.
+        expert_copies: the experts are further copies, not the old ones.
+        shared_among: copies of an expert that carry parts of one weight.
         inserted: the layers are inserted blocks or further copies, not the old ones.
         shapes: of A and of B, where there is one.
         dims: ``rows`` and ``columns`` (``entries`` of a vector): ranges [start, end) of the
@@ -52,12 +57,23 @@ class Group:
     dims: dict[str, dict[str, Any]] = field(default_factory=dict)
     factor: float = 1.0
     difference: Difference = field(default_factory=Difference)
+    experts: list[int] = field(default_factory=list)
+    expert_sources: list[int] = field(default_factory=list)
+    expert_copies: bool = False
+    shared_among: int = 1
 
     @property
     def key(self) -> str:
         """Groups with equal keys are one."""
         changed = self.difference.differing > 0
-        return repr((self.tensor, self.status, self.inserted, self.shapes, self.dims, changed))
+        kind = (self.status, self.inserted, self.expert_copies, self.shared_among)
+        return repr((self.tensor, kind, self.shapes, self.dims, changed))
+
+    def add(self, other: Group) -> None:
+        """Take the tensors of another group in."""
+        _add_numbers(self.layers, self.sources, other.layers, other.sources)
+        _add_numbers(self.experts, self.expert_sources, other.experts, other.expert_sources)
+        self.difference.add(other.difference)
 
     def to_dict(self) -> dict[str, Any]:
         figures = self.difference
@@ -67,6 +83,8 @@ class Group:
             "layers": self.layers,
             "source_layers": self.sources,
             "inserted": self.inserted,
+            "experts": self.experts,
+            "source_experts": self.expert_sources,
             "shape_a": self.shapes[0],
             "shape_b": self.shapes[1],
             **self.dims,
@@ -116,9 +134,7 @@ def diff_checkpoints(
     for group in found:
         known = groups.setdefault(group.key, group)
         if known is not group:
-            known.layers += group.layers
-            known.sources += group.sources
-            known.difference.add(group.difference)
+            known.add(group)
     changed = [group for group in groups.values() if group.difference.differing]
     same = not changed and all(g.status == "unchanged" for g in groups.values())
     return {
@@ -131,6 +147,20 @@ def diff_checkpoints(
         "notes": notes,
         "groups": [group.to_dict() for group in groups.values()],
     }
+
+
+def _add_numbers(
+    numbers: list[int], sources: list[int], more: list[int], more_sources: list[int]
+) -> None:
+    for number, source in zip(more, more_sources, strict=True):
+        if number not in numbers:
+            numbers.append(number)
+            sources.append(source)
+
+
+def _pattern(name: str) -> str:
+    """A tensor's name without the numbers of its layer and expert."""
+    return EXPERT.sub("{expert}", LAYER.sub("{layer}", name, count=1))
 
 
 def _plan(a: Checkpoint, b: Checkpoint, notes: list[str]) -> Plan | None:
@@ -183,23 +213,30 @@ def _by_plan(plan: Plan, b: Checkpoint, advance: Advance) -> list[Group]:
                 _dims(tensor),
                 tensor.factor,
                 explain(plan, tensor, b),
+                *_expert(plan, tensor),
             )
         )
         advance(b.tensors[tensor.output.name].nbytes)
     return groups
 
 
+def _expert(plan: Plan, tensor: TensorPlan) -> tuple[list[int], list[int], bool, int]:
+    """(experts, their sources, further copies, copies that share) of one written tensor."""
+    shared = tensor.share.copies if tensor.share else 1
+    if tensor.expert is None:
+        return [], [], False, shared
+    axis = plan.growth.axes.get("expert")
+    source = tensor.expert if axis is None else int(axis.source[tensor.expert])
+    return [tensor.expert], [source], tensor.expert_copy, shared
+
+
 def _dims(tensor: TensorPlan) -> dict[str, dict[str, Any]]:
-    labels = ("rows", "columns") if len(tensor.dims) > 1 else ("entries",)
+    labels = tensor.dim_labels if len(tensor.dims) > 1 else ("entries",)
     return {
         label: {"shared": dim.shares, **dim_parts(dim)}
         for label, dim in zip(labels, tensor.dims, strict=False)
         if dim is not None and tensor.action not in ("zero", "closed")
     }
-
-
-def _pattern(name: str) -> str:
-    return LAYER.sub("{layer}", name, count=1)
 
 
 def _as_grown(plan: Plan, groups: list[Group]) -> bool:
@@ -219,6 +256,8 @@ def _by_name(a: Checkpoint, b: Checkpoint, advance: Advance) -> list[Group]:
         layers = [int(match[0])] if match else []
         info_a, info_b = a.tensors.get(name), b.tensors.get(name)
         group = Group(_pattern(name), "unchanged", layers, list(layers))
+        if expert := EXPERT.search(name):
+            group.experts, group.expert_sources = [int(expert[0])], [int(expert[0])]
         group.shapes = (info_a.shape if info_a else None, info_b.shape if info_b else None)
         if info_b is None or info_a is None:
             group.status = "only in A" if info_b is None else "only in B"

@@ -32,6 +32,13 @@ def _joined(ranges: Sequence[tuple[int, int]], most: int = MOST_RANGES) -> str:
 
 def group_text(group: Group) -> str:
     """How the tensors of a group differ, in one line."""
+    if not group.experts:
+        return _text(group)
+    of = f" (copies of {span(sorted(set(group.expert_sources)))})" if group.expert_copies else ""
+    return f"experts {span(group.experts)}{of}: {_text(group)}"
+
+
+def _text(group: Group) -> str:
     figures = group.difference
     if group.status == "shape":
         return f"shape {list(group.shapes[0] or ())} in A, {list(group.shapes[1] or ())} in B"
@@ -50,7 +57,12 @@ def group_text(group: Group) -> str:
     ]
     if group.dims and not parts:
         parts.append("the same units in another order")
-    if group.factor != 1.0:
+    if group.shared_among > 1:
+        parts.append(
+            f"{group.shared_among} copies of an expert carry {group.shared_among} times their "
+            "part of the weight"
+        )
+    elif group.factor != 1.0:
         parts.append(f"multiplied by {group.factor:.6g}")
     if group.status == "lambda":
         parts.append("moved so that lambda keeps its value")

@@ -19,7 +19,8 @@ import numpy.typing as npt
 from growkit.checkpoint import DTYPES, ShardWriter, TensorInfo
 from growkit.surgery.axis_map import NEW
 from growkit.surgery.expand import ColumnMoves, RowTargets, expand_rows
-from growkit.surgery.fresh import BLOCK_ELEMENTS, constant, fresh_rows, normal
+from growkit.surgery.expert_share import part_of
+from growkit.surgery.fresh import block_rows, constant, fresh_rows, normal
 from growkit.surgery.lambdas import change_lambda
 from growkit.surgery.non_finite import FiniteCheck
 from growkit.surgery.plan import Plan, TensorPlan
@@ -56,7 +57,8 @@ def execute(
     done = advance or (lambda count: None)
     work = _Work(plan, writer, done, on_non_finite or (lambda name: None))
     # The largest first, so that no thread is left alone with a large one at the end.
-    order = sorted(plan.tensors, key=lambda t: -t.nbytes)
+    pieces = (piece for tensor in plan.tensors for piece in tensor.matrices())
+    order = sorted(pieces, key=lambda t: -t.nbytes)
     # Two a core: half of the time a thread waits for the disk.
     workers = threads or 2 * (os.cpu_count() or 1)
     # Weights that are not finite are reported by name; numpy need not say it once more.
@@ -111,40 +113,47 @@ class _Work:
         """Copy runs of whole rows as bytes; new rows start at random (or zero)."""
         assert tensor.source is not None
         info, rows = self.plan.checkpoint.tensors[tensor.source], tensor.dims[0]
-        if not self.finite.claim(tensor.source) and rows is None:
-            self._copy_in_kernel(tensor, info)
+        nbytes = info.nbytes if tensor.piece is None else info.nbytes // info.shape[0]
+        if not self.finite.claim(tensor.source, tensor.source_start) and rows is None:
+            self._copy_in_kernel(tensor, info, nbytes)
             return
         # Reading to check and writing from the cache is as fast as a copy inside the kernel, which
         # has to touch two pages for every page because tensors do not begin at page boundaries.
         old_rows = rows.old_width if rows else 1
-        targets = RowTargets(rows, old_rows, info.nbytes // max(old_rows, 1))
-        buffer = self._buffer(min(COPY_BYTES, info.nbytes))
-        for first in range(0, info.nbytes, COPY_BYTES):
+        targets = RowTargets(rows, old_rows, nbytes // max(old_rows, 1))
+        buffer = self._buffer(min(COPY_BYTES, nbytes))
+        for first in range(0, nbytes, COPY_BYTES):
             if self.stop.is_set():
                 raise Stopped
-            block = buffer[: info.nbytes - first]
-            self.plan.checkpoint.read_into(tensor.source, block, first)
+            block = buffer[: nbytes - first]
+            self.plan.checkpoint.read_into(tensor.source, block, tensor.source_start + first)
             self.finite.look(tensor.source, block)
             for _, offset, place, count in targets.within(first, first + len(block)):
-                self.writer.write(tensor.output.name, place, block[offset : offset + count])
+                self._put(tensor, place, block[offset : offset + count])
                 self.advance(count)
         for old, new, count in rows.runs if rows else ():
             if old == NEW:
                 self._initialise_rows(tensor, new, count)
 
-    def _copy_in_kernel(self, tensor: TensorPlan, info: TensorInfo) -> None:
+    def _copy_in_kernel(self, tensor: TensorPlan, info: TensorInfo, nbytes: int) -> None:
         """Nothing moves and nothing is left to check."""
         descriptor = self.plan.checkpoint.descriptor(info.shard)
-        for offset in range(0, info.nbytes, KERNEL_COPY_BYTES):
+        start = info.start + tensor.source_start
+        for offset in range(0, nbytes, KERNEL_COPY_BYTES):
             if self.stop.is_set():
                 raise Stopped
-            part = min(KERNEL_COPY_BYTES, info.nbytes - offset)
-            self.writer.copy(tensor.output.name, offset, descriptor, info.start + offset, part)
+            part = min(KERNEL_COPY_BYTES, nbytes - offset)
+            place = tensor.output_start + offset
+            self.writer.copy(tensor.output.name, place, descriptor, start + offset, part)
             self.advance(part)
+
+    def _put(self, tensor: TensorPlan, offset: int, block: Array) -> None:
+        """Write at ``offset`` bytes of the tensor, or of its place in a stack."""
+        self.writer.write(tensor.output.name, tensor.output_start + offset, block)
 
     def _initialise_rows(self, tensor: TensorPlan, first: int, count: int) -> None:
         for offset, block in fresh_rows(self.plan, tensor, first, count):
-            self.writer.write(tensor.output.name, offset, block)
+            self._put(tensor, offset, block)
         self.advance(count * (tensor.nbytes // tensor.output.shape[0]))
 
     # -- small tensors --------------------------------------------------------------------------
@@ -152,7 +161,7 @@ class _Work:
     def _write_new(self, tensor: TensorPlan) -> None:
         fixed = constant(tensor)
         if fixed is not None:
-            self.writer.write(tensor.output.name, 0, fixed)
+            self._put(tensor, 0, fixed)
         elif tensor.init == "normal":
             self._initialise_rows(tensor, 0, tensor.output.shape[0])
             return
@@ -199,32 +208,27 @@ class _Work:
         """Read blocks of source rows once; write each to all the rows that are made of it."""
         assert tensor.source is not None
         rows, columns = tensor.dims[0], tensor.dims[-1]
-        if len(tensor.output.shape) != 2:
-            raise NotImplementedError("only matrices have shared axes so far")
         info = self.plan.checkpoint.tensors[tensor.source]
         dtype = DTYPES[info.dtype].numpy
         assert dtype is not None
-        old_rows, old_width = info.shape
+        old_rows, old_width = info.shape[-2:]
         row_bytes = tensor.output.shape[1] * dtype.itemsize
-        step = max(1, BLOCK_ELEMENTS // max(old_width, 1))
+        step = block_rows(old_width)
         targets, moves = RowTargets(rows, old_rows), ColumnMoves(columns)
-        for position, first, block in self._blocks(tensor.source, info.shape, dtype, step):
+        for position, first, block in self._blocks(tensor, (old_rows, old_width), dtype, step):
             if self.stop.is_set():
                 raise Stopped
+            block = part_of(block, tensor, self.plan.symmetry, position)
             variants = [block]
             if rows is not None and rows.shares:
-                variants = expand_rows(
-                    block, rows, first, self.plan.symmetry, tensor.output.name, position
-                )
+                variants = expand_rows(block, rows, first, self.plan.symmetry, tensor.key, position)
             grown = [
-                self._scaled(
-                    tensor, moves.apply(v, self.plan.symmetry, tensor.output.name, position)
-                )
+                self._scaled(tensor, moves.apply(v, self.plan.symmetry, tensor.key, position))
                 for v in variants
             ]
             for rank, offset, row, count in targets.within(first, first + len(block)):
                 part = grown[rank if len(grown) > 1 else 0][offset : offset + count]
-                self.writer.write(tensor.output.name, row * row_bytes, part)
+                self._put(tensor, row * row_bytes, part)
                 self.advance(part.nbytes)
         if rows is not None:
             for old, new, count in rows.runs:
@@ -232,19 +236,21 @@ class _Work:
                     self._initialise_rows(tensor, new, count)
 
     def _blocks(
-        self, source: str, shape: tuple[int, ...], dtype: np.dtype[Any], step: int
+        self, tensor: TensorPlan, shape: tuple[int, int], dtype: np.dtype[Any], step: int
     ) -> Iterator[tuple[int, int, Array]]:
         """(position, first row, block [rows, columns]) of a matrix, through one reused buffer."""
-        rows, width = shape
+        assert tensor.source is not None
+        source, (rows, width) = tensor.source, shape
         if not width:
             return
         load = max(step, INPUT_BYTES // (width * dtype.itemsize) // step * step)
-        unchecked = self.finite.claim(source)
+        unchecked = self.finite.claim(source, tensor.source_start)
         buffer = self._buffer(min(load, rows) * width * dtype.itemsize)
         for start in range(0, rows, load):
             height = min(load, rows - start)
             raw = buffer[: height * width * dtype.itemsize]
-            self.plan.checkpoint.read_into(source, raw, start * width * dtype.itemsize)
+            offset = tensor.source_start + start * width * dtype.itemsize
+            self.plan.checkpoint.read_into(source, raw, offset)
             if unchecked:
                 self.finite.look(source, raw)
             loaded = raw.view(dtype).reshape(height, width)

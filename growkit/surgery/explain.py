@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,18 @@ import numpy.typing as npt
 from growkit.checkpoint import Checkpoint
 from growkit.families.differential import LAMBDA_ROLES
 from growkit.surgery.axis_map import NEW
-from growkit.surgery.compare import BLOCK_BYTES, Array, Difference, compare_tensors, read_rows
+from growkit.surgery.compare import (
+    BLOCK_BYTES,
+    Array,
+    Difference,
+    compare_tensors,
+    read_entries,
+    read_rows,
+)
 from growkit.surgery.dim_map import DimMap
 from growkit.surgery.expand import RowTargets
+from growkit.surgery.expert_share import part_of
+from growkit.surgery.fresh import block_rows
 from growkit.surgery.lambdas import change_lambda
 from growkit.surgery.plan import Plan
 from growkit.surgery.split import compute_dtype
@@ -52,15 +62,20 @@ def explain(plan: Plan, tensor: TensorPlan, grown: Checkpoint) -> Difference:
         return compare_tensors(plan.checkpoint, tensor.source, grown, name)
     if tensor.lambda_change is not None:
         return _lambdas(plan, tensor, grown)
+    if len(tensor.output.shape) == 3:
+        result = Difference()
+        for matrix in tensor.matrices():
+            result.add(explain(plan, matrix, grown))
+        return result
     return _Walk(plan, tensor, grown).run()
 
 
 def _constant(grown: Checkpoint, name: str, value: float) -> Difference:
     result = Difference()
-    rows = grown.tensors[name].shape[0]
-    step = _step(grown, name)
-    for first in range(0, rows, step):
-        found = read_rows(grown, name, first, min(step, rows - first)).astype(np.float64)
+    shape = grown.tensors[name].shape
+    count, step = prod(shape), _step((1, 1))
+    for first in range(0, count, step):
+        found = read_entries(grown, name, first, min(step, count - first)).astype(np.float64)
         result.look(found, np.full(found.shape, value), by_value=True)
     return result
 
@@ -75,9 +90,8 @@ def _lambdas(plan: Plan, tensor: TensorPlan, grown: Checkpoint) -> Difference:
     return result
 
 
-def _step(checkpoint: Checkpoint, name: str) -> int:
+def _step(shape: tuple[int, ...]) -> int:
     """Rows of a block whose float64 copies stay small."""
-    shape = checkpoint.tensors[name].shape
     return max(1, BLOCK_BYTES // (8 * max(int(np.prod(shape[1:])), 1)))
 
 
@@ -86,7 +100,7 @@ class _Walk:
 
     def __init__(self, plan: Plan, tensor: TensorPlan, grown: Checkpoint) -> None:
         assert tensor.source is not None
-        self.source, self.grown, self.tensor = plan.checkpoint, grown, tensor
+        self.plan, self.source, self.grown, self.tensor = plan, plan.checkpoint, grown, tensor
         self.name, self.source_name = tensor.output.name, tensor.source
         self.vector = len(tensor.output.shape) == 1
         # A vector is a matrix of one row.
@@ -96,32 +110,44 @@ class _Walk:
 
     def run(self) -> Difference:
         if self.vector:
-            found = self.grown.read(self.name)[None]
+            found = self.grown.read(self.name)[None]  # vectors are never stacked
             self._compare(found, self.source.read(self.source_name)[None])
             return self.result
-        rows = self.source.tensors[self.source_name].shape[0]
+        shape = self.source.tensors[self.source_name].shape[-2:]
+        rows = shape[0]
         targets = RowTargets(self.rows, rows)
-        step = min(_step(self.source, self.source_name), _step(self.grown, self.name))
+        step = min(_step(shape), _step(self.tensor.output.shape))
+        if self.tensor.share is not None:
+            step = block_rows(shape[1])
         for first in range(0, rows, step):
             height = min(step, rows - first)
-            old = read_rows(self.source, self.source_name, first, height)
+            old = self._old(first, height)
             self._block(old, list(targets.within(first, first + height)))
         if self.rows is not None and self.rows.consumes:
             self._new_rows_are_zero(step)
         return self.result
 
+    def _old(self, first: int, count: int) -> Array:
+        """Source rows, or the part of them that this copy of an expert carries."""
+        block = read_rows(self.source, self.source_name, first, count, self.tensor.source_start)
+        position = first // block_rows(block.shape[1])
+        return part_of(block, self.tensor, self.plan.symmetry, position)
+
+    def _found(self, first: int, count: int) -> Array:
+        return read_rows(self.grown, self.name, first, count, self.tensor.output_start)
+
     def _block(self, old: Array, targets: list[tuple[int, int, int, int]]) -> None:
         if self.rows is None or not self.rows.shares:
             for _, offset, row, count in targets:
-                found = read_rows(self.grown, self.name, row, count)
+                found = self._found(row, count)
                 self._compare(found, old[offset : offset + count])
             return
         # Copies of a row share it: sum them, then look at the columns.
-        width = self.grown.tensors[self.name].shape[1]
+        width = self.tensor.output.shape[1]
         copies = max(rank for rank, *_ in targets) + 1
         parts = np.zeros((copies, len(old), width))
         for rank, offset, row, count in targets:
-            parts[rank, offset : offset + count] = read_rows(self.grown, self.name, row, count)
+            parts[rank, offset : offset + count] = self._found(row, count)
         if self.columns is None:
             self.result.look_share(copies, list(parts), old.astype(np.float64))
         self._compare(parts.sum(axis=0), old)
@@ -175,7 +201,7 @@ class _Walk:
                 continue
             for first in range(new, new + count, step):
                 height = min(step, new + count - first)
-                self._is_zero(read_rows(self.grown, self.name, first, height))
+                self._is_zero(self._found(first, height))
 
     def _is_zero(self, found: Array) -> None:
         self.result.look(found, np.zeros_like(found), by_value=True)

@@ -18,9 +18,14 @@ Array = npt.NDArray[Any]
 BLOCK_ELEMENTS = 1 << 15
 
 
+def block_rows(width: int) -> int:
+    """Rows of a block of a matrix of this width; randomness is keyed by the number of the block."""
+    return max(1, BLOCK_ELEMENTS // max(width, 1))
+
+
 def normal(plan: Plan, tensor: TensorPlan, position: int, shape: tuple[int, ...]) -> Array:
     """Normal numbers of std ``initializer_range``, keyed by seed, tensor and position."""
-    key = random_bits(plan.symmetry.seed, tensor.output.name + "#new", position, 8)
+    key = random_bits(plan.symmetry.seed, tensor.key + "#new", position, 8)
     generator = np.random.Generator(np.random.Philox(int.from_bytes(key, "little")))
     numbers = generator.standard_normal(shape, dtype=np.float32)
     std = np.float32(plan.config.get("initializer_range", 0.02))
@@ -38,7 +43,7 @@ def fresh_rows(
     if rows is not None and rows.consumes:
         return
     width = int(np.prod(tensor.output.shape[1:]))
-    step = max(1, BLOCK_ELEMENTS // max(width, 1))
+    step = block_rows(width)
     for row in range(first, first + count, step):
         block = normal(plan, tensor, row, (min(step, first + count - row), width))
         yield row * width * block.itemsize, block

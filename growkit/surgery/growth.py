@@ -61,6 +61,9 @@ class Growth:
         layers: source of every layer of ``stack``, when depth changes.
         stack: the axis that counts these layers.
         sizes: further facts that change (``tied``).
+        family: name of the family of the grown model, when it is another one (dense to experts).
+        expert_copies: copies of every expert that the router always chooses together; what they
+            write is their mean, so the weight may be shared among them.
         noise_copies: each signal head subtracts this many copies of each old noise map, so lambda
             is divided by it.
         final_norm_factor: factor on the final norm's gain (hidden growth with tied embeddings).
@@ -76,6 +79,8 @@ class Growth:
     layers: LayerMap | None = None
     stack: str = "layer"
     sizes: Mapping[str, int] = field(default_factory=dict)
+    family: str | None = None
+    expert_copies: int = 1
     noise_copies: int = 1
     final_norm_factor: float = 1.0
     embedding_factor: float = 1.0

@@ -10,10 +10,11 @@ from growkit.surgery.plan import Plan, TensorPlan
 def new_parameters(plan: Plan) -> dict[str, Any]:
     """Map from written tensor to what in it has no old counterpart.
 
-    The value is ``"all"`` for a tensor of an inserted layer or one without a source, otherwise an
-    object with ``rows`` and/or ``columns``: lists of [start, end) element ranges that hold further
-    copies or new units (the first copy of a unit counts as the old one). Tensors without new parts
-    are absent.
+    The value is ``"all"`` for a tensor of an inserted layer, of a further copy of an expert, or one
+    without a source; otherwise an object with ``rows`` and/or ``columns`` (and ``experts`` of a
+    stack [experts, rows, columns]): lists of [start, end) element ranges that hold further copies
+    or new units (the first copy of a unit counts as the old one). Tensors without new parts are
+    absent. Names are those on disk: transformers stacks the experts of a layer when it loads them.
     """
     result: dict[str, Any] = {}
     for tensor in plan.tensors:
@@ -24,12 +25,12 @@ def new_parameters(plan: Plan) -> dict[str, Any]:
 
 
 def _new_part(tensor: TensorPlan) -> Any:
-    if tensor.source is None or tensor.action in ("zero", "closed"):
+    if tensor.source is None or tensor.expert_copy or tensor.action in ("zero", "closed"):
         return "all"
     if tensor.in_new_layer:
         return "all"
     ranges = {}
-    for label, dim in zip(("rows", "columns"), tensor.dims, strict=False):
+    for label, dim in zip(tensor.dim_labels, tensor.dims, strict=True):
         if dim is not None and dim.new_ranges:
             ranges[label] = [list(r) for r in dim.new_ranges]
     return ranges

@@ -52,17 +52,20 @@ class FiniteCheck:
 
     def __init__(self, checkpoint: Checkpoint, report: Callable[[str], None]) -> None:
         self._checkpoint, self._report = checkpoint, report
-        self._claimed: set[str] = set()
+        self._claimed: set[tuple[str, int]] = set()
         self._reported: set[str] = set()
         self._lock = threading.Lock()
 
-    def claim(self, name: str) -> bool:
-        """True for the first caller that asks for this tensor: it has to look at all of it."""
+    def claim(self, name: str, start: int = 0) -> bool:
+        """True for the first caller that asks for this tensor: it has to look at all of it.
+
+        ``start`` tells the matrices of a stack apart (bytes).
+        """
         if self._checkpoint.tensors[name].dtype not in _FIRST_NON_FINITE:
             return False
         with self._lock:
-            first = name not in self._claimed
-            self._claimed.add(name)
+            first = (name, start) not in self._claimed
+            self._claimed.add((name, start))
         return first
 
     def look(self, name: str, block: npt.NDArray[Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from growkit.checkpoint import Checkpoint, check_unquantised
@@ -90,17 +90,21 @@ def build_plan(
     source_family.check_tensors(shapes, source_sizes)
     shape = ModelShape(source_family, source_sizes, checkpoint.config)
     growth = compose(operators, shape)
+    if symmetry.mode == "even":
+        # The mean of equal copies is the expert: nothing to divide.
+        growth = replace(growth, expert_copies=1)
     family = _choose_family(source_family, growth, checkpoint.config, target)
-    if family is not source_family:
+    if family is not source_family and family.name == "gda":
         growth.sizes["sub_layer_norm"] = 1
     config = grown_config(checkpoint.config, source_family, family, source_sizes, growth)
     builder = PlanBuilder(checkpoint, source_family, family, source_sizes, growth, config)
     tensors = builder.tensors()
     exactness = growth.exactness
-    shared = _shared_among(tensors)
+    shared = _shared_among(tensors) | ({growth.expert_copies} - {1})
     if any(tensor.lambda_change is not None for tensor in tensors):
         exactness = exactness.worst(Exactness.EXACT)
-    if builder.rounded or _rounds(symmetry, shared):
+    part_rounds = growth.expert_copies & (growth.expert_copies - 1)
+    if builder.rounded or part_rounds or _rounds(symmetry, shared):
         exactness = exactness.worst(Exactness.ROUNDED)
     return Plan(
         checkpoint=checkpoint,
@@ -120,6 +124,15 @@ def build_plan(
 def _choose_family(
     source: Family, growth: ComposedGrowth, config: Mapping[str, Any], target: str | None
 ) -> Family:
+    if growth.family is not None:
+        twin = FAMILIES[growth.family]
+        if target not in (None, twin.name):
+            raise UsageError(
+                f"--format {target!r} cannot hold a {source.name} checkpoint with experts.",
+                f"Leave --format out: it is written as {twin.name}.",
+            )
+        _check_refusal(twin, growth, config)
+        return twin
     if target is not None:
         family = FAMILIES.get(target)
         convertible = ("gda", source.name) if source.differential else (source.name,)

@@ -18,6 +18,9 @@ AXIS_LABELS = {
     "decoder_layer": "decoder layers",
     "hidden": "hidden size",
     "ffn": "FFN width (intermediate_size)",
+    "dense_ffn": "FFN width of layers without experts (intermediate_size)",
+    "expert": "experts",
+    "active_expert": "experts per token",
     "query_head": "query heads",
     "signal_head": "signal heads",
     "noise_head": "noise heads",
@@ -59,6 +62,8 @@ def axis_label(axis: str, sizes: Mapping[str, int]) -> str:
         return "key/value pairs"
     if axis == "layer" and "decoder_layer" in sizes:
         return "encoder layers"
+    if axis == "ffn" and "expert_step" in sizes:
+        return "expert width (moe_intermediate_size)"
     return AXIS_LABELS[axis]
 
 
@@ -83,7 +88,8 @@ def plan_report(plan: Plan) -> dict[str, Any]:
         "axes": {
             axis: {
                 "label": axis_label(axis, plan.sizes),
-                "before": plan.source_sizes[axis],
+                # A dense FFN is one expert that every token meets.
+                "before": plan.source_sizes.get(axis, 1),
                 "after": plan.sizes[axis],
             }
             for axis in AXIS_LABELS

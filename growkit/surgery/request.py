@@ -39,6 +39,8 @@ class GrowthRequest:
         head_dim: refused, with the reason.
         ffn: ``intermediate_size``.
         hidden: ``hidden_size``, a whole multiple.
+        experts: experts; an FFN without is one.
+        experts_per_token: how many of them a token is routed to.
         layers: depth, by ``depth_method`` at ``layer_placement``; of an encoder-decoder the
             encoder's.
         decoder_layers: depth of an encoder-decoder's decoder, likewise.
@@ -63,6 +65,8 @@ class GrowthRequest:
     hidden: str | None = None
     layers: str | None = None
     decoder_layers: str | None = None
+    experts: str | None = None
+    experts_per_token: int | None = None
     untie_embeddings: bool = False
     depth_method: str = "identity"
     layer_placement: str = "even"
@@ -98,7 +102,8 @@ class GrowthRequest:
             else value
             for key, value in values.items()
         }
-        for key, kind in (("untie_embeddings", bool), ("seed", int), ("noise_snr_db", float)):
+        kinds = {"untie_embeddings": bool, "seed": int, "noise_snr_db": float}
+        for key, kind in {**kinds, "experts_per_token": int}.items():
             value = converted.get(key)
             wrong = isinstance(value, bool) != (kind is bool)
             if value is not None and (wrong or not isinstance(value, (kind, int))):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -11,12 +11,29 @@ from growkit.checkpoint import DTYPES, Checkpoint, OutputTensor
 from growkit.errors import CheckpointError
 from growkit.families import Family, Tensor
 from growkit.families.differential import LAMBDA_ROLES
+from growkit.surgery.axis_map import NEW
 from growkit.surgery.compose import ComposedGrowth
 from growkit.surgery.dim_map import DimMap, map_dim
 from growkit.surgery.growth import LayerSource
 from growkit.surgery.lambdas import LambdaChange
 
 FLOATS = {"F64", "F32", "F16", "BF16"}
+
+
+@dataclass(frozen=True)
+class ExpertShare:
+    """The part of an expert's output weight that one of its copies carries.
+
+    The copies are chosen together, each with the same 1 / copies of the old probability; so their
+    outputs are averaged, and each carries ``copies`` times its part of the weight.
+
+    Attributes:
+        rank: which copy.
+        copies: how many there are.
+    """
+
+    rank: int
+    copies: int
 
 
 @dataclass(frozen=True)
@@ -36,6 +53,12 @@ class TensorPlan:
         lambda_change: what happens to the lambda vector, if this is one.
         layer: index of the written layer, if it belongs to one.
         layer_source: what that layer is made of.
+        gain_offset: see :class:`~growkit.families.base.Tensor`.
+        expert: index of the written expert, if it belongs to one.
+        expert_copy: it belongs to a further copy of an expert.
+        share: the part of the source that it carries, where copies of an expert share it.
+        piece: index of this matrix in a stack of matrices (see :meth:`matrices`).
+        source_start, output_start: bytes of the stacks in front of it.
     """
 
     output: OutputTensor
@@ -60,6 +83,54 @@ class TensorPlan:
     def in_new_layer(self) -> bool:
         """It belongs to an inserted layer or to a further copy of one."""
         return self.layer_source is not None and self.layer_source.kind != "kept"
+
+    expert: int | None = None
+    expert_copy: bool = False
+    share: ExpertShare | None = None
+    piece: int | None = None
+    source_start: int = 0
+    output_start: int = 0
+
+    @property
+    def dim_labels(self) -> tuple[str, ...]:
+        """What the dimensions are called."""
+        names = ("experts", "rows", "columns")
+        return names if len(self.output.shape) == 3 else names[1 : 1 + len(self.output.shape)]
+
+    @property
+    def key(self) -> str:
+        """Names the tensor, or its place in a stack; randomness is keyed by it."""
+        return self.output.name if self.piece is None else f"{self.output.name}[{self.piece}]"
+
+    @property
+    def source_key(self) -> str:
+        """Names the source, or its place in a stack."""
+        return f"{self.source}+{self.source_start}" if self.piece is not None else f"{self.source}"
+
+    def matrices(self) -> Iterator[TensorPlan]:
+        """The tensor itself, or of a stack [experts, rows, columns] a plan for each matrix."""
+        shape = self.output.shape
+        if len(shape) != 3 or self.action in ("copied", "zero"):
+            yield self
+            return
+        stack, *dims = self.dims
+        old = [dim.old_width if dim else size for dim, size in zip(dims, shape[1:], strict=True)]
+        bytes_each = DTYPES[self.output.dtype].bits // 8
+        for piece in range(shape[0]):
+            origin = piece if stack is None else int(stack.source[piece])
+            rank = 0 if stack is None else int(stack.rank[piece])
+            yield replace(
+                self,
+                output=OutputTensor(self.output.name, self.output.dtype, shape[1:]),
+                source=None if origin == NEW else self.source,
+                dims=tuple(dims),
+                share=replace(self.share, rank=rank) if self.share else None,
+                expert=piece,
+                expert_copy=rank > 0,
+                piece=piece,
+                source_start=max(origin, 0) * prod(old) * bytes_each,
+                output_start=piece * prod(shape[1:]) * bytes_each,
+            )
 
 
 class PlanBuilder:
@@ -107,6 +178,10 @@ class PlanBuilder:
         source = source_tensor.name
         if layer_source is not None:
             source = source.replace("{layer}", str(layer_source.source))
+        rank = 0
+        if tensor.expert is not None:
+            origin, rank = self._expert_source(tensor.expert)
+            source = source.replace("{expert}", str(origin))
         dtype = self.checkpoint.tensors[source].dtype
         dims = self._dims_of(tensor, source_tensor)
         if layer_source is not None and layer_source.kind == "identity" and tensor.writes_residual:
@@ -120,9 +195,15 @@ class PlanBuilder:
                 layer=layer,
                 gain_offset=tensor.gain_offset,
                 layer_source=layer_source,
+                expert=tensor.expert,
+                expert_copy=rank > 0,
             )
         change = self._lambda_change(layer, layer_source)
         factor = self._factor(tensor.role, change)
+        share = None
+        if tensor.of_experts and tensor.writes_residual and self.growth.expert_copies > 1:
+            share = ExpertShare(rank, self.growth.expert_copies)
+            factor *= share.copies
         lambda_change = change if change and tensor.role in LAMBDA_ROLES else None
         if lambda_change is not None or (
             factor != 1.0 and (tensor.role == "subln" or tensor.gain_offset)
@@ -152,6 +233,9 @@ class PlanBuilder:
             layer,
             tensor.gain_offset,
             layer_source,
+            tensor.expert,
+            rank > 0,
+            share,
         )
 
     def _source_tensor(self, tensor: Tensor) -> Tensor | None:
@@ -161,6 +245,11 @@ class PlanBuilder:
         if tensor.role == "lm_head":
             return self.source_family.tensor("embed")
         return None
+
+    def _expert_source(self, expert: int) -> tuple[int, int]:
+        """(old expert, which copy of it) of a written expert."""
+        axis = self.growth.axes.get("expert")
+        return (expert, 0) if axis is None else (int(axis.source[expert]), int(axis.rank[expert]))
 
     def _dtype_of_new(self, layer_source: LayerSource | None) -> str:
         reference = self.source_family.tensor("input_norm" if layer_source else "final_norm")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from growkit.surgery.growth import Operator
 from growkit.surgery.operators.depth import Depth
+from growkit.surgery.operators.experts import Experts
 from growkit.surgery.operators.ffn import Ffn
 from growkit.surgery.operators.head_dim import HeadDim
 from growkit.surgery.operators.heads import Heads
@@ -38,11 +39,13 @@ OPERATORS: dict[str, Callable[[Any, GrowthRequest], Operator]] = {
     "decoder_layers": lambda amount, request: Depth(
         amount, request.depth_method, request.placement(), "decoder_layer"
     ),
+    "experts": lambda amount, request: Experts(amount, request.experts_per_token),
 }
 
 __all__ = [
     "OPERATORS",
     "Depth",
+    "Experts",
     "Ffn",
     "HeadDim",
     "Heads",

@@ -37,17 +37,29 @@ class Ffn:
                 "FFN width.",
                 "Copy units (leave --new-units at copy) by a whole factor such as x2.",
             )
-        if self.new_units == "zero":
-            axis_map = AxisMap.with_new(width, target, 1)
-        elif target % width == 0:
-            axis_map = AxisMap.tile(width, target // width)
-        else:
-            axis_map = AxisMap.spread(width, target)
+        axes, summary = {"ffn": self._map(width, target)}, f"FFN width {width} -> {target}"
+        if dense := shape.sizes.get("dense_ffn"):
+            if self.amount.factor is None:
+                raise UsageError(
+                    f"--ffn {self.amount.text} is one number for two widths: {width} of the "
+                    f"experts and {dense} of the layers without experts.",
+                    "Give a factor, such as x2.",
+                )
+            other = self.amount.resolve(dense, "--ffn", "FFN units of layers without experts")
+            axes["dense_ffn"] = self._map(dense, other)
+            summary += f" of the experts, {dense} -> {other} of layers without"
         return Growth(
             operator="ffn",
-            summary=f"FFN width {width} -> {target}",
-            axes={"ffn": axis_map},
+            summary=summary,
+            axes=axes,
             exactness=Exactness.BIT_EXACT if self.new_units == "zero" else Exactness.EXACT,
             reason="the shares of a unit's down_proj column sum to the old column "
             "(Net2Net, arXiv 1511.05641)",
         )
+
+    def _map(self, width: int, target: int) -> AxisMap:
+        if self.new_units == "zero":
+            return AxisMap.with_new(width, target, 1)
+        if target % width == 0:
+            return AxisMap.tile(width, target // width)
+        return AxisMap.spread(width, target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from growkit.errors import UsageError
+from growkit.families.upcycling import UPCYCLINGS
 from growkit.surgery.growth import ModelShape
 
 WHAT_GROWS = {
@@ -13,12 +14,14 @@ WHAT_GROWS = {
     "decoder_layer": "--decoder-layers",
     "ffn": "--ffn",
     "hidden": "--hidden",
+    "expert": "--experts",
 }
 
 
 def growable(shape: ModelShape) -> str:
     """The options that this family has axes for, as text."""
-    return ", ".join(options for axis, options in WHAT_GROWS.items() if axis in shape.sizes)
+    axes = {*shape.sizes, *(("expert",) if shape.family.name in UPCYCLINGS else ())}
+    return ", ".join(options for axis, options in WHAT_GROWS.items() if axis in axes)
 
 
 def require_axis(shape: ModelShape, axis: str, option: str) -> None:

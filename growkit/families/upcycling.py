@@ -1,0 +1,123 @@
+"""Which dense families have a twin with experts, and how a config of one becomes one of the other.
+
+A twin has to compute the same attention, norms and embeddings, so that only the FFN changes: the
+checks below are differences of the classes in transformers 5.23.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from growkit.families.base import Config, Family
+from growkit.families.llama import LLAMA, MISTRAL
+from growkit.families.mixtral import MIXTRAL
+from growkit.families.qwen import QWEN3
+from growkit.families.qwen_moe import QWEN3_MOE
+
+Objection = Callable[[Config], str | None]
+
+
+def _no_biases(config: Config) -> str | None:
+    for name in ("attention_bias", "mlp_bias"):
+        if config.get(name):
+            return f"the model has biases ({name}), and MixtralConfig has none"
+    return None
+
+
+def _one_window(config: Config) -> str | None:
+    kinds = _layer_kinds(config)
+    if len(kinds) > 1:
+        return (
+            "its layers differ (layer_types has full and sliding attention), and Qwen3MoeConfig "
+            "has one attention window for all"
+        )
+    return None
+
+
+def _layer_kinds(config: Config) -> set[str]:
+    layers = QWEN3.sizes(config)["layer"]
+    return set(QWEN3.layer_list(config, "layer_types", layers) or ())
+
+
+def _window_of_all(config: Config) -> dict[str, Any]:
+    return {"use_sliding_window": _layer_kinds(config) == {"sliding_attention"}}
+
+
+@dataclass(frozen=True)
+class Upcycling:
+    """How a dense family becomes one with experts.
+
+    Attributes:
+        target: the family with experts.
+        objection: why this config cannot become one, or None.
+        assumed: what the dense class assumes where config.json is silent and the other class
+            would assume something else.
+        dropped: fields that mean nothing, or something else, to the other class.
+        stated: fields of the other class beside sizes.
+        adapted: fields that depend on the config.
+    """
+
+    target: Family
+    objection: Objection
+    assumed: Mapping[str, Any]
+    dropped: tuple[str, ...]
+    stated: Mapping[str, Any]
+    adapted: Callable[[Config], dict[str, Any]] = field(default=lambda config: {})
+
+    def config(self, config: Config) -> dict[str, Any]:
+        """The config in the other class's words, sizes left out."""
+        kept = {name: value for name, value in config.items() if name not in self.dropped}
+        result = {**self.assumed, **kept, **self.stated, **self.adapted(config)}
+        rope = config.get("rope_parameters")
+        if "rope_theta" not in config and not (isinstance(rope, dict) and "rope_theta" in rope):
+            # Mixtral assumes 1e6 where the dense classes assume 1e4.
+            if isinstance(rope, dict):
+                result["rope_parameters"] = {**rope, "rope_theta": DENSE_THETA}
+            else:
+                result["rope_theta"] = DENSE_THETA
+        return result
+
+
+DENSE_THETA = 10_000.0
+# A remote-code class would be of the dense model.
+_FOREIGN = ("auto_map",)
+_ROUTER = {"output_router_logits": False, "router_aux_loss_coef": 0.001}
+_MIXTRAL = {
+    "model_type": "mixtral",
+    "architectures": ["MixtralForCausalLM"],
+    "router_jitter_noise": 0.0,
+    **_ROUTER,
+}
+
+UPCYCLINGS: dict[str, Upcycling] = {
+    LLAMA.name: Upcycling(
+        MIXTRAL,
+        _no_biases,
+        {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048},
+        # LlamaConfig ignores a window that stands in config.json; MixtralConfig would use it.
+        ("attention_bias", "mlp_bias", "pretraining_tp", "sliding_window", *_FOREIGN),
+        _MIXTRAL,
+    ),
+    MISTRAL.name: Upcycling(
+        MIXTRAL,
+        lambda config: None,
+        {"rms_norm_eps": 1e-6, "sliding_window": 4096},
+        _FOREIGN,
+        _MIXTRAL,
+    ),
+    QWEN3.name: Upcycling(
+        QWEN3_MOE,
+        _one_window,
+        {},
+        ("layer_types", "max_window_layers", *_FOREIGN),
+        {
+            "model_type": "qwen3_moe",
+            "architectures": ["Qwen3MoeForCausalLM"],
+            "norm_topk_prob": True,
+            **_ROUTER,
+        },
+        _window_of_all,
+    ),
+}
