@@ -63,6 +63,34 @@ def expert_sizes(config: Config, experts: str, layers: int) -> dict[str, int]:
     }
 
 
+GROUPED_BYTES = 16
+
+
+def aligned(model_type: str, width_field: str) -> Callable[[Config, Sizes], str | None]:
+    """Objection to widths that the default matrix product of transformers 5 cannot run.
+
+    ``torch.nn.functional.grouped_mm`` wants rows of a multiple of 16 bytes, of experts and of the
+    hidden state; a dense FFN knows no such bound. A checkpoint that is so already is left alone.
+    """
+
+    def refusal(config: Config, sizes: Sizes) -> str | None:
+        named = str(config.get("dtype") or config.get("torch_dtype") or "")
+        multiple = GROUPED_BYTES // (4 if "float32" in named else 2)
+        same = config.get("model_type") == model_type
+        for axis, name in (("ffn", width_field), ("hidden", "hidden_size")):
+            size = sizes[axis]
+            if size % multiple and not (same and config.get(name) == size):
+                near = size // multiple * multiple
+                fitting = " or ".join(str(n) for n in (near, near + multiple) if n)
+                return (
+                    f"its grouped matrix product of experts wants a {name} that is a multiple of "
+                    f"{multiple}, not {size}; {fitting} would do"
+                )
+        return None
+
+    return refusal
+
+
 def expert_tensors(
     router: str, experts: str, gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj"
 ) -> tuple[Tensor, ...]:

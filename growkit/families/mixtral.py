@@ -18,7 +18,7 @@ from growkit.families.decoder import (
     outer_tensors,
     sizes_with,
 )
-from growkit.families.experts import expert_sizes, expert_tensors, stored_layout
+from growkit.families.experts import aligned, expert_sizes, expert_tensors, stored_layout
 from growkit.families.layout import Sizes
 
 DEFAULTS = {"num_key_value_heads": 8, "num_local_experts": 8, "num_experts_per_tok": 2}
@@ -49,5 +49,6 @@ MIXTRAL = decoder(
     ),
     _sizes,
     config_fields=_fields,
+    refusal=aligned("mixtral", "intermediate_size"),
     stored_facts=stored_layout,
 )

@@ -24,6 +24,7 @@ from growkit.families.decoder import (
     sizes_with,
 )
 from growkit.families.experts import (
+    aligned,
     expert_sizes,
     expert_tensors,
     has_experts,
@@ -105,6 +106,7 @@ QWEN3_MOE = decoder(
     ),
     _sizes,
     config_fields=_fields,
+    refusal=aligned("qwen3_moe", "moe_intermediate_size"),
     stored_facts=stored_layout,
     spellings={"num_experts": "num_local_experts"},
 )

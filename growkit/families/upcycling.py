@@ -57,6 +57,7 @@ class Upcycling:
         dropped: fields that mean nothing, or something else, to the other class.
         stated: fields of the other class beside sizes.
         adapted: fields that depend on the config.
+        facts: sizes of the other family that the dense one does not have, beside the experts.
     """
 
     target: Family
@@ -65,6 +66,7 @@ class Upcycling:
     dropped: tuple[str, ...]
     stated: Mapping[str, Any]
     adapted: Callable[[Config], dict[str, Any]] = field(default=lambda config: {})
+    facts: Mapping[str, int] = field(default_factory=dict)
 
     def config(self, config: Config) -> dict[str, Any]:
         """The config in the other class's words, sizes left out."""
@@ -119,5 +121,6 @@ UPCYCLINGS: dict[str, Upcycling] = {
             **_ROUTER,
         },
         _window_of_all,
+        {"expert_step": 1},
     ),
 }

@@ -80,7 +80,8 @@ class Experts:
             sizes={
                 "active_expert": per_token,
                 "expert_layers": (1 << shape.sizes["layer"]) - 1,
-                "expert_step": 1,
+                "fused_experts": 0,
+                **upcycling.facts,
             },
             family=twin.name,
             exactness=Exactness.EXACT,
