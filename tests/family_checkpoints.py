@@ -49,6 +49,14 @@ FAMILIES: dict[str, Config] = {
         "max_window_layers": 2,
     },
     "qwen3": {"model_type": "qwen3"},
+    "qwen3_moe": {
+        "model_type": "qwen3_moe",
+        "moe_intermediate_size": 16,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "norm_topk_prob": True,
+    },
+    "mixtral": {"model_type": "mixtral", "num_local_experts": 4, "sliding_window": 16},
     "smollm3": {"model_type": "smollm3"},
     "phi3": {"model_type": "phi3", "partial_rotary_factor": 0.5},
     "olmo2": {"model_type": "olmo2"},
@@ -62,11 +70,22 @@ BIASES: dict[str, tuple[str, ...]] = {
     "granite": ("attention_bias", "mlp_bias"),
     "smollm3": ("attention_bias", "mlp_bias"),
     "qwen3": ("attention_bias",),
+    "qwen3_moe": ("attention_bias",),
     "olmo2": ("attention_bias",),
     "olmo3": ("attention_bias",),
     "gemma2": ("attention_bias",),
     "gemma3": ("attention_bias",),
 }
+
+
+# The classes with experts run only widths that are multiples of 16 bytes.
+EXPERTS = ("qwen3_moe", "mixtral")
+
+
+def fitting(family: str, request: dict[str, Any]) -> dict[str, Any]:
+    """The request, with an FFN that the family can run."""
+    odd = family in EXPERTS and str(request.get("ffn", "")) in ("+7", "+9")
+    return request | {"ffn": "+8"} if odd else request
 
 
 def family_config(family: str, *, bias: bool = False, **changes: Any) -> Config:
@@ -82,9 +101,17 @@ def class_config(config: Config) -> PreTrainedConfig:
 
 
 def write_checkpoint(
-    path: Path, config: Config, dtype: torch.dtype = torch.float32, seed: int = 0
+    path: Path,
+    config: Config,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    *,
+    fused: bool = False,
 ) -> Path:
-    """A folder with random gains and biases too, so that a mistake in either shows."""
+    """A folder with random gains and biases too, so that a mistake in either shows.
+
+    ``fused`` writes the experts of a layer in two tensors.
+    """
     model = AutoModelForCausalLM.from_config(class_config(config))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -93,7 +120,7 @@ def write_checkpoint(
                 parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
             else:
                 parameter.copy_(0.12 * torch.randn(parameter.shape, generator=generator))
-    model.to(dtype).save_pretrained(path)
+    model.to(dtype).save_pretrained(path, save_original_format=not fused)
     return path
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from family_checkpoints import BIASES, FAMILIES, family_config, write_checkpoint
+from family_checkpoints import BIASES, FAMILIES, family_config, fitting, write_checkpoint
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -98,7 +98,7 @@ def grow(source: Path, out: Path, verify: bool = True, **request: Any) -> tuple[
 def test_growth_keeps_the_function(tmp_path: Path, family: str, name: str) -> None:
     case = CASES[name]
     source = source_of(tmp_path / "a", family, case)
-    plan, manifest = grow(source, tmp_path / "b", **case.request)
+    plan, manifest = grow(source, tmp_path / "b", **fitting(family, case.request))
     figures = manifest["verification"]
     assert figures["passed"]
     if set(case.request) <= {"layers", "layer_placement"}:

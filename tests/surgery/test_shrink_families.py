@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tiny_checkpoints as tiny
 import torch
-from family_checkpoints import BIASES, FAMILIES, family_config, write_checkpoint
+from family_checkpoints import BIASES, FAMILIES, family_config, fitting, write_checkpoint
 from shrink import shrink
 
 
@@ -16,7 +16,8 @@ from shrink import shrink
 def test_grow_then_shrink(tmp_path: Path, family: str, dtype: torch.dtype) -> None:
     config = family_config(family, bias=family in BIASES)
     source = write_checkpoint(tmp_path / "a", config, dtype)
-    plan = tiny.grow(source, tmp_path / "b", layers="+3", ffn="+9", hidden="x2")
+    request = fitting(family, {"layers": "+3", "ffn": "+9", "hidden": "x2"})
+    plan = tiny.grow(source, tmp_path / "b", **request)
     back = shrink(plan, tiny.read_folder(tmp_path / "b"))
     old = tiny.read_folder(source)
     assert back.keys() == old.keys()
