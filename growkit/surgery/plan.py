@@ -116,7 +116,7 @@ def build_plan(
         tensors=tensors,
         symmetry=symmetry,
         exactness=exactness,
-        warnings=_warnings(symmetry, growth, bool(shared), source_family, family)
+        warnings=_warnings(symmetry, growth, bool(shared), source_family, family, checkpoint.config)
         + tied_head_note(checkpoint, source_family, source_sizes),
     )
 
@@ -175,13 +175,18 @@ def _rounds(symmetry: Symmetry, shared: set[int]) -> bool:
 
 
 def _warnings(
-    symmetry: Symmetry, growth: ComposedGrowth, shared: bool, source: Family, family: Family
+    symmetry: Symmetry,
+    growth: ComposedGrowth,
+    shared: bool,
+    source: Family,
+    family: Family,
+    config: Mapping[str, Any],
 ) -> tuple[str, ...]:
     warnings = [warning for step in growth.steps for warning in step.warnings]
     if family is not source:
-        warnings.append(
-            f"the {source.name} format cannot hold this model; it is written as {family.name}"
-        )
+        held = source.refusal(config, growth.sizes) is None
+        why = "asked for" if held else f"the {source.name} format cannot hold this model"
+        warnings.append(f"{why}: it is written as {family.name}")
     if symmetry.mode == "even" and shared:
         warnings.append(
             "even shares keep copies equal for ever (equal gradients): growth that is never used"

@@ -391,8 +391,11 @@ def test_phi3_long_context_factors_are_refused_in_the_plan(tmp_path: Path) -> No
         "phi3",
         Case({}, config={"rope_parameters": rope, "partial_rotary_factor": 1.0}),
     )
-    with pytest.raises(UsageError, match="Phi3Config wants 8 numbers"):
+    with pytest.raises(UsageError, match="Phi3Config wants 8 numbers") as refused:
         grow(source, tmp_path / "b", hidden="x2")
+    assert refused.value.remedy == "With --query-heads 8 beside the hidden size."
+    _, manifest = grow(source, tmp_path / "b", hidden="x2", query_heads="8")
+    assert manifest["verification"]["passed"]
     _, manifest = grow(source, tmp_path / "c", layers="+1", ffn="x2")
     assert manifest["verification"]["passed"]
 

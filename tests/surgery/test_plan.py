@@ -39,7 +39,12 @@ def made_plan(folder: Path, **request: Any) -> Plan:
     with open_checkpoint(folder, require_tensors=False) as checkpoint:
         if not checkpoint.tensors:
             declare_tensors(checkpoint)
-        return build_plan(checkpoint, asked.operators(), symmetry=asked.symmetry_choice())
+        return build_plan(
+            checkpoint,
+            asked.operators(),
+            symmetry=asked.symmetry_choice(),
+            target=asked.format,
+        )
 
 
 def cache_bytes(model: Any) -> int:
@@ -246,6 +251,19 @@ def test_impossible_requests_say_what_is_possible(
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(UsageError, match=message):
         made_plan(folder, **request_)
+
+
+@pytest.mark.parametrize(
+    ("request_", "why"),
+    [
+        ({"signal_heads": "x2"}, "the diffllama format cannot hold this model"),
+        ({"signal_heads": "x2", "format": "gda"}, "the diffllama format cannot hold this model"),
+        ({"ffn": "x2", "format": "gda"}, "asked for"),
+    ],
+)
+def test_why_another_format_is_written(tmp_path: Path, request_: dict[str, Any], why: str) -> None:
+    plan = made_plan(tiny.make_folder(tmp_path / "a", tiny.diffllama_config()), **request_)
+    assert plan.warnings[0] == f"{why}: it is written as gda"
 
 
 def test_weights_that_disagree_with_the_config_are_refused(tmp_path: Path) -> None:
