@@ -89,8 +89,8 @@ class DiffV1Attention(GdaAttention):
         if heads % kv:
             fitting = [2 * n for n in range(1, heads // 2 + 1) if heads // 2 % n == 0]
             raise ValueError(
-                f"num_key_value_heads = {kv} with num_attention_heads = {heads}: it has to divide "
-                f"it. num_key_value_heads that fit: {fitting}."
+                f"num_key_value_heads = {kv} has to divide {heads} (num_attention_heads). "
+                f"num_key_value_heads that fit: {fitting}."
             )
 
     @classmethod

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from .definition import Definition
 from .gda_heads import GdaHeads
-from .one_call import HEADS_SPLIT, OneCallAttention, Positions, ProjectionHeads
+from .one_call import HEADS_SPLIT, OneCallAttention, Positions, ProjectionHeads, check_divides
 
 
 def gda_gated_reference(
@@ -81,7 +81,6 @@ class GdaGatedAttention(OneCallAttention):
     def check(cls, config: Any) -> None:
         """Noise heads divide signal heads, key/value heads divide noise heads."""
         total, noise = config.num_attention_heads, cls.noise_heads(config)
-        kv = config.num_key_value_heads
         if noise is None or not 0 < noise < total or (total - noise) % noise:
             fitting = [n for n in range(1, total) if (total - n) % n == 0]
             raise ValueError(
@@ -89,13 +88,12 @@ class GdaGatedAttention(OneCallAttention):
                 "the noise heads have to divide the signal heads. num_noise_heads that fit: "
                 f"{fitting}."
             )
-        if kv < 1 or noise % kv:
-            fitting = [n for n in range(1, noise + 1) if noise % n == 0]
-            raise ValueError(
-                f"num_key_value_heads = {kv} with {noise} noise heads of num_attention_heads = "
-                f"{total}: a signal head and its noise head read one key/value head, so it has to "
-                f"divide {noise}. num_key_value_heads that fit: {fitting}."
-            )
+        check_divides(
+            config,
+            "num_key_value_heads",
+            noise,
+            f"noise heads of num_attention_heads = {total}; a pair shares its keys",
+        )
 
     @classmethod
     def heads_of(cls, config: Any) -> GdaHeads:

@@ -54,7 +54,9 @@ class GroupedQueryAttention(OneCallAttention):
     @classmethod
     def check(cls, config: Any) -> None:
         """G divides H."""
-        check_divides(config, "num_key_value_heads", "num_attention_heads")
+        check_divides(
+            config, "num_key_value_heads", config.num_attention_heads, "num_attention_heads"
+        )
 
     @classmethod
     def projection_heads(cls, config: Any) -> ProjectionHeads:

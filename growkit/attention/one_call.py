@@ -34,14 +34,13 @@ HEADS_SPLIT = {
 }
 
 
-def check_divides(config: Any, divisor: str, number: str, because: str = "") -> None:
-    """Raise ValueError unless config field ``divisor`` divides config field ``number``."""
-    small, large = getattr(config, divisor), getattr(config, number)
-    if small < 1 or large % small:
-        fitting = [n for n in range(1, large + 1) if large % n == 0]
+def check_divides(config: Any, field: str, number: int, of: str) -> None:
+    """Raise ValueError unless the config field divides ``number``, which ``of`` describes."""
+    count = getattr(config, field)
+    if count < 1 or number % count:
+        fitting = [n for n in range(1, number + 1) if number % n == 0]
         raise ValueError(
-            f"{divisor} = {small} with {number} = {large}: it has to divide it{because}. "
-            f"{divisor} that fit: {fitting}."
+            f"{field} = {count} has to divide {number} ({of}). {field} that fit: {fitting}."
         )
 
 

@@ -8,6 +8,9 @@ from .diff_v2 import DiffV2Attention
 from .gda_gated import GdaGatedAttention
 from .gqa import GroupedQueryAttention
 from .one_call import AttentionBase
+from .sas import SimulatedAttention
+from .shared_diff import SharedDiffAttention
+from .wgqa import WeightedGroupedQueryAttention
 
 # One line a variant.
 VARIANTS: dict[str, type[AttentionBase]] = {
@@ -15,4 +18,7 @@ VARIANTS: dict[str, type[AttentionBase]] = {
     "diff_v1": DiffV1Attention,
     "diff_v2": DiffV2Attention,
     "gda_gated": GdaGatedAttention,
+    "shared_diff": SharedDiffAttention,
+    "wgqa": WeightedGroupedQueryAttention,
+    "sas": SimulatedAttention,
 }

@@ -32,6 +32,11 @@ class GrowkitConfig(DecoderConfig):
             (1 - lambda_init); true if not given.
         attn_rms_norm_eps: epsilon of that norm.
         lambda_init: the same variants: one number a layer; the DIFF Transformer's if not given.
+        query_rank, key_rank: "shared_diff": rank of the two maps' updates; ``key_rank`` 0 leaves
+            the keys to both maps (cache of plain GQA).
+        wgqa_weights: "wgqa": "scalar" (default), "column" or "row".
+        wgqa_init: "mean" (default) or "random", for a model made from scratch.
+        num_simulated_heads, simulated_head_dim, sas_kernel_size: "sas": H', D' and k.
         lambda_std: standard deviation of the lambda vectors of a model made from scratch.
 
     The other fields, and the size of the whole model in closed form, are :class:`DecoderConfig`'s.
@@ -46,6 +51,13 @@ class GrowkitConfig(DecoderConfig):
     attn_rms_norm_eps: float = 1e-5
     lambda_init: list[float | int] | None = None
     lambda_std: float | int = 0.1
+    query_rank: int | None = None
+    key_rank: int | None = None
+    wgqa_weights: str | None = None
+    wgqa_init: str | None = None
+    num_simulated_heads: int | None = None
+    simulated_head_dim: int | None = None
+    sas_kernel_size: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         variant = self.variant

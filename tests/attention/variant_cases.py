@@ -29,9 +29,42 @@ CASES: dict[str, dict[str, Any]] = {
     "diff_v2-normed": heads(4, 2, attention="diff_v2", **NORMED, **BIASED),
     "gda_gated": heads(8, 2, attention="gda_gated", num_noise_heads=2),
     "gda_gated-mqa": heads(6, 1, attention="gda_gated", num_noise_heads=2, **NORMED, **BIASED),
+    "shared_diff": heads(8, 4, attention="shared_diff", query_rank=3, key_rank=2),
+    "shared_diff-plain": heads(
+        *(4, 2),
+        attention="shared_diff",
+        query_rank=2,
+        key_rank=1,
+        sub_layer_norm=False,
+        **NORMED,
+        **BIASED,
+    ),
+    "shared_diff-q": heads(8, 2, attention="shared_diff", query_rank=3, key_rank=0),
+    "shared_diff-q-plain": heads(
+        *(4, 2), attention="shared_diff", query_rank=2, key_rank=0, sub_layer_norm=False
+    ),
+    "wgqa": heads(4, 2, attention="wgqa", **NORMED, **BIASED),
+    "wgqa-column": heads(4, 1, attention="wgqa", wgqa_weights="column", **NORMED, **BIASED),
+    "wgqa-row": heads(6, 2, attention="wgqa", wgqa_weights="row", **NORMED),
+    "sas": heads(
+        *(2, 2), attention="sas", num_simulated_heads=6, simulated_head_dim=12, sas_kernel_size=3
+    ),
+    "sas-linear": heads(
+        *(4, 2),
+        attention="sas",
+        num_simulated_heads=4,
+        simulated_head_dim=8,
+        sas_kernel_size=1,
+        **NORMED,
+        **BIASED,
+    ),
 }
 # Cases whose heads go through more than one call of the attention function, and why.
-TWO_CALLS = {case for case in CASES if case.startswith("diff_v1")}  # two keys, wide values
+TWO_CALLS = {
+    case
+    for case in CASES
+    if case in ("diff_v1", "diff_v1-plain", "shared_diff", "shared_diff-plain")
+}  # two keys, wide values
 
 
 def config_of(case: str, implementation: str = "eager", **fields: Any) -> GrowkitConfig:

@@ -28,6 +28,33 @@ CLOSED = {
     "diff_v2-normed": (E * D * (3 * 2 + 2 * 2) + E * 2, 2 * 2 * D),
     "gda_gated": (E * (8 * D + 2 * 2 * D + 6 * D + 6), 2 * 2 * D),
     "gda_gated-mqa": (E * (6 * D + 2 * 1 * D + 4 * D + 4), 2 * 1 * D),
+    "shared_diff": (
+        E * D * (4 + 2 + 4 + 8) + 2 * (4 * 3 + 2 * 2) * (E + D) + 4 * D + 2 * D,
+        2 * 4 * D,
+    ),
+    "shared_diff-plain": (
+        E * D * (2 + 1 + 2 + 4) + 2 * (2 * 2 + 1 * 1) * (E + D) + 4 * D,
+        2 * 2 * D,
+    ),
+    "shared_diff-q": (
+        E * D * (4 + 2 + 2 + 4) + 2 * 4 * 3 * (E + D) + 4 * D + D,
+        2 * 2 * D,
+    ),
+    "shared_diff-q-plain": (
+        E * D * (2 + 2 + 2 + 2) + 2 * 2 * 2 * (E + D) + 4 * D,
+        2 * 2 * D,
+    ),
+    "wgqa": (4 * E * D * 4 + 2 * 4, 2 * 2 * D),
+    "wgqa-column": (4 * E * D * 4 + 2 * 4 * D, 2 * 1 * D),
+    "wgqa-row": (4 * E * D * 6 + 2 * 6 * E, 2 * 2 * D),
+    "sas": (
+        E * D * 8 + 6 * (2 * 3 + 2 * 2 * 3) + 3 * 6 * (6 * 3 + 2) + 2 * 12 * (D + 12 + 2),
+        6 * (12 + D),
+    ),
+    "sas-linear": (
+        E * D * 12 + 4 * (4 + 2 * 2) + 3 * 4 * (4 + 2) + 2 * 8 * (D + 8 + 2),
+        4 * (8 + D),
+    ),
 }
 
 
@@ -104,6 +131,21 @@ REFUSED = [
     ("gda_gated", {"num_noise_heads": 3}, ["num_noise_heads = 3", "[1, 2, 4]"]),
     ("gda_gated", {"num_noise_heads": None}, ["num_noise_heads = None", "[1, 2, 4]"]),
     ("gda_gated", {"num_key_value_heads": 4}, ["num_key_value_heads = 4", "[1, 2]"]),
+    ("shared_diff", {"query_rank": None}, ["query_rank = None", "between 1 and", "head_dim = 8"]),
+    ("shared_diff", {"key_rank": None}, ["key_rank = None", "between 0 and"]),
+    ("shared_diff", {"query_rank": 9}, ["query_rank = 9", "head_dim = 8"]),
+    ("shared_diff", {"num_key_value_heads": 3}, ["num_key_value_heads = 3", "even"]),
+    ("shared_diff-q", {"num_attention_heads": 7}, ["num_attention_heads = 7", "even"]),
+    ("shared_diff-q", {"num_key_value_heads": 8}, ["num_key_value_heads = 8", "[1, 2, 4]"]),
+    ("wgqa", {"wgqa_weights": "all"}, ["wgqa_weights = 'all'", "scalar", "column", "row"]),
+    ("wgqa", {"wgqa_init": "zero"}, ["wgqa_init = 'zero'", "mean", "random"]),
+    ("wgqa", {"wgqa_weights": "row"}, ["wgqa_weights = 'row'", "attention_bias = True"]),
+    ("wgqa", {"num_key_value_heads": 3}, ["num_key_value_heads = 3", "[1, 2, 4]"]),
+    ("sas", {"sas_kernel_size": 2}, ["sas_kernel_size = 2", "odd"]),
+    ("sas", {"num_simulated_heads": 5}, ["num_simulated_heads = 5", "num_attention_heads = 2"]),
+    ("sas", {"num_simulated_heads": None}, ["num_simulated_heads = None", "required"]),
+    ("sas", {"simulated_head_dim": 4}, ["simulated_head_dim = 4", "head_dim = 8"]),
+    ("gqa", {"key_rank": 0}, ["key_rank = 0", "shared_diff"]),
 ]
 
 
