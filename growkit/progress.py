@@ -23,7 +23,7 @@ class Reporter(Protocol):
     def warn(self, text: str) -> None: ...
 
     def progress(
-        self, description: str, total: float, *, unit: str = "B"
+        self, description: str, total: float | None, *, unit: str = "B"
     ) -> AbstractContextManager[Progress]: ...
 
 
@@ -47,5 +47,7 @@ class Silent:
         pass
 
     @contextmanager
-    def progress(self, description: str, total: float, *, unit: str = "B") -> Iterator[Progress]:
+    def progress(
+        self, description: str, total: float | None, *, unit: str = "B"
+    ) -> Iterator[Progress]:
         yield SilentProgress()

@@ -72,8 +72,13 @@ class Output:
             sys.stdout.write(json.dumps(value, indent=2, sort_keys=False) + "\n")
 
     @contextmanager
-    def progress(self, description: str, total: float, *, unit: str = "B") -> Iterator[Progress]:
-        """A progress bar in bytes (``unit="B"``) or in ``unit``; silent when not a terminal."""
+    def progress(
+        self, description: str, total: float | None, *, unit: str = "B"
+    ) -> Iterator[Progress]:
+        """A progress bar in bytes (``unit="B"``) or in ``unit``; silent when not a terminal.
+
+        Without a total the amount is shown and nothing is foretold.
+        """
         if self.json_mode or self.quiet or not self.stderr.is_terminal:
             yield SilentProgress()
             return

@@ -311,7 +311,7 @@ def held_out_loss(checkpoint: Path, recipe: Recipe) -> float:
     from growkit.training.models import build_model
     from growkit.training.packing import datasets, pack
     from growkit.training.recipe import ModelSection
-    from growkit.training.run import corpus_of
+    from growkit.training.sources import corpus_of
     from growkit.training.tokenizer import load_tokenizer, tokenizer_fingerprint
     from growkit.verify.loading import quiet_transformers
 
@@ -326,7 +326,7 @@ def held_out_loss(checkpoint: Path, recipe: Recipe) -> float:
             recipe.data.cache_dir,
             Silent(),
         )
-        _, held_out = datasets(packed, recipe.data.sequence_length, recipe.data.max_eval_tokens)
+        _, held_out = datasets(packed, recipe.data)
         assert held_out is not None
         batch_size = recipe.training.per_device_train_batch_size
         return evaluate(model, held_out, batch_size=batch_size)["eval_loss"]

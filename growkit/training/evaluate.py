@@ -1,13 +1,14 @@
-"""Held-out loss, perplexity and bits per byte."""
+"""Held-out loss, perplexity and bits per byte, of all held-out text and of each source."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from growkit.training.packing import PackedDataset
+from growkit.training.packing import IGNORED, PackedDataset
 
 
 @torch.no_grad()
@@ -20,30 +21,52 @@ def evaluate(
 ) -> dict[str, float]:
     """Mean negative log-likelihood over every predicted token of a packed dataset.
 
-    The first token of a sequence is not predicted. Sums are kept in float64 and weighted by token,
-    so a shorter last batch does not distort the mean; no random numbers are drawn.
+    The first token of a sequence is not predicted, nor that of a separate document. Sums are kept
+    in float64 and weighted by token, so a shorter last batch does not distort the mean; no random
+    numbers are drawn.
+
+    Args:
+        bytes_per_token: average UTF-8 bytes of a token; default: what the dataset knows.
 
     Returns:
-        ``eval_loss`` (nats a token), ``perplexity`` (its exponential, at most e^700) and,
-        when ``bytes_per_token`` of the held-out text is known, ``bits_per_byte``.
+        ``eval_loss`` (nats a token), ``perplexity`` (its exponential, at most e^700) and, when the
+        bytes of the held-out text are known, ``bits_per_byte``; with several sources also
+        ``eval_loss/NAME`` of each.
     """
     training = model.training
     model.eval()
     total, count = 0.0, 0
+    by_source = {}
     try:
-        for start in range(0, len(dataset), batch_size):
-            items = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
-            ids = torch.stack([item["input_ids"] for item in items]).to(model.device)
-            logits = model(input_ids=ids, use_cache=False).logits
-            losses = torch.nn.functional.cross_entropy(
-                logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none"
-            )
-            total += losses.double().sum().item()
-            count += losses.numel()
+        for name, indices in dataset.parts().items():
+            loss, tokens = _sum(model, dataset, indices, batch_size)
+            by_source[f"eval_loss/{name}"] = loss / max(tokens, 1)
+            total, count = total + loss, count + tokens
     finally:
         model.train(training)
-    loss = total / count
-    result = {"eval_loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+    mean = total / count
+    result = {"eval_loss": mean, "perplexity": math.exp(min(mean, 700.0))}
+    bytes_per_token = bytes_per_token or dataset.bytes_per_token
     if bytes_per_token:
-        result["bits_per_byte"] = loss / math.log(2) / bytes_per_token
-    return result
+        result["bits_per_byte"] = mean / math.log(2) / bytes_per_token
+    return result | (by_source if len(by_source) > 1 else {})
+
+
+def _sum(
+    model: Any, dataset: PackedDataset, indices: Sequence[int], batch_size: int
+) -> tuple[float, int]:
+    """(sum of the losses in nats, predicted tokens) of some sequences."""
+    total, count = 0.0, 0
+    for start in range(0, len(indices), batch_size):
+        items = [dataset[i] for i in indices[start : start + batch_size]]
+        batch = {
+            key: torch.stack([item[key] for item in items]).to(model.device) for key in items[0]
+        }
+        labels = batch.pop("labels")[:, 1:].flatten()
+        logits = model(**batch, use_cache=False).logits[:, :-1].flatten(0, 1).float()
+        losses = torch.nn.functional.cross_entropy(
+            logits, labels, ignore_index=IGNORED, reduction="none"
+        )
+        total += losses.double().sum().item()
+        count += int((labels != IGNORED).sum())
+    return total, count

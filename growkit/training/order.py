@@ -1,35 +1,61 @@
-"""The order of samples, as a pure function of seed and step.
+"""The order of samples, as a pure function of seed and position.
 
-Sample g of a run (g = 0, 1, ...) is ``permutation(n, seed, g // n)[g % n]``: one Philox permutation
-of the n sequences an epoch, keyed by (seed, epoch). Step s with G sequences a step reads samples
+Sample g of a run (g = 0, 1, ...) is sample k of one source (see :mod:`growkit.training.mixture`),
+and that is sequence ``permutation(n, seed, k // n)[k % n]`` of the source's n: one Philox
+permutation an epoch, keyed by seed, source and epoch. Step s with G sequences a step reads samples
 ``[s * G, (s + 1) * G)``. So a resumed run needs no replay and no saved sampler state, and a run
-with another batch split of the same G sees the same sequences at every step.
+with another batch split or on another number of processes sees the same sequences.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from functools import lru_cache
 
 import numpy as np
 from torch.utils.data import Sampler
 
-
-@lru_cache(maxsize=2)
-def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of n sequences in an epoch, int64 ``[n]``."""
-    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(n)
+from growkit.training.mixture import Mixture
 
 
-def sample_at(position: int, n: int, seed: int) -> int:
-    """The sequence that is read at a position of the run."""
-    return int(permutation(n, seed, position // n)[position % n])
+@lru_cache(maxsize=8)
+def permutation(n: int, seed: int, epoch: int, source: int = 0) -> np.ndarray:
+    """The order of a source's n sequences in an epoch, int64 ``[n]``."""
+    generator = np.random.Generator(np.random.Philox(key=[seed + (source << 32), epoch]))
+    return generator.permutation(n)
 
 
-def batch_at(step: int, sequences_per_step: int, n: int, seed: int) -> list[int]:
-    """The sequences of one optimizer step."""
-    first = step * sequences_per_step
-    return [sample_at(g, n, seed) for g in range(first, first + sequences_per_step)]
+class SampleOrder:
+    """Which sequence stands at each position of a run; sequences of all sources are counted on.
+
+    Args:
+        sizes: sequences of each source.
+        seed: below 2^32.
+        weights: of each source at the first and the last sample; None for a single source.
+        total: samples of the whole run, for weights that change.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        seed: int,
+        weights: Sequence[tuple[Fraction, Fraction]] | None = None,
+        total: int | None = None,
+    ) -> None:
+        self.sizes, self.seed = list(sizes), seed
+        self._starts = [sum(self.sizes[:i]) for i in range(len(self.sizes))]
+        self._mixture = Mixture(weights, total) if weights and len(self.sizes) > 1 else None
+
+    def __getitem__(self, position: int) -> int:
+        source, number = self._mixture.at(position) if self._mixture else (0, position)
+        n = self.sizes[source]
+        place = permutation(n, self.seed, number // n, source)[number % n]
+        return self._starts[source] + int(place)
+
+    def read(self, samples: int) -> list[int]:
+        """How many of the first ``samples`` are of each source."""
+        return self._mixture.counts(samples) if self._mixture else [samples]
 
 
 class RunSampler(Sampler[int]):
@@ -42,13 +68,12 @@ class RunSampler(Sampler[int]):
 
     def __init__(
         self,
-        n: int,
-        seed: int,
+        order: SampleOrder,
         sequences_per_step: int,
         total_steps: int,
         steps_done: Callable[[], int],
     ) -> None:
-        self.n, self.seed = n, seed
+        self.order = order
         self.sequences_per_step, self.total_steps = sequences_per_step, total_steps
         self.steps_done = steps_done
 
@@ -57,4 +82,4 @@ class RunSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         for position in range(self.steps_done() * self.sequences_per_step, len(self)):
-            yield sample_at(position, self.n, self.seed)
+            yield self.order[position]

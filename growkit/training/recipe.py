@@ -14,8 +14,9 @@ from pydantic import Field, ValidationError, model_validator
 
 from growkit.errors import UsageError
 from growkit.training.recipe_checks import check_averaging, check_schedule, check_thaw
+from growkit.training.recipe_data import DataSection
 from growkit.training.recipe_errors import explain
-from growkit.training.recipe_section import Fraction, Positive, Section
+from growkit.training.recipe_section import Section
 from growkit.training.recipe_training import TrainingSection
 from growkit.yaml_text import parse_yaml, read_text
 
@@ -52,24 +53,6 @@ class TokenizerSection(Section):
                 "give exactly one of 'path' (a folder), 'train_bpe' (a vocabulary size of at "
                 "least 257) and 'bytes: true'"
             )
-        return self
-
-
-class DataSection(Section):
-    """Local text files (.txt, .jsonl, .parquet), or ``sample`` for the built-in text."""
-
-    files: Literal["sample"] | list[Path]
-    text_field: str = "text"
-    sequence_length: Annotated[int, Field(ge=2)] = 512
-    eval_fraction: Fraction = 0.05
-    eval_files: list[Path] = Field(default_factory=list)
-    max_eval_tokens: Positive | None = None
-    cache_dir: Path | None = None
-
-    @model_validator(mode="after")
-    def _something_to_read(self) -> DataSection:
-        if self.files == []:
-            raise ValueError("'files' is empty: name at least one file, or write 'files: sample'")
         return self
 
 
@@ -112,7 +95,7 @@ class Recipe(Section):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as the YAML file would hold them."""
-        return self.model_dump(mode="json", exclude_none=True)
+        return self.model_dump(mode="json", exclude_none=True, by_alias=True)
 
 
 def make_recipe(values: Any, source: str = "recipe", text: str = "") -> Recipe:

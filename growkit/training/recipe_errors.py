@@ -27,17 +27,25 @@ def _line(text: str, location: tuple[int | str, ...]) -> str:
     return "" if line is None else f" line {line}"
 
 
+def _sections_in(annotation: object) -> list[type[BaseModel]]:
+    """The section classes that a field's type names, at any depth."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in typing.get_args(annotation) for found in _sections_in(part)]
+
+
 def _section_of(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
     """The section class in which the last key of ``location`` stands."""
     for step in location[:-1]:
         field = model.model_fields.get(str(step))
-        if field is None:
-            break
-        candidates = (field.annotation, *typing.get_args(field.annotation))
-        for candidate in candidates:
-            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                model = candidate
+        found = _sections_in(field.annotation) if field is not None else []
+        if found:
+            model = found[0]
     return model
+
+
+def _keys(model: type[BaseModel]) -> list[str]:
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def explain(error: ValidationError, model: type[BaseModel], source: str, text: str) -> UsageError:
@@ -49,7 +57,7 @@ def explain(error: ValidationError, model: type[BaseModel], source: str, text: s
     where = f"{source}{_line(text, location)}"
     dotted = ".".join(str(step) for step in location)
     if problem["type"] == "extra_forbidden":
-        valid = list(_section_of(model, location).model_fields)
+        valid = _keys(_section_of(model, location))
         prefix = ".".join(str(step) for step in location[:-1])
         place = f"section {prefix!r}" if prefix else "the recipe"
         return UsageError(

@@ -29,10 +29,9 @@ from typing import Any
 
 from growkit.errors import UsageError
 from growkit.progress import Progress, Reporter, Silent
-from growkit.samples import sample_text
 from growkit.training import checkpoints, metrics
 from growkit.training.grown import new_parameters_of
-from growkit.training.recipe import DataSection, Recipe
+from growkit.training.recipe import Recipe
 from growkit.training.run_folder import (
     DONE,
     check_data,
@@ -41,18 +40,7 @@ from growkit.training.run_folder import (
     resume_point,
 )
 from growkit.training.run_result import TrainingResult, make_result
-from growkit.training.text import Corpus
-
-
-def corpus_of(section: DataSection) -> Corpus:
-    """The documents that a data section names."""
-    return Corpus(
-        files=[] if section.files == "sample" else list(section.files),
-        text=sample_text() if section.files == "sample" else None,
-        text_field=section.text_field,
-        eval_fraction=section.eval_fraction,
-        eval_files=section.eval_files,
-    )
+from growkit.training.sources import Corpus, corpus_of
 
 
 def train(
@@ -103,6 +91,7 @@ def _run(
     reporter: Reporter,
     started: float,
 ) -> TrainingResult:
+    from growkit.training.data_use import data_use, warn_of_repeats
     from growkit.training.models import build_model, publish_model
     from growkit.training.packing import datasets, pack
     from growkit.training.tokenizer import load_tokenizer, tokenizer_fingerprint
@@ -116,9 +105,11 @@ def _run(
         tokenizer_fingerprint(tokenizer_folder),
         recipe.data.cache_dir or folder / "data",
         reporter,
+        workers=recipe.data.workers,
     )
-    check_data(folder, packed.folder.name)
-    train_set, held_out = datasets(packed, recipe.data.sequence_length, recipe.data.max_eval_tokens)
+    check_data(folder, packed.key)
+    train_set, held_out = datasets(packed, recipe.data)
+    warn_of_repeats(recipe, train_set, reporter)
     checkpoint = resume_point(folder / "checkpoints", resume, reporter)
     metrics_file = folder / "metrics.jsonl"
     done = out / DONE
@@ -139,7 +130,6 @@ def _run(
         folder / "checkpoints",
         train_set,
         held_out,
-        bytes_per_token=packed.eval_bytes_per_token,
         tokenizer_folder=tokenizer_folder,
         callbacks=[RunCallback(recipe, metrics_file, lambda: bars[0])],
     )
@@ -163,6 +153,7 @@ def _run(
         "parameters": sum(p.numel() for p in model.parameters()),
         "loss": losses[-1] if losses else None,
         **{k: last.get(k) if last else None for k in ("eval_loss", "perplexity", "bits_per_byte")},
+        "data": data_use(recipe, train_set, steps),
         "recipe": recipe.to_dict(),
     }
     if not metrics.plot_losses([("held-out", rows, 0)], folder / "loss.png", title=out.name):

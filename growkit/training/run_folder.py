@@ -19,6 +19,7 @@ from growkit.training.recipe import Recipe
 MAY_CHANGE = {
     "out",
     "data.cache_dir",
+    "data.workers",
     "training.max_steps",
     "training.max_tokens",
     "training.logging_steps",
@@ -106,6 +107,12 @@ def _check_same(recipe: Recipe, stored: Path, reporter: Reporter) -> None:
         )
     if {"training.max_steps", "training.max_tokens"} & set(changed):
         section = recipe.training
+        if any(len(set(source.weights)) > 1 for source in recipe.data.sources):
+            raise UsageError(
+                "The length of the run changed, and the weights of its mixture change over it: "
+                "the samples so far would have been others.",
+                "Keep the length, or begin anew with --overwrite.",
+            )
         if section.schedule == "cosine":
             reporter.warn(
                 "the length of a cosine schedule changed: the learning rate jumps to the new curve"

@@ -25,6 +25,8 @@ from growkit.errors import GrowkitError
 from growkit.progress import Progress
 from growkit.training import checkpoints
 from growkit.training.averaging import average_into, last_whole
+from growkit.training.data_use import sample_order
+from growkit.training.document_check import DocumentCheck
 from growkit.training.evaluate import evaluate
 from growkit.training.growth_training import GrowthTraining
 from growkit.training.metrics import append_metrics
@@ -97,12 +99,11 @@ class RunTrainer(Trainer):
         train: PackedDataset,
         held_out: PackedDataset | None,
         *,
-        bytes_per_token: float | None,
         tokenizer_folder: Path,
         callbacks: list[TrainerCallback],
     ) -> None:
         self.recipe, self.folder, self.tokenizer_folder = recipe, folder, tokenizer_folder
-        self.held_out, self.bytes_per_token = held_out, bytes_per_token
+        self.held_out = held_out
         self._writing: Path | None = None
         self.optimizer: Any
         self.lr_scheduler: Any
@@ -120,6 +121,8 @@ class RunTrainer(Trainer):
             callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback)
+        if train.separate:
+            self.add_callback(DocumentCheck())
 
     def train(self, resume_from_checkpoint: Any = None, **options: Any) -> Any:
         self._resumed_from = resume_from_checkpoint
@@ -140,8 +143,7 @@ class RunTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> RunSampler:
         return RunSampler(
-            n=len(self.train_dataset),
-            seed=self.recipe.training.seed,
+            order=sample_order(self.recipe, self.train_dataset),
             sequences_per_step=self.recipe.sequences_per_step,
             total_steps=self.recipe.total_steps,
             steps_done=lambda: self.state.global_step,
@@ -189,7 +191,6 @@ class RunTrainer(Trainer):
             self.model,
             self.held_out,
             batch_size=section.per_device_eval_batch_size or section.per_device_train_batch_size,
-            bytes_per_token=self.bytes_per_token,
         )
         if self._averaged:
             metrics["averaged_checkpoints"] = self._averaged
@@ -265,7 +266,7 @@ class RunCallback(TrainerCallback):
             )
         elif "eval_loss" in logs:
             names = ("eval_loss", "perplexity", "bits_per_byte", "averaged_checkpoints")
-            row |= {name: logs[name] for name in names if name in logs}
+            row |= {key: logs[key] for key in logs if key.partition("/")[0] in names}
         else:
             return
         append_metrics(self.metrics, row)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from growkit.training.order import RunSampler, batch_at, permutation, sample_at
+from growkit.training.order import RunSampler, SampleOrder, permutation
 
 Small = st.integers(1, 20)
 PINNED = ([7, 1, 3, 2, 6, 5, 0, 4], [1, 7, 4, 0, 3, 2, 6, 5])
@@ -26,27 +26,27 @@ def test_resumed_sampler_yields_the_rest(
     total = start + more
 
     def sampler(done: int) -> list[int]:
-        return list(RunSampler(n, seed, per_step, total, lambda: done))
+        return list(RunSampler(SampleOrder([n], seed), per_step, total, lambda: done))
 
     assert sampler(0)[start * per_step :] == sampler(start)
-    batches = [batch_at(step, per_step, n, seed) for step in range(total)]
-    assert [i for batch in batches for i in batch] == sampler(0)
 
 
 @settings(max_examples=40, deadline=None)
 @given(n=Small, seed=st.integers(0, 1000), epoch=st.integers(0, 5))
 def test_every_epoch_reads_every_sequence_once(n: int, seed: int, epoch: int) -> None:
-    assert sorted(sample_at(epoch * n + i, n, seed) for i in range(n)) == list(range(n))
+    order = SampleOrder([n], seed)
+    assert sorted(order[epoch * n + i] for i in range(n)) == list(range(n))
 
 
-@pytest.mark.parametrize("other", [{"seed": 1}, {"epoch": 1}])
-def test_seed_and_epoch_matter(other: dict[str, int]) -> None:
+@pytest.mark.parametrize("other", [{"seed": 1}, {"epoch": 1}, {"source": 1}])
+def test_seed_epoch_and_source_matter(other: dict[str, int]) -> None:
     base = {"n": 100, "seed": 0, "epoch": 0}
     assert permutation(**base).tolist() != permutation(**{**base, **other}).tolist()
 
 
 def test_batch_split_does_not_matter() -> None:
-    """4 sequences a step are the same ones, however many are in a micro-batch."""
-    whole = list(RunSampler(50, 3, 4, 10, lambda: 0))
-    assert whole == [i for step in range(10) for i in batch_at(step, 4, 50, 3)]
-    assert len(RunSampler(50, 3, 4, 10, lambda: 7)) == 40
+    """4 sequences a step are the same ones as twice as many steps of 2 read."""
+    order = SampleOrder([50], 3)
+    whole = list(RunSampler(order, 4, 10, lambda: 0))
+    assert whole == list(RunSampler(order, 2, 20, lambda: 0))
+    assert len(RunSampler(order, 4, 10, lambda: 7)) == 40

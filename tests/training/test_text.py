@@ -1,18 +1,15 @@
-"""Readers of the three kinds of files, and a held-out part that training never sees."""
+"""Readers of the kinds of text files, and what folders and patterns stand for."""
 
 from __future__ import annotations
 
-import builtins
 import json
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from growkit.errors import UsageError
-from growkit.training.text import Corpus, cut_tail, read_documents
+from growkit.training.text import check_files, find_files, kind_of, read_documents
 
 
 def write_jsonl(path: Path, texts: list[str], field: str = "text") -> Path:
@@ -57,76 +54,61 @@ def test_bad_files(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not a parquet file"):
         list(read_documents(fake))
     with pytest.raises(UsageError, match=r"unknown kind.*\.txt, \.jsonl, \.parquet"):
-        Corpus(files=[tmp_path / "text.csv"])
+        check_files([tmp_path / "text.csv"])
     with pytest.raises(UsageError, match="does not exist"):
-        Corpus(files=[tmp_path / "absent.txt"])
+        check_files([tmp_path / "absent.txt"])
 
 
 def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_parquet(tmp_path / "a.parquet", TEXTS)
-    original = builtins.__import__
-
-    def refuse(name: str, *rest: Any, **more: Any) -> Any:
-        if name.startswith("pyarrow"):
-            raise ImportError(name)
-        return original(name, *rest, **more)
-
-    monkeypatch.setattr(builtins, "__import__", refuse)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(UsageError, match=r"pip install 'growkit\[data\]'"):
         list(read_documents(path))
 
 
-def test_held_out_rows_are_never_trained_on(tmp_path: Path) -> None:
-    texts = TEXTS + TEXTS[:20]  # exact duplicates must not straddle the split
-    corpus = Corpus(files=[write_jsonl(tmp_path / "a.jsonl", texts)], eval_fraction=0.25)
-    train, held_out = list(corpus.train_documents()), list(corpus.eval_documents())
-    assert sorted(train + held_out) == sorted(texts)
-    assert not set(train) & set(held_out)
-    assert len(set(held_out)) == 10
-    reordered = Corpus(files=[write_jsonl(tmp_path / "b.jsonl", texts[::-1])], eval_fraction=0.25)
-    assert set(reordered.eval_documents()) == set(held_out)
+@pytest.mark.parametrize("ending", ["gz", "zst"])
+def test_compressed_files(tmp_path: Path, ending: str) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    for name, content in (
+        ("a.jsonl", "".join(json.dumps({"text": t}) + "\n" for t in TEXTS).encode()),
+        ("a.txt", "\n".join(TEXTS).encode()),
+    ):
+        path = tmp_path / f"{name}.{ending}"
+        with pyarrow.output_stream(
+            str(path), compression={"gz": "gzip", "zst": "zstd"}[ending]
+        ) as f:
+            f.write(content)
+        assert list(read_documents(path)) == (TEXTS if "jsonl" in name else ["\n".join(TEXTS)])
+        path.write_bytes(path.read_bytes()[:-9])
+        with pytest.raises(UsageError, match="cannot be read to its end"):
+            list(read_documents(path))
+    assert kind_of(Path("x/b.JSONL.GZ")) == ".jsonl" and kind_of(Path("a.parquet.gz")) is None
 
 
-def test_small_fraction_still_holds_out_a_row(tmp_path: Path) -> None:
-    corpus = Corpus(files=[write_jsonl(tmp_path / "a.jsonl", TEXTS)], eval_fraction=0.001)
-    assert len(list(corpus.eval_documents())) == 1
-    one = Corpus(files=[write_jsonl(tmp_path / "b.jsonl", ["x", "x"])])
-    with pytest.raises(UsageError, match=r"only 1 different rows.*eval_files"):
-        list(one.train_documents())
+def test_folders_and_patterns(tmp_path: Path) -> None:
+    for name in ("b/two.jsonl", "a/one.txt", "a/deep/three.txt", "a/notes.md", "four.txt"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+
+    def names(*entries: str) -> list[str]:
+        found = find_files(tmp_path / entry for entry in entries)
+        return [path.relative_to(tmp_path).as_posix() for path in found]
+
+    assert names("") == ["a/deep/three.txt", "a/one.txt", "b/two.jsonl", "four.txt"]
+    assert names("b", "a/*.txt") == ["b/two.jsonl", "a/one.txt"]
+    assert names("**/*.txt") == ["a/deep/three.txt", "a/one.txt", "four.txt"]
+    assert names("four.txt", "") == ["four.txt", "a/deep/three.txt", "a/one.txt", "b/two.jsonl"]
+    with pytest.raises(UsageError, match="No file matches the pattern"):
+        names("c/*.txt")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="holds no text files"):
+        names("empty")
+    (tmp_path / "odd[1].txt").write_text("a name with brackets is no pattern")
+    assert names("odd[1].txt") == ["odd[1].txt"]
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.text(min_size=1), st.floats(0.01, 0.9))
-def test_head_and_tail_are_the_text(text: str, fraction: float) -> None:
-    head, tail = cut_tail(text, fraction)
-    assert head + tail == text
-
-
-def test_tail_of_a_text_file_is_held_out(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    path.write_text("\n".join(f"line {i}" for i in range(1000)))
-    corpus = Corpus(files=[path], eval_fraction=0.1)
-    (train,), (held_out,) = corpus.train_documents(), corpus.eval_documents()
-    assert train + held_out == path.read_text()
-    assert held_out.startswith("line ") and train.endswith("\n")
-    assert 0.09 < len(held_out) / len(train + held_out) < 0.12
-
-
-def test_separate_held_out_files(tmp_path: Path) -> None:
-    first, second = tmp_path / "a.txt", write_jsonl(tmp_path / "b.jsonl", TEXTS)
-    first.write_text("train on me")
-    corpus = Corpus(files=[first], eval_files=[second])
-    assert list(corpus.train_documents()) == ["train on me"]
-    assert list(corpus.eval_documents()) == TEXTS
-    with pytest.raises(UsageError, match=r"in data\.files and in data\.eval_files"):
-        Corpus(files=[first, second], eval_files=[tmp_path / "." / "b.jsonl"])
-    assert list(Corpus(files=[first], eval_fraction=0).eval_documents()) == []
-
-
-def test_fingerprint_is_of_the_content(tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "a.jsonl", TEXTS)
-    before = Corpus(files=[path]).fingerprint()
-    assert Corpus(files=[path]).fingerprint() == before
-    assert Corpus(files=[path], eval_fraction=0.3).fingerprint() != before
-    write_jsonl(path, [*TEXTS[:-1], "document 39\nwith two lines, naive café"])
-    assert Corpus(files=[path]).fingerprint() != before
+def test_half_a_surrogate_pair_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a\\ud83d b"}\n')
+    assert list(read_documents(path)) == ["a? b"]
