@@ -36,7 +36,7 @@ FLAGS: dict[str, Any] = {
     "layers": _size("Layers (encoder's, where there are two stacks); see --depth-method."),
     "decoder_layers": _size("Layers of an encoder-decoder's decoder."),
     "ffn": _size("FFN width (intermediate_size)."),
-    "hidden": _size("Hidden size, a whole multiple (HyperCloning)."),
+    "hidden": _size("Hidden size: whole multiples by copies, any other by padding."),
     "experts": _size("Experts: copies of the FFN with a new router, or copies of experts."),
     "experts_per_token": Annotated[
         int | None,
@@ -54,6 +54,7 @@ FLAGS: dict[str, Any] = {
         ),
     ],
     "depth_method": _choice("identity (exact), stack, interpolate or solar. Default: identity."),
+    "hidden_method": _choice("tile (copies), pad (any size) or auto. Default: auto."),
     "layer_placement": _choice("even, end, or indices such as 3,7,11. Default: even."),
     "new_heads": _choice("copy, or zero: random heads with zero output. Default: copy."),
     "new_units": _choice("copy, or zero: random FFN units with zero output. Default: copy."),

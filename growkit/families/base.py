@@ -22,15 +22,25 @@ class Dim:
         layout: its units, from the sizes.
         consumes: False when the tensor *produces* these units (copies are plain copies), True when
             it *reads* them (copies share the weight).
+        normed: gain or bias of a norm over these units: it produces them, but does not write them
+            to the residual stream.
+        keys: (axis, part) of the units that are attention keys: the other factor of a score.
     """
 
     layout: Layout
     consumes: bool = False
+    normed: bool = False
+    keys: tuple[tuple[str, int], ...] = ()
 
 
-def produces(layout: Layout) -> Dim:
-    """Rows of a projection, a norm gain, a bias: a copied unit copies its entries."""
-    return Dim(layout)
+def produces(layout: Layout, *, keys: tuple[tuple[str, int], ...] = ()) -> Dim:
+    """Rows of a projection, a bias: a copied unit copies its entries."""
+    return Dim(layout, keys=keys)
+
+
+def normalises(layout: Layout) -> Dim:
+    """Gain or bias of a norm over an axis."""
+    return Dim(layout, normed=True)
 
 
 def consumes(layout: Layout) -> Dim:
@@ -88,6 +98,12 @@ class Tensor:
     def per_layer(self) -> bool:
         return "{layer}" in self.name
 
+    @property
+    def is_gain(self) -> bool:
+        """The gain of a norm over the residual stream."""
+        scales = self.init == "ones" or self.gain_offset != 0.0
+        return scales and any(dim.normed for dim in self.dims)
+
     def per_expert(self, sizes: Sizes) -> tuple[Tensor, ...]:
         """The tensor of every expert where each stores its own, otherwise the tensor itself."""
         if "{expert}" not in self.name:
@@ -130,6 +146,25 @@ class Link:
     indices: Callable[[Sizes], IntArray]
 
 
+@dataclass(frozen=True)
+class Norm:
+    """The norms over the residual stream, as padding it has to know them.
+
+    Attributes:
+        eps_field: config field of their epsilon; None where the class has a constant.
+        eps: what the class assumes where the config is silent.
+        centred: they subtract the mean (LayerNorm); else RMSNorm.
+        shared_with: other norms that read the same field, in words; empty where there are none.
+        shared_inputs: roles of the tensors that make what those norms read.
+    """
+
+    eps_field: str | None = "rms_norm_eps"
+    eps: float = 1e-6
+    centred: bool = False
+    shared_with: str = ""
+    shared_inputs: tuple[str, ...] = ()
+
+
 def no_facts(names: Collection[str]) -> dict[str, int]:
     """The config alone says what the family is made of."""
     return {}
@@ -159,6 +194,7 @@ class Family:
         stacks: the stacks of layers, in the order in which a token passes them.
         ties_by_values: the class ties the output projection to the embedding whenever a
             checkpoint stores no other values for it, whatever the config says.
+        norm: how the residual stream is normalised.
         sqrt_embedding_scale: the class multiplies embeddings by sqrt(hidden_size).
         kv_elements: elements per token of one KV cache of a layer.
         attention_flops: FLOPs of scores and values per token, attention block and unit of context.
@@ -187,6 +223,7 @@ class Family:
     stacks: tuple[Stack, ...] = (Stack(),)
     stored_facts: Callable[[Collection[str]], dict[str, int]] = no_facts
     ties_by_values: bool = False
+    norm: Norm = Norm()
     sqrt_embedding_scale: bool = False
     sqrt_head_divisor: Callable[[Sizes], bool] = field(default=lambda sizes: False)
     refusal: Callable[[Config, Sizes], str | None] = no_objection

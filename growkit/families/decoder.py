@@ -12,9 +12,11 @@ from growkit.families.base import (
     Family,
     LayerRule,
     Link,
+    Norm,
     Tensor,
     always,
     consumes,
+    normalises,
     produces,
     required,
 )
@@ -25,11 +27,13 @@ ATTENTION = LAYER + "self_attn."
 vocab = produces(fixed(lambda sizes: sizes["vocab"]))
 hidden_out = produces(plain("hidden"))
 hidden_in = consumes(plain("hidden"))
+hidden_normed = normalises(plain("hidden"))
 ffn_out = produces(plain("ffn"))
 ffn_in = consumes(plain("ffn"))
 gate_up_rows = produces(split_parts("ffn", 2, one))  # all gates, then all ups
 query_rows = produces(plain("query_head", head_dim))
 kv_rows = produces(plain("kv_head", head_dim))
+key_rows = produces(plain("kv_head", head_dim), keys=(("kv_head", 0),))
 query_columns = consumes(plain("query_head", head_dim))
 
 
@@ -56,7 +60,7 @@ def norm(role: str, name: str, *, gain_offset: float = 0.0, closes_block: bool =
         closes_block: the norm is the last thing before its block joins the residual stream.
     """
     init = "zeros" if gain_offset else "ones"
-    return Tensor(role, name, (hidden_out,), always, closes_block, init, gain_offset)
+    return Tensor(role, name, (hidden_normed,), always, closes_block, init, gain_offset)
 
 
 def outer_tensors(gain_offset: float = 0.0) -> tuple[Tensor, ...]:
@@ -85,11 +89,11 @@ def attention_tensors(*, writes_residual: bool = True) -> tuple[Tensor, ...]:
     bias, output_bias = flag("attention_bias"), flag("output_bias")
     return (
         Tensor("q", ATTENTION + "q_proj.weight", (query_rows, hidden_in)),
-        Tensor("k", ATTENTION + "k_proj.weight", (kv_rows, hidden_in)),
+        Tensor("k", ATTENTION + "k_proj.weight", (key_rows, hidden_in)),
         Tensor("v", ATTENTION + "v_proj.weight", (kv_rows, hidden_in)),
         output_projection(writes_residual=writes_residual),
         Tensor("q_bias", ATTENTION + "q_proj.bias", (query_rows,), bias, init="zeros"),
-        Tensor("k_bias", ATTENTION + "k_proj.bias", (kv_rows,), bias, init="zeros"),
+        Tensor("k_bias", ATTENTION + "k_proj.bias", (key_rows,), bias, init="zeros"),
         Tensor("v_bias", ATTENTION + "v_proj.bias", (kv_rows,), bias, init="zeros"),
         Tensor(
             "o_bias",
@@ -131,6 +135,12 @@ def ffn_biases() -> tuple[Tensor, ...]:
         Tensor("up_bias", LAYER + "mlp.up_proj.bias", (ffn_out,), bias, init="zeros"),
         Tensor("down_bias", LAYER + "mlp.down_proj.bias", (hidden_out,), bias, True, "zeros"),
     )
+
+
+def norm_shared_with_heads(eps: float = 1e-6) -> Norm:
+    """RMSNorms whose rms_norm_eps the norms of query and key heads read too."""
+    inputs = ("q", "k", "q_bias", "k_bias")
+    return Norm("rms_norm_eps", eps, False, "the norms of query and key heads", inputs)
 
 
 def head_norm_tensors(gain_offset: float = 0.0) -> tuple[Tensor, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from growkit.errors import UsageError
 from growkit.families import differential as diff
-from growkit.families.base import Config, Family, produces, required
+from growkit.families.base import Config, Family, Norm, produces, required
 from growkit.families.decoder import (
     basic_fields,
     basic_sizes,
@@ -79,6 +79,7 @@ DIFFLLAMA = Family(
     config_fields=_fields,
     kv_elements=lambda sizes: 4 * sizes["kv_head"] * sizes["head_dim"],
     attention_flops=diff.attention_flops,
+    norm=Norm("rms_norm_eps", 1e-5, False, "the norms of the heads' outputs", ("v",)),
     refusal=_refusal,
     lambda_init=lambda config, layer: diff_lambda_init(layer),
     lambda_scale_role="o",

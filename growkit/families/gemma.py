@@ -17,6 +17,7 @@ from growkit.families.decoder import (
     head_norm_tensors,
     hidden_holds_heads,
     norm,
+    norm_shared_with_heads,
     outer_tensors,
     sizes_with,
 )
@@ -53,5 +54,6 @@ GEMMA3 = decoder(
     model_type="gemma3_text",
     refusal=hidden_holds_heads("Gemma3TextConfig"),
     layer_rules={"layer_types": full_attention_every(6, "sliding_window_pattern")},
+    norm=norm_shared_with_heads(),
     sqrt_embedding_scale=True,
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from growkit.families.base import Config
+from growkit.families.base import Config, Norm
 from growkit.families.decoder import (
     NO_BIASES,
     attention_tensors,
@@ -49,6 +49,7 @@ MIXTRAL = decoder(
     ),
     _sizes,
     config_fields=_fields,
+    norm=Norm(eps=1e-5),
     refusal=aligned("mixtral", "intermediate_size"),
     stored_facts=stored_layout,
 )

@@ -15,6 +15,7 @@ from growkit.families.decoder import (
     gated_ffn_tensors,
     kv_rows,
     norm,
+    norm_shared_with_heads,
     outer_tensors,
     query_rows,
     sizes_with,
@@ -32,6 +33,9 @@ TENSORS = (
 )
 
 
+NORM = norm_shared_with_heads(1e-5)
+
+
 def heads_normed_together(sizes: Sizes) -> tuple[str, ...]:
     """The norms over all heads keep their mean square only if all are copied equally often."""
     return ("query_head", "kv_head")
@@ -41,5 +45,6 @@ OLMO2 = decoder(
     "olmo2",
     TENSORS,
     sizes_with(facts={"mlp_bias": 0}),
+    norm=NORM,
     full_copies_only=heads_normed_together,
 )

@@ -6,12 +6,13 @@ Source: transformers ``models/olmo3`` (5.23).
 from __future__ import annotations
 
 from growkit.families.decoder import decoder, full_attention_every, sizes_with
-from growkit.families.olmo2 import TENSORS, heads_normed_together
+from growkit.families.olmo2 import NORM, TENSORS, heads_normed_together
 
 OLMO3 = decoder(
     "olmo3",
     TENSORS,
     sizes_with(facts={"mlp_bias": 0}),
+    norm=NORM,
     full_copies_only=heads_normed_together,
     layer_rules={"layer_types": full_attention_every(4)},
 )

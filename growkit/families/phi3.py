@@ -6,7 +6,7 @@ value heads; rows of gate_up_proj: all gates, all ups.
 
 from __future__ import annotations
 
-from growkit.families.base import Config, Tensor, produces
+from growkit.families.base import Config, Norm, Tensor, produces
 from growkit.families.decoder import (
     ATTENTION,
     LAYER,
@@ -22,7 +22,9 @@ from growkit.families.decoder import (
 )
 from growkit.families.layout import Sizes, head_dim, sections
 
-qkv_rows = produces(sections((("query_head", 0), ("kv_head", 0), ("kv_head", 1)), head_dim))
+qkv_rows = produces(
+    sections((("query_head", 0), ("kv_head", 0), ("kv_head", 1)), head_dim), keys=(("kv_head", 0),)
+)
 
 
 def _refusal(config: Config, sizes: Sizes) -> str | None:
@@ -52,5 +54,6 @@ PHI3 = decoder(
         down_projection(),
     ),
     sizes_with(facts=NO_BIASES),
+    norm=Norm(eps=1e-5),
     refusal=_refusal,
 )

@@ -11,6 +11,7 @@ from growkit.families.decoder import (
     decoder,
     gated_ffn_tensors,
     head_norm_tensors,
+    norm_shared_with_heads,
     norm_tensors,
     outer_tensors,
     sizes_with,
@@ -44,6 +45,7 @@ QWEN3 = decoder(
         *gated_ffn_tensors(),
     ),
     sizes_with({"num_key_value_heads": 32, "head_dim": 128}, {"mlp_bias": 0}),
+    norm=norm_shared_with_heads(),
     layer_rules={"layer_types": _layer_types},
     layer_counts=("max_window_layers",),
 )

@@ -18,6 +18,7 @@ from typing import Any
 from growkit.families.base import (
     Config,
     Family,
+    Norm,
     Stack,
     Tensor,
     always,
@@ -31,7 +32,9 @@ from growkit.families.decoder import (
     ffn_out,
     flag,
     hidden_in,
+    hidden_normed,
     hidden_out,
+    key_rows,
     kv_rows,
     query_columns,
     query_rows,
@@ -101,7 +104,7 @@ def _refusal(config: Config, sizes: Sizes) -> str | None:
 
 
 def _norm(role: str, name: str, stack: str) -> Tensor:
-    return Tensor(role, name, (hidden_out,), init="ones", stack=stack)
+    return Tensor(role, name, (hidden_normed,), init="ones", stack=stack)
 
 
 def _attention(role: str, name: str, stack: str) -> tuple[Tensor, ...]:
@@ -110,7 +113,7 @@ def _attention(role: str, name: str, stack: str) -> tuple[Tensor, ...]:
     return (
         _norm(f"{role}input_norm", outside + "layer_norm.weight", stack),
         Tensor(f"{role}q", inside + "q.weight", (query_rows, hidden_in), stack=stack),
-        Tensor(f"{role}k", inside + "k.weight", (kv_rows, hidden_in), stack=stack),
+        Tensor(f"{role}k", inside + "k.weight", (key_rows, hidden_in), stack=stack),
         Tensor(f"{role}v", inside + "v.weight", (kv_rows, hidden_in), stack=stack),
         Tensor(
             f"{role}o", inside + "o.weight", (hidden_out, query_columns), always, True, stack=stack
@@ -169,6 +172,7 @@ T5 = Family(
     kv_elements=lambda sizes: 2 * sizes["kv_head"] * sizes["head_dim"],
     attention_flops=lambda sizes: 4 * sizes["query_head"] * sizes["head_dim"],
     per_layer_fields=(),
+    norm=Norm("layer_norm_epsilon"),
     sqrt_head_divisor=lambda sizes: bool(sizes["scaled_head"]),
     refusal=_refusal,
     aliases={

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from growkit.surgery.growth import (
     ModelShape,
     Operator,
 )
+from growkit.surgery.new_units import NewUnits
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,16 @@ class ComposedGrowth:
         sizes: sizes of the grown model.
         axes: map of every axis that grew, from the source to the grown model.
         stacks: for each stack of layers, the source of every layer of the grown model.
+        new_units: what new units of an axis hold, where it is not random and read with zero.
         noise_copies: copies of each old noise map that a signal head subtracts.
         expert_copies: copies of every old expert that are chosen together and share its output.
         family: name of the family of the grown model, when it is another one.
         final_norm_factor: factor on the final norm's gain.
         embedding_factor: factor on the input embedding.
+        norm_factor: factor on the gain of every norm over the residual stream.
+        stream_factor: factor on everything that writes the residual stream.
+        key_factor: factor on whatever makes attention keys.
+        config: config fields to rewrite, beside the sizes.
         exactness: the worst of the steps.
     """
 
@@ -43,9 +50,14 @@ class ComposedGrowth:
     sizes: dict[str, int]
     axes: dict[str, AxisMap]
     stacks: dict[str, LayerMap]
+    new_units: dict[str, NewUnits]
     noise_copies: int
     final_norm_factor: float
     embedding_factor: float
+    norm_factor: float
+    stream_factor: float
+    key_factor: float
+    config: dict[str, Any]
     exactness: Exactness
     expert_copies: int = 1
     family: str | None = None
@@ -76,10 +88,15 @@ def compose(operators: Sequence[Operator], shape: ModelShape) -> ComposedGrowth:
         stack.axis: tuple(LayerSource(i, "kept") for i in range(sizes[stack.axis]))
         for stack in shape.family.stacks
     }
+    new_units: dict[str, NewUnits] = {}
+    config: dict[str, Any] = {}
     steps = []
     for operator in operators:
-        growth = operator.apply(replace(shape, sizes=dict(sizes)))
+        reached = replace(shape, sizes=dict(sizes), config={**shape.config, **config})
+        growth = operator.apply(reached)
         steps.append(growth)
+        new_units.update(growth.new_units)
+        config.update(growth.config)
         for axis, axis_map in growth.axes.items():
             axes[axis] = axes[axis].then(axis_map) if axis in axes else axis_map
             sizes[axis] = axis_map.new_size
@@ -97,11 +114,16 @@ def compose(operators: Sequence[Operator], shape: ModelShape) -> ComposedGrowth:
         sizes=sizes,
         axes=axes,
         stacks=stacks,
+        new_units=new_units,
         noise_copies=noise_copies,
         final_norm_factor=prod(step.final_norm_factor for step in steps),
         embedding_factor=prod(step.embedding_factor for step in steps),
         expert_copies=prod(step.expert_copies for step in steps),
         family=next((step.family for step in steps if step.family), None),
+        norm_factor=prod(step.norm_factor for step in steps),
+        stream_factor=prod(step.stream_factor for step in steps),
+        key_factor=prod(step.key_factor for step in steps),
+        config=config,
         exactness=reduce(Exactness.worst, (s.exactness for s in steps), Exactness.BIT_EXACT),
     )
 

@@ -32,12 +32,14 @@ def grown_config(
             grown[other] = value
             if field not in grown:
                 continue
-        if value != before.get(field) or (field in grown and grown[field] != value):
+        stated = value is not None and field in grown
+        if value != before.get(field) or (stated and grown[field] != value):
             grown[field] = value
     heads_grow = any(axis.endswith("_head") for axis in growth.axes)
     if "head_dim" in after and (heads_grow or "hidden" in growth.axes):
         # From here on hidden_size / num_attention_heads is no longer the head_dim.
         grown["head_dim"] = growth.sizes["head_dim"]
+    grown.update(growth.config)
     if growth.layers_moved:
         _map_layers(grown, family, source_sizes["layer"], [s.source for s in growth.layers])
     if not _reads_back(grown, family, growth):

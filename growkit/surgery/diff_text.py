@@ -75,7 +75,7 @@ def _text(group: Group) -> str:
 
 
 def _dim_text(label: str, dim: dict[str, Any], figures: Difference, kept: str) -> str:
-    old, copies, new = (_joined(dim.get(kind, [])) for kind in ("old", "copies", "new"))
+    old, copies = (_joined(dim.get(kind, [])) for kind in ("old", "copies"))
     if dim["shared"]:
         shares = "; ".join(
             f"share mean {', '.join(f'{part:.2f}' for part in parts)}"
@@ -90,8 +90,9 @@ def _dim_text(label: str, dim: dict[str, Any], figures: Difference, kept: str) -
         text = f"{label} {old} {kept}"
         if copies:
             text += f", {copies} copies"
-    if new:
-        text += f", {new} new"
+    for kind, label in (("new", "new"), ("zero", "new (zero)"), ("mean", "new (mean of the old)")):
+        if ranges := dim.get(kind):
+            text += f", {_joined(ranges)} {label}"
     return text
 
 

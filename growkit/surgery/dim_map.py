@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 
 from growkit.errors import GrowkitError
+from growkit.families.base import Dim
 from growkit.families.layout import IntArray, Units
 from growkit.surgery.axis_map import NEW, AxisMap, copy_multiplicity, copy_rank
+from growkit.surgery.new_units import SILENT, Fill, NewUnits
 
 Run = tuple[int, int, int]
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -24,12 +28,17 @@ class DimMap:
         block: elements a unit.
         consumes: copies share the weight (True) or are equal (False).
         old_width: elements of the old dimension.
+        fill: what each ``NEW`` unit holds (:class:`Fill`); shape [units]. None: ``INIT`` where the
+            dimension produces, ``ZERO`` where it consumes.
+        scale: factor on each unit (keys, when head_dim grows); shape [units]. None: all one.
     """
 
     source: IntArray
     block: int
     consumes: bool
     old_width: int
+    fill: IntArray | None = None
+    scale: npt.NDArray[np.float64] | None = None
 
     @property
     def width(self) -> int:
@@ -59,12 +68,37 @@ class DimMap:
         """
         return runs_of(self.source, self.block)
 
+    def new(self, fill: Fill) -> Mask:
+        """Elements of the units without a source that hold ``fill``; shape [width]."""
+        silent = SILENT.consumed if self.consumes else SILENT.produced
+        held = np.full(len(self.source), silent) if self.fill is None else self.fill
+        return np.repeat((self.source == NEW) & (held == fill), self.block)
+
+    @cached_property
+    def fills(self) -> tuple[Fill, ...]:
+        """What new units hold, whatever occurs."""
+        return tuple(fill for fill in Fill if self.new(fill).any())
+
+    @cached_property
+    def element_scale(self) -> npt.NDArray[np.float64] | None:
+        """Factor on each element; shape [width]. None: all one."""
+        return None if self.scale is None else np.repeat(self.scale, self.block)
+
+    @property
+    def computes(self) -> bool:
+        """Its entries cannot be copied as bytes or drawn without looking at others."""
+        return self.shares or self.scale is not None or Fill.MEAN in self.fills
+
     @property
     def new_ranges(self) -> list[tuple[int, int]]:
         """[start, end) of written elements that are new units or further copies."""
-        is_new = (self.source == NEW) | (self.rank > 0)
-        edges = np.flatnonzero(np.diff(np.concatenate([[False], is_new, [False]]).astype(np.int8)))
-        return [(int(a) * self.block, int(b) * self.block) for a, b in edges.reshape(-1, 2)]
+        return ranges_of(np.repeat((self.source == NEW) | (self.rank > 0), self.block))
+
+
+def ranges_of(here: Mask) -> list[tuple[int, int]]:
+    """[start, end) of the runs of True."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], here, [False]]).astype(np.int8)))
+    return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
 
 
 def runs_of(source: IntArray, block: int) -> tuple[Run, ...]:
@@ -80,15 +114,31 @@ def runs_of(source: IntArray, block: int) -> tuple[Run, ...]:
     )
 
 
-def map_dim(old: Units, new: Units, axes: Mapping[str, AxisMap], consumes: bool) -> DimMap | None:
+def map_dim(
+    old: Units,
+    new: Units,
+    axes: Mapping[str, AxisMap],
+    dim: Dim,
+    rules: Mapping[str, NewUnits] | None = None,
+    key_factor: float = 1.0,
+) -> DimMap | None:
     """The map from a dimension laid out as ``old`` to one laid out as ``new``.
 
-    Returns None when nothing moves.
+    Args:
+        old, new: units before and after.
+        axes: maps of the axes that grow; ``head_dim`` maps the channels inside a head.
+        dim: which dimension it is.
+        rules: what new units of an axis hold, where that is not :data:`SILENT`.
+        key_factor: on the entries of attention keys.
+
+    Returns:
+        None when nothing moves.
     """
-    if old.block != new.block:
-        raise GrowkitError(f"a unit of {old.block} elements cannot become one of {new.block}")
-    positions = _positions(old)
+    rules = rules or {}
     source = np.full(len(new), NEW, dtype=np.int64)
+    fill = np.full(len(new), SILENT.of(dim), dtype=np.int64)
+    is_key = np.zeros(len(new), np.bool_)
+    positions = _positions(old)
     for code, axis in enumerate(new.axes):
         here = new.axis == code
         index = new.index[here]
@@ -97,9 +147,33 @@ def map_dim(old: Units, new: Units, axes: Mapping[str, AxisMap], consumes: bool)
         table = positions[axis]
         found = np.where(index == NEW, NEW, table[new.part[here], np.maximum(index, 0)])
         source[here] = found
-    if len(old) == len(new) and bool((source == np.arange(len(new))).all()):
+        fill[here] = rules.get(axis, SILENT).of(dim)
+        for key_axis, part in dim.keys:
+            is_key |= here & (new.part == part) & (axis == key_axis)
+    block = new.block
+    if old.block != new.block:
+        channels = axes.get("head_dim")
+        if channels is None or (channels.old_size, channels.new_size) != (old.block, new.block):
+            raise GrowkitError(f"a unit of {old.block} elements cannot become one of {new.block}")
+        rule = rules.get("head_dim", SILENT)
+        inside = np.where(is_key, rule.keys, rule.of(dim))
+        source, fill = _channels(source, fill, channels.source, old.block, inside)
+        is_key, block = np.repeat(is_key, block), 1
+    if len(source) * block == old.width and bool((source == np.arange(len(source))).all()):
         return None
-    return DimMap(source, new.block, consumes, old.width)
+    scale = np.where(is_key, key_factor, 1.0) if key_factor != 1.0 and is_key.any() else None
+    return DimMap(source, block, dim.consumes, old.width, fill, scale)
+
+
+def _channels(
+    source: IntArray, fill: IntArray, inner: IntArray, old_block: int, inside: IntArray
+) -> tuple[IntArray, IntArray]:
+    """Sources and fills of single channels, where units grow ``inside``."""
+    whole, part = source[:, None], inner[None, :]
+    new_unit, new_channel = whole == NEW, part == NEW
+    elements = np.where(new_unit | new_channel, NEW, whole * old_block + part)
+    filled = np.where(~new_unit & new_channel, inside[:, None], fill[:, None])
+    return elements.reshape(-1), filled.reshape(-1)
 
 
 def _positions(units: Units) -> dict[str, IntArray]:

@@ -17,14 +17,20 @@ import numpy as np
 import numpy.typing as npt
 
 from growkit.checkpoint import DTYPES, ShardWriter, TensorInfo
-from growkit.surgery.axis_map import NEW
-from growkit.surgery.expand import ColumnMoves, RowTargets, expand_rows
+from growkit.surgery.expand import ColumnMoves, RowTargets, expand_rows, rescale, row_scale
 from growkit.surgery.expert_share import part_of
-from growkit.surgery.fresh import block_rows, constant, fresh_rows, normal
+from growkit.surgery.fresh import (
+    NewColumns,
+    NewRows,
+    block_rows,
+    constant,
+    fresh_rows,
+    normal,
+)
 from growkit.surgery.lambdas import change_lambda
+from growkit.surgery.new_units import Fill
 from growkit.surgery.non_finite import FiniteCheck
 from growkit.surgery.plan import Plan, TensorPlan
-from growkit.surgery.split import compute_dtype
 
 Array = npt.NDArray[Any]
 Advance = Callable[[int], None]
@@ -102,7 +108,7 @@ class _Work:
             self._write_lambda(tensor)
         elif len(tensor.output.shape) == 1:
             self._write_vector(tensor)
-        elif tensor.factor == 1.0 and tensor.dims[-1] is None and not _shares_rows(tensor):
+        elif tensor.factor == 1.0 and tensor.dims[-1] is None and not _computes_rows(tensor):
             self._copy_rows(tensor)
         else:
             self._write_matrix(tensor)
@@ -131,9 +137,7 @@ class _Work:
             for _, offset, place, count in targets.within(first, first + len(block)):
                 self._put(tensor, place, block[offset : offset + count])
                 self.advance(count)
-        for old, new, count in rows.runs if rows else ():
-            if old == NEW:
-                self._initialise_rows(tensor, new, count)
+        self._write_new_rows(tensor, NewRows(rows, 0))
 
     def _copy_in_kernel(self, tensor: TensorPlan, info: TensorInfo, nbytes: int) -> None:
         """Nothing moves and nothing is left to check."""
@@ -155,6 +159,19 @@ class _Work:
         for offset, block in fresh_rows(self.plan, tensor, first, count):
             self._put(tensor, offset, block)
         self.advance(count * (tensor.nbytes // tensor.output.shape[0]))
+
+    def _write_new_rows(self, tensor: TensorPlan, rows: NewRows) -> None:
+        row_bytes = tensor.nbytes // tensor.output.shape[0]
+        for first, count, fill in rows.runs:
+            if fill == Fill.INIT:
+                self._initialise_rows(tensor, first, count)
+                continue
+            if fill == Fill.MEAN:
+                mean = rows.mean(_stored(tensor))
+                for row in range(first, first + count):
+                    self._put(tensor, row * row_bytes, mean)
+            # Zeros stay a hole.
+            self.advance(count * row_bytes)
 
     # -- small tensors --------------------------------------------------------------------------
 
@@ -186,21 +203,15 @@ class _Work:
             self.finite.look(tensor.source, vector)
         moves = ColumnMoves(tensor.dims[0])
         grown = moves.apply(vector, self.plan.symmetry, tensor.output.name, 0)
-        if tensor.dims[0] is not None and not tensor.dims[0].consumes:
-            new = np.repeat(tensor.dims[0].source == NEW, tensor.dims[0].block)
-            if new.any() and tensor.init != "zeros":
-                fill = normal(self.plan, tensor, 0, grown.shape) if tensor.init == "normal" else 1
-                grown = np.where(new, fill, grown).astype(grown.dtype)
-        self.writer.write(tensor.output.name, 0, self._scaled(tensor, grown))
+        entries = tensor.dims[0]
+        if entries is not None and (new := entries.new(Fill.INIT)).any() and tensor.init != "zeros":
+            fill = normal(self.plan, tensor, 0, grown.shape) if tensor.init == "normal" else 1
+            grown = np.where(new, fill, grown).astype(grown.dtype)
+        scale = entries.element_scale if entries is not None else None
+        grown = rescale(grown, tensor.factor, tensor.gain_offset, _stored(tensor), columns=scale)
+        NewColumns(self.plan, tensor).average(grown)
+        self.writer.write(tensor.output.name, 0, grown)
         self.advance(tensor.nbytes)
-
-    def _scaled(self, tensor: TensorPlan, block: Array) -> Array:
-        if tensor.factor == 1.0:
-            return block
-        wide = block.astype(np.float64 if tensor.gain_offset else compute_dtype(block.dtype))
-        stored = DTYPES[tensor.output.dtype].numpy  # wider than the source for small gains
-        offset = wide.dtype.type(tensor.gain_offset)
-        return ((wide + offset) * wide.dtype.type(tensor.factor) - offset).astype(stored)
 
     # -- matrices with arithmetic ---------------------------------------------------------------
 
@@ -212,9 +223,12 @@ class _Work:
         dtype = DTYPES[info.dtype].numpy
         assert dtype is not None
         old_rows, old_width = info.shape[-2:]
-        row_bytes = tensor.output.shape[1] * dtype.itemsize
+        stored = _stored(tensor)
+        row_bytes = tensor.output.shape[1] * stored.itemsize
         step = block_rows(old_width)
         targets, moves = RowTargets(rows, old_rows), ColumnMoves(columns)
+        new_columns, new_rows = NewColumns(self.plan, tensor), NewRows(rows, tensor.output.shape[1])
+        scales = row_scale(rows, old_rows), columns.element_scale if columns else None
         for position, first, block in self._blocks(tensor, (old_rows, old_width), dtype, step):
             if self.stop.is_set():
                 raise Stopped
@@ -222,18 +236,21 @@ class _Work:
             variants = [block]
             if rows is not None and rows.shares:
                 variants = expand_rows(block, rows, first, self.plan.symmetry, tensor.key, position)
-            grown = [
-                self._scaled(tensor, moves.apply(v, self.plan.symmetry, tensor.key, position))
-                for v in variants
-            ]
+            grown = []
+            row_factor = None if scales[0] is None else scales[0][first : first + len(block)]
+            for part, variant in enumerate(variants):
+                moved = moves.apply(variant, self.plan.symmetry, tensor.key, position)
+                moved = rescale(
+                    moved, tensor.factor, tensor.gain_offset, stored, row_factor, scales[1]
+                )
+                new_columns.fill(moved, position, part)
+                grown.append(moved)
             for rank, offset, row, count in targets.within(first, first + len(block)):
-                part = grown[rank if len(grown) > 1 else 0][offset : offset + count]
-                self._put(tensor, row * row_bytes, part)
-                self.advance(part.nbytes)
-        if rows is not None:
-            for old, new, count in rows.runs:
-                if old == NEW:
-                    self._initialise_rows(tensor, new, count)
+                written = grown[rank if len(grown) > 1 else 0][offset : offset + count]
+                self._put(tensor, row * row_bytes, written)
+                new_rows.add(written)
+                self.advance(written.nbytes)
+        self._write_new_rows(tensor, new_rows)
 
     def _blocks(
         self, tensor: TensorPlan, shape: tuple[int, int], dtype: np.dtype[Any], step: int
@@ -264,6 +281,12 @@ class _Work:
         return buffer[:nbytes]
 
 
-def _shares_rows(tensor: TensorPlan) -> bool:
+def _stored(tensor: TensorPlan) -> np.dtype[Any]:
+    dtype = DTYPES[tensor.output.dtype].numpy
+    assert dtype is not None
+    return dtype
+
+
+def _computes_rows(tensor: TensorPlan) -> bool:
     rows = tensor.dims[0]
-    return rows is not None and rows.shares
+    return rows is not None and rows.computes

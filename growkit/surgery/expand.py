@@ -11,6 +11,7 @@ import numpy.typing as npt
 from growkit.families.layout import IntArray
 from growkit.surgery.axis_map import NEW
 from growkit.surgery.dim_map import DimMap
+from growkit.surgery.split import compute_dtype
 from growkit.surgery.symmetry import Symmetry, shares
 
 Array = npt.NDArray[Any]
@@ -48,8 +49,8 @@ class RowTargets:
 class ColumnMoves:
     """A column map, worked out once and applied to many blocks; None moves nothing.
 
-    New columns are zero. Units with several readers are shared by the symmetry; producers are
-    copied as they are.
+    New columns are zero at first. Units with several readers are shared by the symmetry; producers
+    are copied as they are.
     """
 
     def __init__(self, columns: DimMap | None) -> None:
@@ -101,6 +102,46 @@ def _indices(positions: IntArray) -> Indices:
     if step < 1 or (np.diff(positions) != step).any():
         return positions
     return slice(int(positions[0]), int(positions[-1]) + 1, step)
+
+
+def rescale(
+    block: Array,
+    factor: float,
+    gain_offset: float,
+    stored: np.dtype[Any],
+    rows: Array | None = None,
+    columns: Array | None = None,
+) -> Array:
+    """``(block + gain_offset) * factor - gain_offset``, rounded once to ``stored``.
+
+    Args:
+        block: [rows, columns].
+        factor: on every entry.
+        gain_offset: what the model adds to every entry.
+        stored: dtype of the written tensor; wider than the source's for small gains.
+        rows, columns: further factors [rows] and [columns], or None.
+    """
+    if factor == 1.0 and rows is None and columns is None:
+        return block
+    wide = block.astype(np.float64 if gain_offset else compute_dtype(block.dtype))
+    scale = np.asarray(factor, np.float64)
+    if rows is not None:
+        scale = scale * rows[:, None]
+    if columns is not None:
+        scale = scale * columns
+    offset = wide.dtype.type(gain_offset)
+    rescaled: Array = ((wide + offset) * scale.astype(wide.dtype) - offset).astype(stored)
+    return rescaled
+
+
+def row_scale(rows: DimMap | None, old_rows: int) -> Array | None:
+    """Factor on each old row (copies of a row have the same); shape [old rows]. None: all one."""
+    if rows is None or rows.scale is None:
+        return None
+    known = rows.source != NEW
+    factors = np.ones(old_rows // rows.block)
+    factors[rows.source[known]] = rows.scale[known]
+    return np.repeat(factors, rows.block)
 
 
 def expand_rows(

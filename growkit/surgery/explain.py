@@ -6,7 +6,6 @@ from math import prod
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from growkit.checkpoint import Checkpoint
 from growkit.families.differential import LAMBDA_ROLES
@@ -19,39 +18,37 @@ from growkit.surgery.compare import (
     read_entries,
     read_rows,
 )
-from growkit.surgery.dim_map import DimMap
-from growkit.surgery.expand import RowTargets
+from growkit.surgery.dim_map import DimMap, ranges_of
+from growkit.surgery.expand import RowTargets, rescale, row_scale
 from growkit.surgery.expert_share import part_of
-from growkit.surgery.fresh import block_rows
+from growkit.surgery.fresh import NewRows, block_rows
 from growkit.surgery.lambdas import change_lambda
+from growkit.surgery.new_units import Fill
 from growkit.surgery.plan import Plan
-from growkit.surgery.split import compute_dtype
 from growkit.surgery.tensor_plans import TensorPlan
 
 Ranges = list[tuple[int, int]]
+NEW_LABELS = {Fill.ZERO: "zero", Fill.MEAN: "mean", Fill.INIT: "new"}
 
 
 def dim_parts(dim: DimMap) -> dict[str, Ranges]:
-    """Element ranges [start, end) of a dimension: ``old``, ``copies`` and ``new``."""
+    """Element ranges [start, end) of a dimension: ``old``, ``copies`` and what is new: ``zero``,
+    ``mean`` (of the old entries) and ``new`` (random, or one in a gain)."""
     kinds = {
-        "old": (dim.source != NEW) & (dim.rank == 0),
-        "copies": (dim.source != NEW) & (dim.rank > 0),
-        "new": dim.source == NEW,
+        "old": np.repeat((dim.source != NEW) & (dim.rank == 0), dim.block),
+        "copies": np.repeat((dim.source != NEW) & (dim.rank > 0), dim.block),
+        **{label: dim.new(fill) for fill, label in NEW_LABELS.items()},
     }
-    return {kind: _ranges(here, dim.block) for kind, here in kinds.items() if here.any()}
-
-
-def _ranges(here: npt.NDArray[np.bool_], block: int) -> Ranges:
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], here, [False]]).astype(np.int8)))
-    return [(int(a) * block, int(b) * block) for a, b in edges.reshape(-1, 2)]
+    return {kind: ranges_of(here) for kind, here in kinds.items() if here.any()}
 
 
 def explain(plan: Plan, tensor: TensorPlan, grown: Checkpoint) -> Difference:
     """How far the written tensor is from what its plan makes of the source; streamed.
 
     Copies are compared with the unit that they copy; the parts of shared weights are summed (in
-    float64, where the sum is exact) and compared with the source's weight. New units that read are
-    compared with zero; new rows and tensors without a source are random and not compared.
+    float64, where the sum is exact) and compared with the source's weight. New units are compared
+    with zero or with the mean of the old entries, where the plan says so; random ones are not
+    compared.
     """
     name = tensor.output.name
     if tensor.source is None:
@@ -106,25 +103,27 @@ class _Walk:
         # A vector is a matrix of one row.
         self.rows = None if self.vector else tensor.dims[0]
         self.columns = tensor.dims[-1]
+        self.new_rows = NewRows(self.rows, tensor.output.shape[-1])
         self.result = Difference()
 
     def run(self) -> Difference:
         if self.vector:
             found = self.grown.read(self.name)[None]  # vectors are never stacked
-            self._compare(found, self.source.read(self.source_name)[None])
+            self._compare(found, self.source.read(self.source_name)[None], None)
+            self._new_columns(found)
             return self.result
         shape = self.source.tensors[self.source_name].shape[-2:]
         rows = shape[0]
-        targets = RowTargets(self.rows, rows)
+        targets, scale = RowTargets(self.rows, rows), row_scale(self.rows, rows)
         step = min(_step(shape), _step(self.tensor.output.shape))
         if self.tensor.share is not None:
             step = block_rows(shape[1])
         for first in range(0, rows, step):
             height = min(step, rows - first)
             old = self._old(first, height)
-            self._block(old, list(targets.within(first, first + height)))
-        if self.rows is not None and self.rows.consumes:
-            self._new_rows_are_zero(step)
+            factors = None if scale is None else scale[first : first + height]
+            self._block(old, factors, list(targets.within(first, first + height)))
+        self._look_at_new_rows(step)
         return self.result
 
     def _old(self, first: int, count: int) -> Array:
@@ -136,43 +135,50 @@ class _Walk:
     def _found(self, first: int, count: int) -> Array:
         return read_rows(self.grown, self.name, first, count, self.tensor.output_start)
 
-    def _block(self, old: Array, targets: list[tuple[int, int, int, int]]) -> None:
+    def _block(
+        self, old: Array, factors: Array | None, targets: list[tuple[int, int, int, int]]
+    ) -> None:
         if self.rows is None or not self.rows.shares:
             for _, offset, row, count in targets:
-                found = self._found(row, count)
-                self._compare(found, old[offset : offset + count])
+                found = self._read(row, count)
+                here = slice(offset, offset + count)
+                self._compare(found, old[here], None if factors is None else factors[here])
             return
         # Copies of a row share it: sum them, then look at the columns.
         width = self.tensor.output.shape[1]
         copies = max(rank for rank, *_ in targets) + 1
         parts = np.zeros((copies, len(old), width))
         for rank, offset, row, count in targets:
-            parts[rank, offset : offset + count] = self._found(row, count)
+            parts[rank, offset : offset + count] = self._read(row, count)
         if self.columns is None:
             self.result.look_share(copies, list(parts), old.astype(np.float64))
-        self._compare(parts.sum(axis=0), old)
+        self._compare(parts.sum(axis=0), old, factors)
 
-    def _compare(self, found: Array, old: Array) -> None:
-        """Written rows [rows, columns] and the source rows [rows, old columns] they are made of."""
+    def _read(self, row: int, count: int) -> Array:
+        """Written rows that are made of old ones; what is new in them is looked at."""
+        found = self._found(row, count)
+        self._new_columns(found)
+        self.new_rows.add(found)
+        return found
+
+    def _compare(self, found: Array, old: Array, factors: Array | None) -> None:
+        """Written rows [rows, columns], the source rows [rows, old columns] they are made of, and
+        the factor [rows] on each."""
         if self.columns is None:
-            self.result.look(found, self._scaled(old, found.dtype))
+            self.result.look(found, self._scaled(old, found.dtype, factors))
             return
         source, block = self.columns.source, self.columns.block
         known = source != NEW
         units = found.reshape(len(found), -1, block)
         old_units = old.reshape(len(old), -1, block)
         if not self.columns.consumes:
-            expected = old_units[:, source[known]]
-            self.result.look(units[:, known], self._scaled(expected, found.dtype))
+            self._plain(units[:, known], old_units[:, source[known]], factors, known)
             return
-        if not known.all():
-            self._is_zero(units[:, ~known])
         if not self.columns.shares:
-            self.result.look(
-                units[:, known], self._scaled(old_units[:, source[known]], found.dtype)
-            )
+            self._plain(units[:, known], old_units[:, source[known]], factors, known)
             return
-        wide, whole = units.astype(np.float64), self._scaled(old_units, found.dtype)
+        wide = units.astype(np.float64)
+        whole = self._scaled(old, found.dtype, factors).reshape(old_units.shape)
         total = np.zeros(old_units.shape)
         for copies in np.unique(self.columns.multiplicity[known]).tolist():
             places = [
@@ -186,22 +192,54 @@ class _Walk:
                 self.result.look_share(copies, parts, whole[:, np.sort(order)].astype(np.float64))
         self.result.look(total, whole, by_value=True)
 
-    def _scaled(self, old: Array, stored: np.dtype[Any]) -> Array:
-        if self.tensor.factor == 1.0:
-            return old
-        kind = np.dtype(np.float64) if self.tensor.gain_offset else compute_dtype(old.dtype)
-        offset, factor = kind.type(self.tensor.gain_offset), kind.type(self.tensor.factor)
-        scaled: Array = ((old.astype(kind) + offset) * factor - offset).astype(stored)
-        return scaled
+    def _plain(self, units: Array, expected: Array, factors: Array | None, known: Array) -> None:
+        assert self.columns is not None
+        scale = self.columns.element_scale
+        if scale is not None:
+            scale = scale[np.repeat(known, self.columns.block)]
+        found = units.reshape(len(units), -1)
+        flat = expected.reshape(len(expected), -1)
+        self.result.look(found, self._scaled(flat, found.dtype, factors, scale))
 
-    def _new_rows_are_zero(self, step: int) -> None:
-        assert self.rows is not None
-        for old, new, count in self.rows.runs:
-            if old != NEW:
-                continue
-            for first in range(new, new + count, step):
-                height = min(step, new + count - first)
-                self._is_zero(self._found(first, height))
+    def _scaled(
+        self,
+        old: Array,
+        stored: np.dtype[Any],
+        rows: Array | None = None,
+        columns: Array | None = None,
+    ) -> Array:
+        return rescale(old, self.tensor.factor, self.tensor.gain_offset, stored, rows, columns)
+
+    def _new_columns(self, found: Array) -> None:
+        """New entries of written rows [rows, columns] that are not random."""
+        if self.columns is None:
+            return
+        for fill in self.columns.fills:
+            new = self.columns.new(fill)
+            if fill == Fill.ZERO:
+                self._is_zero(found[:, new])
+            elif fill == Fill.MEAN:
+                known = np.repeat(self.columns.source != NEW, self.columns.block)
+                self._is_mean(
+                    found[:, new], found[:, known].mean(axis=1, dtype=np.float64)[:, None]
+                )
+
+    def _look_at_new_rows(self, step: int) -> None:
+        for start, count, fill in self.new_rows.runs:
+            for first in range(start, start + count, step):
+                height = min(step, start + count - first)
+                if fill == Fill.ZERO:
+                    self._is_zero(self._found(first, height))
+                elif fill == Fill.MEAN:
+                    found = self._found(first, height)
+                    self._is_mean(found, self.new_rows.mean(np.dtype(np.float64)))
 
     def _is_zero(self, found: Array) -> None:
         self.result.look(found, np.zeros_like(found), by_value=True)
+
+    def _is_mean(self, found: Array, mean: Array) -> None:
+        """Sums of other blocks may round to the neighbour; that is no difference."""
+        wide, target = found.astype(np.float64), np.broadcast_to(mean, found.shape)
+        unit = np.spacing(np.abs(target).astype(found.dtype)).astype(np.float64)
+        near = np.abs(wide - target) <= 0.51 * unit
+        self.result.look(found, np.where(near, found, target.astype(found.dtype)), by_value=True)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from growkit.families import Family
 from growkit.surgery.axis_map import AxisMap
+from growkit.surgery.new_units import NewUnits
 
 
 class Exactness(str, Enum):
@@ -60,6 +61,7 @@ class Growth:
         axes: map of every axis that grows.
         layers: source of every layer of ``stack``, when depth changes.
         stack: the axis that counts these layers.
+        new_units: what new units of an axis hold, where it is not random and read with zero.
         sizes: further facts that change (``tied``).
         family: name of the family of the grown model, when it is another one (dense to experts).
         expert_copies: copies of every expert that the router always chooses together; what they
@@ -68,6 +70,10 @@ class Growth:
             is divided by it.
         final_norm_factor: factor on the final norm's gain (hidden growth with tied embeddings).
         embedding_factor: factor on the input embedding (its class scales by sqrt(hidden_size)).
+        norm_factor: factor on the gain of every norm over the residual stream.
+        stream_factor: factor on everything that writes the residual stream.
+        key_factor: factor on whatever makes attention keys.
+        config: config fields that it rewrites, beside the sizes.
         exactness: of the operator alone.
         reason: one line of algebra and its source.
         warnings: what a user should know before training.
@@ -76,6 +82,7 @@ class Growth:
     operator: str
     summary: str
     axes: Mapping[str, AxisMap] = field(default_factory=dict)
+    new_units: Mapping[str, NewUnits] = field(default_factory=dict)
     layers: LayerMap | None = None
     stack: str = "layer"
     sizes: Mapping[str, int] = field(default_factory=dict)
@@ -84,6 +91,10 @@ class Growth:
     noise_copies: int = 1
     final_norm_factor: float = 1.0
     embedding_factor: float = 1.0
+    norm_factor: float = 1.0
+    stream_factor: float = 1.0
+    key_factor: float = 1.0
+    config: Mapping[str, Any] = field(default_factory=dict)
     exactness: Exactness = Exactness.EXACT
     reason: str = ""
     warnings: tuple[str, ...] = ()

@@ -27,7 +27,7 @@ def sizes_that_load(
         counts = _accepted(family, config, sizes, "query_head", step)
         if counts:
             choices.append(f"query heads that fit: {counts}")
-    hidden = _accepted(family, config, sizes, "hidden", family.sizes(config)["hidden"])
+    hidden = _accepted(family, config, sizes, "hidden", 1, sizes["hidden"] + 1)
     if hidden:
         choices.append(f"or with --hidden {hidden}" if choices else f"with --hidden {hidden}")
     if "hidden" in grown and "query_head" not in grown:
@@ -41,10 +41,18 @@ def sizes_that_load(
 
 
 def _accepted(
-    family: Family, config: Config, sizes: Mapping[str, int], axis: str, step: int
+    family: Family,
+    config: Config,
+    sizes: Mapping[str, int],
+    axis: str,
+    step: int,
+    first: int | None = None,
 ) -> str:
-    """Multiples of ``step`` up to four times the refused size that the family accepts."""
-    first = family.sizes(config)[axis] + step
+    """Multiples of ``step`` up to four times the refused size that the family accepts.
+
+    They begin at ``first``, by default above the source's size.
+    """
+    first = first or family.sizes(config)[axis] + step
     accepted = [
         size
         for size in range(first - first % step, 4 * sizes[axis] + 1, step)

@@ -109,8 +109,8 @@ def plan_report(plan: Plan) -> dict[str, Any]:
         },
         "inserted_layers": inserted,
         **layer_sources(plan),
-        # The first channels of the grown residual stream are the old ones, unscaled.
-        "hidden_factor": 1.0,
+        # The first channels of the grown residual stream are the old ones times this.
+        "hidden_factor": plan.growth.stream_factor,
         "symmetry": plan.symmetry.mode,
         "noise_snr_db": plan.symmetry.noise_snr_db if plan.symmetry.mode == "noise" else None,
         "seed": plan.symmetry.seed,

@@ -12,10 +12,12 @@ from growkit.surgery.amount import Amount
 from growkit.surgery.growth import Operator
 from growkit.surgery.operators import OPERATORS
 from growkit.surgery.operators.depth import METHODS, PLACEMENTS
+from growkit.surgery.operators.hidden import METHODS as HIDDEN_METHODS
 from growkit.surgery.symmetry import MODES, Symmetry
 
 CHOICES = {
     "depth_method": METHODS,
+    "hidden_method": HIDDEN_METHODS,
     "new_heads": ("copy", "zero"),
     "new_units": ("copy", "zero"),
     "symmetry": MODES,
@@ -38,7 +40,7 @@ class GrowthRequest:
         query_heads, kv_heads: one of the two; ``kv_heads`` counts pairs in differential attention.
         head_dim: refused, with the reason.
         ffn: ``intermediate_size``.
-        hidden: ``hidden_size``, a whole multiple.
+        hidden: ``hidden_size``, by ``hidden_method``.
         experts: experts; an FFN without is one.
         experts_per_token: how many of them a token is routed to.
         layers: depth, by ``depth_method`` at ``layer_placement``; of an encoder-decoder the
@@ -46,6 +48,7 @@ class GrowthRequest:
         decoder_layers: depth of an encoder-decoder's decoder, likewise.
         untie_embeddings: write an output projection of its own.
         depth_method: ``identity`` (exact), ``stack``, ``interpolate`` or ``solar``.
+        hidden_method: ``tile`` (whole multiples), ``pad`` (any size) or ``auto`` (tile if it fits).
         layer_placement: ``even``, ``end`` or indices such as ``3,7,11``.
         new_heads, new_units: ``copy``, or ``zero`` for random ones with zero output.
         symmetry: ``split``, ``even`` or ``noise``.
@@ -69,6 +72,7 @@ class GrowthRequest:
     experts_per_token: int | None = None
     untie_embeddings: bool = False
     depth_method: str = "identity"
+    hidden_method: str = "auto"
     layer_placement: str = "even"
     new_heads: str = "copy"
     new_units: str = "copy"

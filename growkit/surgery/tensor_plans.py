@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from math import prod
+from math import frexp, prod
 from typing import Any
 
 from growkit.checkpoint import DTYPES, Checkpoint, OutputTensor
@@ -199,17 +199,13 @@ class PlanBuilder:
                 expert_copy=rank > 0,
             )
         change = self._lambda_change(layer, layer_source)
-        factor = self._factor(tensor.role, change)
+        factor = self._factor(tensor, change, dtype)
         share = None
         if tensor.of_experts and tensor.writes_residual and self.growth.expert_copies > 1:
             share = ExpertShare(rank, self.growth.expert_copies)
             factor *= share.copies
         lambda_change = change if change and tensor.role in LAMBDA_ROLES else None
-        if lambda_change is not None or (
-            factor != 1.0 and (tensor.role == "subln" or tensor.gain_offset)
-        ):
-            # A few numbers a layer: float32 keeps the growth exact where bfloat16 would round
-            # (with an offset even a half: (w - 1) / 2 has more digits than w).
+        if lambda_change is not None or _needs_float32(tensor, factor):
             dtype = "F64" if dtype == "F64" else "F32"
         action = "copied"
         if any(dim is not None for dim in dims):
@@ -264,7 +260,9 @@ class PlanBuilder:
                     old.layout(self.source_sizes),
                     new.layout(self.growth.sizes),
                     self.growth.axes,
-                    new.consumes,
+                    new,
+                    self.growth.new_units,
+                    self.growth.key_factor,
                 )
                 for old, new in zip(source.dims, tensor.dims, strict=True)
             )
@@ -283,13 +281,43 @@ class PlanBuilder:
         )
         return None if change.is_identity else change
 
-    def _factor(self, role: str, change: LambdaChange | None) -> float:
-        if role == "final_norm":
-            return self.growth.final_norm_factor
+    def _factor(self, tensor: Tensor, change: LambdaChange | None, dtype: str) -> float:
+        growth, role = self.growth, tensor.role
+        factor = 1.0
+        if role in ("final_norm", "final_norm_bias"):
+            factor *= growth.final_norm_factor
         if role == "embed":
-            return self.growth.embedding_factor
+            factor *= growth.embedding_factor
+        if tensor.is_gain:
+            factor *= growth.norm_factor
+        elif growth.stream_factor != 1.0 and self._writes_stream(tensor):
+            factor *= growth.stream_factor
+        elif role in self.family.norm.shared_inputs and dtype in ("F32", "F64"):
+            # Another norm reads the rescaled epsilon. In 16-bit dtypes the factor would round more
+            # than it mends.
+            factor *= growth.norm_factor
         if change is not None and role == self.family.lambda_scale_role:
             if change.scale_factor != 1.0 and role != "subln":
                 self.rounded = True
-            return change.scale_factor
-        return 1.0
+            factor *= change.scale_factor
+        return factor
+
+    def _writes_stream(self, tensor: Tensor) -> bool:
+        """The embedding, and what a block writes."""
+        return any(
+            "hidden" in dim.layout(self.source_sizes).axes
+            for dim in tensor.dims
+            if not (dim.consumes or dim.normed)
+        )
+
+
+def _needs_float32(tensor: Tensor, factor: float) -> bool:
+    """A rescaled gain: a few numbers a layer, exact in float32 where bfloat16 would round.
+
+    Powers of two do not round, but with an offset even a half does: (w - 1) / 2 has more digits
+    than w.
+    """
+    if factor == 1.0:
+        return False
+    rounds = frexp(factor)[0] != 0.5 or tensor.gain_offset != 0.0
+    return tensor.role == "subln" or (tensor.is_gain and rounds)

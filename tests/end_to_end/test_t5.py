@@ -28,6 +28,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "new units": {"ffn": "+5", "new_units": "zero"},
     "hidden x2": {"hidden": "x2"},
     "hidden x4": {"hidden": "x4"},
+    "hidden padded": {"hidden": "+7"},
     "encoder": {"layers": "+2"},
     "decoder": {"decoder_layers": "5", "layer_placement": "0,2"},
     "together": {"heads": "x2", "ffn": "x2", "hidden": "x2", "layers": "x2", "decoder_layers": "4"},

@@ -6,6 +6,8 @@ import numpy as np
 from tiny_checkpoints import Array, Tensors
 
 from growkit.surgery.axis_map import NEW
+from growkit.surgery.dim_map import DimMap
+from growkit.surgery.new_units import Fill
 from growkit.surgery.plan import Plan
 
 
@@ -26,9 +28,9 @@ def shrink(plan: Plan, grown: Tensors) -> Tensors:
         wide = array.astype(np.float64)
         for axis, dim in enumerate(tensor.dims):
             if dim is not None:
-                wide = _shrink_axis(wide, axis, dim.source, dim.block, dim.consumes)
+                wide = _shrink_axis(wide, axis, dim)
         if tensor.factor != 1.0:
-            wide = wide / tensor.factor
+            wide = (wide + tensor.gain_offset) / tensor.factor - tensor.gain_offset
         if tensor.source in result:
             # A second reader of one source: the output projection of an untied embedding.
             assert (result[tensor.source] == wide).all()
@@ -37,18 +39,21 @@ def shrink(plan: Plan, grown: Tensors) -> Tensors:
     return result
 
 
-def _shrink_axis(wide: Array, axis: int, source: Array, block: int, consumes: bool) -> Array:
+def _shrink_axis(wide: Array, axis: int, dim: DimMap) -> Array:
+    source, block, consumes = dim.source, dim.block, dim.consumes
+    zero = dim.new(Fill.ZERO)[::block]
+    scale = np.ones(len(source)) if dim.scale is None else dim.scale
     units = np.moveaxis(wide, axis, 0).reshape(len(source), block, -1)
     rest = np.moveaxis(wide, axis, 0).shape[1:]
     old = np.zeros((int(source.max()) + 1, block, units.shape[2]))
     seen: set[int] = set()
     for unit, origin in enumerate(source.tolist()):
         if origin == NEW:
-            assert not consumes or not units[unit].any()
+            assert not zero[unit] or not units[unit].any()
         elif consumes:
             old[origin] += units[unit]
         elif origin not in seen:
-            old[origin] = units[unit]
+            old[origin] = units[unit] / scale[unit]
         else:
             assert (old[origin] == units[unit]).all()
         seen.add(origin)

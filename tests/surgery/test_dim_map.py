@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from test_axis_map import axis_maps
 
 from growkit.errors import GrowkitError
+from growkit.families.base import consumes, produces
 from growkit.families.layout import adjacent_parts, head_dim, plain, split_parts
 from growkit.surgery.axis_map import NEW, AxisMap
 from growkit.surgery.dim_map import DimMap, map_dim
@@ -80,7 +81,7 @@ def test_map_dim_follows_parts_from_one_layout_to_another(
         units(split_before, axis_map.old_size),
         units(split_after, axis_map.new_size),
         {"a": axis_map},
-        True,
+        consumes(plain("a")),
     )
     if dim is None:
         assert expected == list(range(len(before)))
@@ -91,8 +92,9 @@ def test_map_dim_follows_parts_from_one_layout_to_another(
 
 def test_nothing_moves() -> None:
     units = plain("a")({"a": 4})
-    assert map_dim(units, units, {}, True) is None
-    assert map_dim(units, units, {"a": AxisMap(np.array([1, 0, 2, 3]), 4)}, True) is not None
+    dim = consumes(plain("a"))
+    assert map_dim(units, units, {}, dim) is None
+    assert map_dim(units, units, {"a": AxisMap(np.array([1, 0, 2, 3]), 4)}, dim) is not None
 
 
 def test_another_block_is_refused() -> None:
@@ -101,5 +103,5 @@ def test_another_block_is_refused() -> None:
             plain("a", head_dim)({"a": 2, "head_dim": 4}),
             plain("a", head_dim)({"a": 2, "head_dim": 8}),
             {},
-            False,
+            produces(plain("a", head_dim)),
         )

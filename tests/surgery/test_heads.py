@@ -197,7 +197,7 @@ REFUSED: dict[str, tuple[tiny.Config, dict[str, Any], str, str]] = {
         tiny.llama_config(4, 2, hidden_size=24, intermediate_size=24, head_dim=8),
         {"query_heads": "16"},
         "refuses hidden_size 24 with num_attention_heads 16",
-        "Query heads that fit: 6, 8, 12, 24, or with --hidden 48, 96.",
+        "Query heads that fit: 6, 8, 12, 24, or with --hidden 32, 48, 64, 80.",
     ),
 }
 

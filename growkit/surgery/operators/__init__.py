@@ -34,7 +34,7 @@ OPERATORS: dict[str, Callable[[Any, GrowthRequest], Operator]] = {
     "kv_heads": lambda amount, request: KvHeads(amount),
     "head_dim": lambda amount, request: HeadDim(amount),
     "ffn": lambda amount, request: Ffn(amount, request.new_units),
-    "hidden": lambda amount, request: Hidden(amount),
+    "hidden": lambda amount, request: Hidden(amount, request.hidden_method),
     "layers": lambda amount, request: Depth(amount, request.depth_method, request.placement()),
     "decoder_layers": lambda amount, request: Depth(
         amount, request.depth_method, request.placement(), "decoder_layer"

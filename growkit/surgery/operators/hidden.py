@@ -1,13 +1,16 @@
-"""Hidden width by whole copies: HyperCloning (arXiv 2409.12903).
+"""Hidden width: whole copies (HyperCloning, arXiv 2409.12903), or padding to any size.
 
 The residual stream becomes [x, x, ...]: everything that writes it is copied (embedding columns,
 o_proj and down_proj rows, norm gains), everything that reads it shares the weight (columns of q, k,
-v, gate, up and of an untied lm_head). RMSNorm keeps its mean square. A tied output projection
-reads the copied embedding unshared, so the final norm's gain carries 1 / n instead.
+v, gate, up and of an untied lm_head). Mean and mean square of the stream stay, so RMSNorm and
+LayerNorm do. A tied output projection reads the copied embedding unshared, so the final norm's gain
+(and bias) carries 1 / n instead.
 
 Where the class multiplies the embedding by sqrt(hidden_size) (Gemma), the stored embedding is
 divided by sqrt(n), and a tied final gain by sqrt(n) instead of n (growth.md section 4a). Where it
 divides the last hidden state by sqrt(hidden_size) (T5), the final gain carries sqrt(n) as well.
+
+Sizes that are no whole multiple are padded (:mod:`growkit.surgery.operators.hidden_padding`).
 """
 
 from __future__ import annotations
@@ -15,23 +18,37 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import frexp
 
-import ml_dtypes
-import numpy as np
-
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import AxisMap
 from growkit.surgery.growth import Exactness, Growth, ModelShape
+from growkit.surgery.operators.hidden_padding import bfloat16_warning, pad_hidden
+
+METHODS = ("auto", "tile", "pad")
 
 
 @dataclass(frozen=True)
 class Hidden:
-    """Grow ``hidden_size`` to a whole multiple."""
+    """Grow ``hidden_size``.
+
+    Attributes:
+        amount: factor, increment or new size.
+        method: ``tile`` (whole multiples), ``pad`` (any size), or ``auto``: tile where it can.
+    """
 
     amount: Amount
+    method: str = "auto"
 
     def apply(self, shape: ModelShape) -> Growth:
         width = shape.sizes["hidden"]
-        target = self.amount.resolve(width, "--hidden", "hidden channels", width)
+        multiple = width if self.method == "tile" else 1
+        target = self.amount.resolve(width, "--hidden", "hidden channels", multiple)
+        if self.method == "pad" or target % width:
+            return pad_hidden(shape, target)
+        return self._tile(shape, target)
+
+    @staticmethod
+    def _tile(shape: ModelShape, target: int) -> Growth:
+        width = shape.sizes["hidden"]
         copies = target // width
         tied = bool(shape.sizes["tied"])
         scaled = shape.family.sqrt_embedding_scale
@@ -55,21 +72,7 @@ class Hidden:
             final_norm_factor=final_factor,
             embedding_factor=embedding_factor,
             exactness=Exactness.ROUNDED if rounds else Exactness.EXACT,
-            reason="whole copies keep RMSNorm's mean square; readers share the weight "
+            reason="whole copies keep mean and mean square; readers share the weight "
             "(HyperCloning, arXiv 2409.12903)",
-            warnings=_bfloat16_warning(width, target) if scaled else (),
+            warnings=bfloat16_warning(width, target) if scaled else (),
         )
-
-
-def _bfloat16_warning(width: int, target: int) -> tuple[str, ...]:
-    """A class that scales embeddings by sqrt(hidden_size) rounds that number to the dtype."""
-    before = float(np.float32(width**0.5).astype(ml_dtypes.bfloat16))
-    after = float(np.float32(target**0.5).astype(ml_dtypes.bfloat16))
-    change = after / before / (target / width) ** 0.5 - 1.0
-    if abs(change) < 1e-9:
-        return ()
-    return (
-        f"in bfloat16 compute the class rounds its embedding scale sqrt({width}) to {before:g} and "
-        f"sqrt({target}) to {after:g}, which scales embeddings by {1 + change:.5f}; a factor of 4 "
-        "would not, and float32 compute does not",
-    )
