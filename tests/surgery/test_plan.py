@@ -226,7 +226,7 @@ def test_exactness_is_that_of_the_worst_part(
             {"ffn": "x2", "new_units": "zero"},
             "PolyNorm",
         ),
-        (tiny.gda_config(), {"hidden": "24"}, r"32 \(x2\)"),
+        (tiny.gda_config(), {"hidden": "24", "hidden_method": "tile"}, r"32 \(x2\)"),
         (tiny.gda_config(), {"untie_embeddings": True}, "are not tied"),
         (tiny.gda_config(), {"layers": "+2", "layer_placement": "0"}, "1 positions for 2"),
         (tiny.gda_config(), {"layers": "+1", "layer_placement": "2"}, "layers 0 to 1"),
