@@ -25,6 +25,22 @@ VerboseOption = Annotated[
     bool, typer.Option("--verbose", "-v", help="Show tracebacks and more detail.")
 ]
 
+ADVICE = "Advice"
+TokensPerSecondOption = Annotated[
+    float | None,
+    typer.Option(
+        min=1e-9, help="Throughput of the whole job, for the hours.", rich_help_panel=ADVICE
+    ),
+]
+FlopsPerSecondOption = Annotated[
+    float | None,
+    typer.Option(
+        min=1e-9,
+        help="FLOPs that all processes achieve together (4e14), for the hours.",
+        rich_help_panel=ADVICE,
+    ),
+]
+
 
 def open_output(json_mode: bool, quiet: bool, verbose: bool) -> Output:
     """The sink of this run; remembered so that the error handler prints the same way."""

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from growkit.cli.common import (
+    ADVICE,
     CheckpointArgument,
+    FlopsPerSecondOption,
     JsonOption,
     QuietOption,
     RevisionOption,
+    TokensPerSecondOption,
     VerboseOption,
     local_folder,
     open_output,
@@ -35,6 +38,23 @@ def plan(
         Path | None,
         typer.Option(help="Write this growth as a recipe for --recipe, in a new file."),
     ] = None,
+    train_recipe: Annotated[
+        Path | None,
+        typer.Option(
+            help="Training recipe that the advice is for, as for 'growkit train'.",
+            rich_help_panel=ADVICE,
+        ),
+    ] = None,
+    trained_tokens: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Tokens that the source has seen (15e12), where no record of growkit's says it.",
+            rich_help_panel=ADVICE,
+        ),
+    ] = None,
+    tokens_per_second: TokensPerSecondOption = None,
+    flops_per_second: FlopsPerSecondOption = None,
     revision: RevisionOption = None,
     json_mode: JsonOption = False,
     quiet: QuietOption = False,
@@ -48,12 +68,19 @@ def plan(
     """
     output = open_output(json_mode, quiet, verbose)
     folder = local_folder(checkpoint, revision, output, weights=False)
+    from growkit.advice import Throughput, advise, facts_of_plan
     from growkit.checkpoint import open_checkpoint
+    from growkit.recipe_files import find_recipe
     from growkit.surgery.declared import declare_tensors
     from growkit.surgery.inspect import layer_lambdas
     from growkit.surgery.plan import build_plan
     from growkit.surgery.report import plan_report, tensor_report
 
+    training = None
+    if train_recipe is not None:
+        from growkit.training import load_recipe
+
+        training = load_recipe(find_recipe(train_recipe))
     with open_checkpoint(folder, require_tensors=False) as source:
         has_weights = bool(source.tensors)
         if not has_weights:
@@ -68,12 +95,20 @@ def plan(
             layer_lambdas(source, made.source_family, made.source_sizes["layer"])
         report = plan_report(made)
         details = tensor_report(made) if tensors else []
+        advice = advise(
+            facts_of_plan(made, training, None if trained_tokens is None else int(trained_tokens)),
+            Throughput(tokens_per_second, flops_per_second),
+        )
+    report["advice"] = advice.to_dict()
     if tensors:
         report["tensor_list"] = details
     if not (json_mode or quiet):
+        from growkit.cli.advice_view import advice_table, finding_lines
         from growkit.cli.plan_view import human_bytes, plan_tables
 
-        output.show(*plan_tables(report))
+        output.show(*plan_tables(report), advice_table(advice))
+        # Copies that stay equal are among the plan's own warnings.
+        output.show(*finding_lines(advice, skip=frozenset({"identical-copies"})))
         for entry in details:
             shapes = f"{entry['source_shape']} -> {entry['shape']}"
             output.show(

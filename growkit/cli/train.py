@@ -8,10 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from growkit.cli.common import JsonOption, QuietOption, VerboseOption, open_output
+from growkit.cli.common import (
+    FlopsPerSecondOption,
+    JsonOption,
+    QuietOption,
+    TokensPerSecondOption,
+    VerboseOption,
+    open_output,
+)
 from growkit.cli.output import Output
 
 if TYPE_CHECKING:
+    from growkit.advice import Throughput
+    from growkit.training.recipe import Recipe
     from growkit.training.run_result import TrainingResult
 
 PANEL = "Train"
@@ -36,6 +45,8 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Throw away an earlier run in the output folder.")
     ] = False,
+    tokens_per_second: TokensPerSecondOption = None,
+    flops_per_second: FlopsPerSecondOption = None,
     json_mode: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -45,6 +56,7 @@ def train(
     [dim]growkit train recipes/train-gda-small.yaml --out checkpoints/small[/dim]
     """
     output = open_output(json_mode, quiet, verbose)
+    from growkit.advice import Throughput
     from growkit.recipe_files import find_recipe
     from growkit.training import load_recipe
     from growkit.training import train as run
@@ -53,9 +65,29 @@ def train(
     loaded = load_recipe(recipe, overrides or [], max_steps)
     target = out or loaded.out or Path("checkpoints") / recipe.stem
     output.note(f"Training into {target}.")
+    _advise(output, loaded, Throughput(tokens_per_second, flops_per_second))
     result = run(loaded, target, resume=resume, overwrite=overwrite, reporter=output)
     show(output, result)
     output.result(result.to_dict())
+
+
+def _advise(output: Output, recipe: Recipe, throughput: Throughput) -> None:
+    """What is known before the first step; nothing for a model from scratch."""
+    from growkit.advice import advise, facts_of_recipe
+    from growkit.cli.advice_view import advice_rows, finding_lines
+    from growkit.errors import GrowkitError
+
+    try:
+        facts = facts_of_recipe(recipe)
+    except GrowkitError:
+        return  # a folder that cannot be read is the run's to refuse
+    if facts is None:
+        return
+    advice = advise(facts, throughput)
+    for label, value in advice_rows(advice):
+        output.note(f"  {label}: {value}")
+    for line in finding_lines(advice):
+        output.note(f"  {line}")
 
 
 def show(output: Output, result: TrainingResult) -> None:

@@ -12,6 +12,7 @@ from growkit.checkpoint.hub import origin
 from growkit.surgery.new_parameters import new_parameters
 from growkit.surgery.plan import Plan
 from growkit.surgery.report import plan_report
+from growkit.surgery.trained_tokens import trained_tokens
 
 MANIFEST = "growkit.json"
 FORMAT = 1
@@ -28,11 +29,13 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 def parent_identity(checkpoint: Checkpoint, content_sha256: str | None) -> dict[str, Any]:
     """Who the source was: folder name (or Hub id and commit), hash of config and headers, content
-    hash if asked for."""
+    hash if asked for, and the tokens that it was trained on where its folder says so."""
     name, commit = origin(checkpoint.path)
+    tokens = trained_tokens(checkpoint.path)
     return {
         "name": name,
         **({"revision": commit} if commit else {}),
+        **({} if tokens is None else {"trained_tokens": tokens}),
         **identity(checkpoint),
         "content_sha256": content_sha256,
     }

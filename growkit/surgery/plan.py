@@ -100,7 +100,7 @@ def build_plan(
     builder = PlanBuilder(checkpoint, source_family, family, source_sizes, growth, config)
     tensors = builder.tensors()
     exactness = growth.exactness
-    shared = _shared_among(tensors) | ({growth.expert_copies} - {1})
+    shared = shared_copies(tensors, growth)
     if any(tensor.lambda_change is not None for tensor in tensors):
         exactness = exactness.worst(Exactness.EXACT)
     part_rounds = growth.expert_copies & (growth.expert_copies - 1)
@@ -159,6 +159,11 @@ def _check_refusal(family: Family, growth: ComposedGrowth, config: Mapping[str, 
             if family.differential
             else sizes_that_load(family, config, growth.sizes, growth.axes),
         )
+
+
+def shared_copies(tensors: Sequence[TensorPlan], growth: ComposedGrowth) -> set[int]:
+    """Numbers of copies that share the weight of what reads them; experts among them."""
+    return _shared_among(tensors) | ({growth.expert_copies} - {1})
 
 
 def _shared_among(tensors: Sequence[TensorPlan]) -> set[int]:

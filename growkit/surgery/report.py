@@ -8,7 +8,7 @@ from typing import Any
 
 from growkit.checkpoint import Checkpoint
 from growkit.surgery.cost import Cost, cost_of
-from growkit.surgery.plan import Plan
+from growkit.surgery.plan import Plan, shared_copies
 
 DEFAULT_CONTEXT = 2048
 
@@ -111,6 +111,8 @@ def plan_report(plan: Plan) -> dict[str, Any]:
         **layer_sources(plan),
         # The first channels of the grown residual stream are the old ones times this.
         "hidden_factor": plan.growth.stream_factor,
+        # Numbers of copies that share the weight of what reads them.
+        "shared_copies": sorted(shared_copies(plan.tensors, plan.growth)),
         "symmetry": plan.symmetry.mode,
         "noise_snr_db": plan.symmetry.noise_snr_db if plan.symmetry.mode == "noise" else None,
         "seed": plan.symmetry.seed,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from growkit.errors import UsageError
 from growkit.surgery.manifest import MANIFEST, read_manifest
+from growkit.surgery.trained_tokens import trained_tokens
 
 if TYPE_CHECKING:
     from growkit.training.recipe import Recipe
@@ -38,3 +39,13 @@ def new_parameters_of(recipe: Recipe) -> dict[str, Any]:
             "training.train: all without multipliers and warm-ups of new or old slots.",
         )
     return found
+
+
+def tokens_with_source(recipe: Recipe, tokens: int) -> int | None:
+    """Tokens of a run and of all training before it; None where that is not known."""
+    source = recipe.model.checkpoint
+    if source is None:
+        return tokens
+    before = recipe.model.trained_tokens
+    before = trained_tokens(source) if before is None else before
+    return None if before is None else before + tokens

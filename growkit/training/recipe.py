@@ -29,11 +29,15 @@ class ModelSection(Section):
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     attn_implementation: str | None = None
     trust_remote_code: bool = False
+    # That the checkpoint has seen; only where no record of growkit's says it.
+    trained_tokens: Positive | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSection:
         if (self.checkpoint is None) == (self.config is None):
             raise ValueError("give exactly one of 'checkpoint' (a folder) and 'config' (a mapping)")
+        if self.config is not None and self.trained_tokens is not None:
+            raise ValueError("'trained_tokens' are those of a 'checkpoint'")
         if self.config is not None and "model_type" not in self.config:
             raise ValueError("'config' needs a model_type, for example gda or llama")
         return self

@@ -30,7 +30,7 @@ from typing import Any
 from growkit.errors import UsageError
 from growkit.progress import Progress, Reporter, Silent
 from growkit.training import checkpoints, metrics
-from growkit.training.grown import new_parameters_of
+from growkit.training.grown import new_parameters_of, tokens_with_source
 from growkit.training.recipe import Recipe
 from growkit.training.run_folder import (
     DONE,
@@ -150,6 +150,7 @@ def _run(
         "format": 1,
         "steps": steps,
         "tokens": steps * recipe.tokens_per_step,
+        "trained_tokens": tokens_with_source(recipe, steps * recipe.tokens_per_step),
         "parameters": sum(p.numel() for p in model.parameters()),
         "loss": losses[-1] if losses else None,
         **{k: last.get(k) if last else None for k in ("eval_loss", "perplexity", "bits_per_byte")},

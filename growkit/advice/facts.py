@@ -1,0 +1,147 @@
+"""What advice is computed from: a plan, or the folder that a training recipe starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from growkit.advice.memory import Shape, TrainingSetup
+from growkit.checkpoint import open_checkpoint
+from growkit.errors import GrowkitError
+from growkit.families import family_of
+from growkit.surgery.cost import cost_of
+from growkit.surgery.manifest import read_manifest
+from growkit.surgery.new_parameters import new_parameters
+from growkit.surgery.report import cost_context, main_dtype, plan_report, stored_dtypes
+from growkit.surgery.trained_tokens import trained_tokens
+
+if TYPE_CHECKING:
+    from growkit.surgery.plan import Plan
+    from growkit.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The model to be trained, how it came about, and how it will be trained.
+
+    Attributes:
+        shapes: its parameters.
+        new: the new-parameter map of its last growth; empty where it was not grown.
+        flops_per_token: of a forward pass at ``context``; None for an architecture without family.
+        growth: :func:`growkit.surgery.report.plan_report` of that growth, or None.
+        base_parameters: parameters of the model before the growth.
+        trained_tokens: that the base has seen; None where nobody says.
+        stored_dtype: safetensors dtype of most of its bytes.
+        recipe: None where only a growth is planned.
+    """
+
+    shapes: Mapping[str, Shape]
+    new: Mapping[str, Any]
+    flops_per_token: int | None
+    context: int
+    growth: Mapping[str, Any] | None
+    base_parameters: int
+    trained_tokens: int | None
+    stored_dtype: str
+    recipe: Recipe | None = None
+    operators: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        steps = self.growth["operators"] if self.growth else ()
+        object.__setattr__(self, "operators", frozenset(step["operator"] for step in steps))
+
+    @property
+    def parameters(self) -> int:
+        """Of the model to be trained."""
+        return sum(prod(shape) for shape in self.shapes.values())
+
+    @property
+    def new_parameters(self) -> int:
+        """New parameters, and new entries of grown ones."""
+        return sum(new_entries(self.shapes[name], part) for name, part in self.new.items())
+
+    @property
+    def setup(self) -> TrainingSetup:
+        """As the recipe says; float32 weights, AdamW and one process without one."""
+        if self.recipe is None:
+            return TrainingSetup()
+        section, parallel = self.recipe.training, getattr(self.recipe, "parallel", None)
+        dtype = self.recipe.model.dtype
+        return TrainingSetup(
+            dtype=self.stored_dtype if dtype == "auto" else dtype,
+            optimizer=section.optimizer,
+            bf16_autocast=section.bf16,
+            strategy=getattr(parallel, "strategy", "ddp"),
+            processes=getattr(parallel, "processes", None) or 1,
+            new_only=section.train == "new",
+        )
+
+
+def new_entries(shape: Shape, part: Any) -> int:
+    """Entries of a tensor that are new: those of new rows, and of new columns in old rows."""
+    if part == "all":
+        return prod(shape)
+    old = [
+        size - sum(end - start for start, end in part.get(label, ()))
+        for size, label in zip(shape, ("rows", "columns"), strict=False)
+    ]
+    return prod(shape) - prod([*old, *shape[2:]])
+
+
+def facts_of_plan(plan: Plan, recipe: Recipe | None = None, tokens: int | None = None) -> Facts:
+    """Of a growth that is planned; ``tokens`` that its source has seen, when no record says so."""
+    report = plan_report(plan)
+    context = recipe.data.sequence_length if recipe is not None else cost_context(plan.config)
+    dtype = main_dtype(stored_dtypes(plan.checkpoint))
+    return Facts(
+        shapes={tensor.output.name: tuple(tensor.output.shape) for tensor in plan.tensors},
+        new=new_parameters(plan),
+        flops_per_token=cost_of(plan.family, plan.sizes, dtype, context).flops_per_token,
+        context=context,
+        growth=report,
+        base_parameters=report["before"]["parameters"],
+        trained_tokens=tokens if tokens is not None else trained_tokens(plan.checkpoint.path),
+        stored_dtype=dtype,
+        recipe=recipe,
+    )
+
+
+def facts_of_recipe(recipe: Recipe) -> Facts | None:
+    """Of a run that starts from a folder; None for one from scratch.
+
+    The tokens are those before the last growth, when the folder was grown and not trained since.
+    """
+    source: Path | None = recipe.model.checkpoint
+    if source is None:
+        return None
+    context = recipe.data.sequence_length
+    with open_checkpoint(source) as checkpoint:
+        shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+        dtype = main_dtype(stored_dtypes(checkpoint))
+        try:
+            family = family_of(checkpoint.config)
+            sizes = family.sizes_of(checkpoint.config, checkpoint.tensors)
+            flops = cost_of(family, sizes, dtype, context).flops_per_token
+        except GrowkitError:
+            flops = None  # an architecture that growkit trains but cannot grow
+    manifest = read_manifest(source) or {}
+    growth = manifest.get("plan")
+    known = recipe.model.trained_tokens
+    return Facts(
+        shapes=shapes,
+        new={n: p for n, p in (manifest.get("new_parameters") or {}).items() if n in shapes},
+        flops_per_token=flops,
+        context=context,
+        growth=growth,
+        base_parameters=(
+            growth["before"]["parameters"]
+            if growth
+            else sum(prod(shape) for shape in shapes.values())
+        ),
+        trained_tokens=known if known is not None else trained_tokens(source),
+        stored_dtype=dtype,
+        recipe=recipe,
+    )
