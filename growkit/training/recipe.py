@@ -16,7 +16,7 @@ from growkit.errors import UsageError
 from growkit.training.recipe_checks import check_averaging, check_schedule, check_thaw
 from growkit.training.recipe_data import DataSection
 from growkit.training.recipe_errors import explain
-from growkit.training.recipe_section import Section
+from growkit.training.recipe_section import Positive, Section
 from growkit.training.recipe_training import TrainingSection
 from growkit.yaml_text import parse_yaml, read_text
 
