@@ -378,7 +378,9 @@ def test_json_is_one_document(source: Path, growkit: Callable[..., Run]) -> None
         "after": 8,
     }
     planned = json.loads(growkit("plan", source, *SIGNAL, "--json").out)
+    advice = planned.pop("advice")
     assert planned == report["plan"]
+    assert advice["parameters"] == report["plan"]["after"]["parameters"]
     listed = json.loads(growkit("plan", source, *SIGNAL, "--json", "--tensors").out)
     assert {e["name"] for e in listed["tensor_list"]} == set(tiny.read_folder(out))
     looked = json.loads(growkit("inspect", out, "--json").out)
