@@ -38,6 +38,20 @@ class VerificationFailed(GrowkitError):
     exit_code = 3
 
 
+class FailedElsewhere(GrowkitError):
+    """Another process of the same run failed, and says why; this one only ends."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("Another process of this run failed.", "Its own message says why.")
+        self.exit_code = exit_code
+
+
+class RunStopped(GrowkitError):
+    """A signal asked the run to stop; its state is saved and the same command goes on."""
+
+    exit_code = 143  # 128 + SIGTERM, as the shell reports it
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Return ``"Did you mean 'x'? "`` for the closest choice, or an empty string."""
     match = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)

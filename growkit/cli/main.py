@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from growkit.errors import GrowkitError
 
 
 def _describe(error: BaseException) -> tuple[str, str, int] | None:
@@ -22,6 +26,16 @@ def _describe(error: BaseException) -> tuple[str, str, int] | None:
     if isinstance(error, OSError) and error.errno == 30:
         return f"{error.filename!r} is on a read-only file system.", "Choose another --out.", 1
     return None
+
+
+def _said_elsewhere(error: GrowkitError) -> bool:
+    """Whether another process of the same launch says it: every process finds a wrong usage."""
+    from growkit.errors import FailedElsewhere, RunStopped, UsageError
+
+    later = os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0"
+    return isinstance(error, FailedElsewhere) or (
+        later and isinstance(error, UsageError | RunStopped)
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -48,7 +62,10 @@ def main(arguments: list[str] | None = None) -> int:
         import typer
 
         from growkit.cli import common
+        from growkit.errors import GrowkitError, RunStopped
 
+        if isinstance(error, GrowkitError) and _said_elsewhere(error):
+            return error.exit_code
         verbose = common.current is not None and common.current.verbose
         known = _describe(error)
         if known is None or verbose:
@@ -59,7 +76,9 @@ def main(arguments: list[str] | None = None) -> int:
             typer.echo("error: unexpected failure, see above.", err=True)
             return 1
         cause, remedy, code = known
-        typer.secho("error: ", fg="red", err=True, nl=False)
+        stopped = isinstance(error, RunStopped)
+        label, color = ("stopped: ", "yellow") if stopped else ("error: ", "red")
+        typer.secho(label, fg=color, err=True, nl=False)
         typer.echo(f"{cause}\n       {remedy}" if remedy else cause, err=True)
         return code
     return 0

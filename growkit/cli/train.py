@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -55,7 +56,8 @@ def train(
 
     [dim]growkit train recipes/train-gda-small.yaml --out checkpoints/small[/dim]
     """
-    output = open_output(json_mode, quiet, verbose)
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
+    output = open_output(json_mode and first, quiet or not first, verbose)
     from growkit.advice import Throughput
     from growkit.recipe_files import find_recipe
     from growkit.training import load_recipe
@@ -65,10 +67,16 @@ def train(
     loaded = load_recipe(recipe, overrides or [], max_steps)
     target = out or loaded.out or Path("checkpoints") / recipe.stem
     output.note(f"Training into {target}.")
-    _advise(output, loaded, Throughput(tokens_per_second, flops_per_second))
+    if first:
+        _advise(output, loaded, Throughput(tokens_per_second, flops_per_second))
     result = run(loaded, target, resume=resume, overwrite=overwrite, reporter=output)
-    show(output, result)
-    output.result(result.to_dict())
+    if first:
+        show(output, result)
+        output.result(result.to_dict())
+    if "RANK" in os.environ:
+        from growkit.training.processes import leave
+
+        leave()
 
 
 def _advise(output: Output, recipe: Recipe, throughput: Throughput) -> None:

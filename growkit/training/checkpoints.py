@@ -2,13 +2,15 @@
 
 Layout of ``checkpoints/``::
 
-    checkpoint-200/        model, optimizer, scheduler, RNG and trainer state, and last of all
-        manifest.json      {"format": 1, "step": 200, "files": {name: bytes}}
+    checkpoint-200/        model, optimizer, scheduler, RNG of every process, trainer state; and
+        manifest.json      last of all {"format": 1, "step": 200, "processes": 2,
+                           "strategy": "ddp", "files": {name: bytes}}
     .partial/              one that is being written; removed at the next start
 
 A checkpoint is written under ``.partial``, fsynced, given its manifest, and renamed. A folder whose
-files do not have the sizes of its manifest is damaged and is never resumed from (transformers alone
-would resume from one without its optimizer file, with a fresh optimizer, and say nothing).
+files do not have the sizes of its manifest, or that lacks a part of the state, is damaged and is
+never resumed from (transformers alone would resume from one without its optimizer file, with a
+fresh optimizer, and say nothing).
 """
 
 from __future__ import annotations
@@ -18,8 +20,10 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 from growkit.checkpoint.staging import sync, sync_tree
+from growkit.errors import CheckpointError
 
 PARTIAL = ".partial"
 MANIFEST = "manifest.json"
@@ -34,9 +38,36 @@ def _sizes(folder: Path) -> dict[str, int]:
     }
 
 
-def publish(written: Path, target: Path, step: int) -> None:
-    """Give a finished checkpoint folder its manifest and its name; replaces an older one."""
-    manifest = {"format": 1, "step": step, "files": _sizes(written)}
+def required_files(processes: int, strategy: str) -> list[str]:
+    """What no checkpoint may lack, whatever else is in it."""
+    ranks = range(processes)
+    states = ["rng_state.pth"] if processes == 1 else [f"rng_state_{r}.pth" for r in ranks]
+    optimizer = "optimizer.pt" if strategy == "ddp" else "optimizer_0/.metadata"
+    return ["config.json", optimizer, "scheduler.pt", "trainer_state.json", *states]
+
+
+def publish(
+    written: Path, target: Path, step: int, processes: int = 1, strategy: str = "ddp"
+) -> None:
+    """Give a finished checkpoint folder its manifest and its name; replaces an older one.
+
+    Raises:
+        CheckpointError: a part of it was not written.
+    """
+    files = _sizes(written)
+    manifest = {
+        "format": 1,
+        "step": step,
+        "processes": processes,
+        "strategy": strategy,
+        "files": files,
+    }
+    lacking = _lacks(manifest)
+    if lacking is not None:
+        raise CheckpointError(
+            f"{target.name} was not published: {lacking} was not written.",
+            "The run's folder must be on a file system that all processes share.",
+        )
     (written / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     sync_tree(written)
     if target.exists():
@@ -45,13 +76,35 @@ def publish(written: Path, target: Path, step: int) -> None:
     sync(target.parent)
 
 
+def read_manifest(checkpoint: Path) -> dict[str, Any]:
+    """The manifest with every key, also of a checkpoint that was written before they existed."""
+    manifest = json.loads((checkpoint / MANIFEST).read_text())
+    return {"processes": 1, "strategy": "ddp", **manifest}
+
+
+def processes_of(checkpoint: Path) -> int:
+    """How many processes wrote a published checkpoint."""
+    return int(read_manifest(checkpoint)["processes"])
+
+
+def _lacks(manifest: dict[str, Any]) -> str | None:
+    files: dict[str, int] = manifest["files"]
+    for name in required_files(manifest["processes"], manifest["strategy"]):
+        if name not in files:
+            return name
+    return None if any(name.endswith(".safetensors") for name in files) else "model.safetensors"
+
+
 def damage(checkpoint: Path) -> str | None:
     """Why a checkpoint cannot be resumed from, or None when it is whole."""
     try:
-        files = json.loads((checkpoint / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+        manifest = read_manifest(checkpoint)
+        files, lacking = manifest["files"].items(), _lacks(manifest)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "it has no readable manifest.json"
-    for name, size in files.items():
+    if lacking is not None:
+        return f"{lacking} was never in it"
+    for name, size in files:
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"

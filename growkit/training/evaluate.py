@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from growkit.training.packing import IGNORED, PackedDataset
+from growkit.training.processes import Processes
 
 
 @torch.no_grad()
@@ -18,6 +19,7 @@ def evaluate(
     *,
     batch_size: int,
     bytes_per_token: float | None = None,
+    processes: Processes | None = None,
 ) -> dict[str, float]:
     """Mean negative log-likelihood over every predicted token of a packed dataset.
 
@@ -27,6 +29,7 @@ def evaluate(
 
     Args:
         bytes_per_token: average UTF-8 bytes of a token; default: what the dataset knows.
+        processes: they take the batches in turn, and all get the result.
 
     Returns:
         ``eval_loss`` (nats a token), ``perplexity`` (its exponential, at most e^700) and, when the
@@ -35,11 +38,11 @@ def evaluate(
     """
     training = model.training
     model.eval()
-    total, count = 0.0, 0
+    total, count = 0.0, 0.0
     by_source = {}
     try:
         for name, indices in dataset.parts().items():
-            loss, tokens = _sum(model, dataset, indices, batch_size)
+            loss, tokens = _sum(model, dataset, indices, batch_size, processes or Processes())
             by_source[f"eval_loss/{name}"] = loss / max(tokens, 1)
             total, count = total + loss, count + tokens
     finally:
@@ -53,11 +56,20 @@ def evaluate(
 
 
 def _sum(
-    model: Any, dataset: PackedDataset, indices: Sequence[int], batch_size: int
-) -> tuple[float, int]:
-    """(sum of the losses in nats, predicted tokens) of some sequences."""
+    model: Any,
+    dataset: PackedDataset,
+    indices: Sequence[int],
+    batch_size: int,
+    processes: Processes,
+) -> tuple[float, float]:
+    """(sum of the losses in nats, predicted tokens) of some sequences, over all processes."""
     total, count = 0.0, 0
-    for start in range(0, len(indices), batch_size):
+    starts = range(0, len(indices), batch_size)
+    for turn in range(0, len(starts), processes.count):
+        mine = turn + processes.rank
+        # A sharded model needs every process in every forward pass: one without a batch of its own
+        # repeats the first, and does not count it.
+        start = starts[mine if mine < len(starts) else 0]
         items = [dataset[i] for i in indices[start : start + batch_size]]
         batch = {
             key: torch.stack([item[key] for item in items]).to(model.device) for key in items[0]
@@ -67,6 +79,8 @@ def _sum(
         losses = torch.nn.functional.cross_entropy(
             logits, labels, ignore_index=IGNORED, reduction="none"
         )
-        total += losses.double().sum().item()
-        count += int((labels != IGNORED).sum())
-    return total, count
+        if mine < len(starts):
+            total += losses.double().sum().item()
+            count += int((labels != IGNORED).sum())
+    total, counted = processes.sum([total, float(count)])
+    return total, counted

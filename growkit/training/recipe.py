@@ -16,6 +16,7 @@ from growkit.errors import UsageError
 from growkit.training.recipe_checks import check_averaging, check_schedule, check_thaw
 from growkit.training.recipe_data import DataSection
 from growkit.training.recipe_errors import explain
+from growkit.training.recipe_parallel import ParallelSection
 from growkit.training.recipe_section import Positive, Section
 from growkit.training.recipe_training import TrainingSection
 from growkit.yaml_text import parse_yaml, read_text
@@ -67,6 +68,7 @@ class Recipe(Section):
     tokenizer: TokenizerSection | None = None
     data: DataSection
     training: TrainingSection
+    parallel: ParallelSection = Field(default_factory=ParallelSection)
     out: Path | None = None
 
     @model_validator(mode="after")
@@ -77,7 +79,7 @@ class Recipe(Section):
 
     @property
     def sequences_per_step(self) -> int:
-        """Sequences in one optimizer step: batch size times gradient accumulation."""
+        """Sequences in one optimizer step, of all processes: batch size times accumulation."""
         return self.training.per_device_train_batch_size * self.training.gradient_accumulation_steps
 
     @property

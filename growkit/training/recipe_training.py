@@ -73,6 +73,7 @@ class TrainingSection(Section):
     save_total_limit: Positive | None = 2
     save_dtype: Literal["source", "float32", "bfloat16", "float16"] = "source"
     average_checkpoints: Positive = 1
+    dataloader_num_workers: Annotated[int, Field(ge=0)] = 0
     report_to: list[str] = Field(default_factory=list)
 
     @field_validator("train", mode="before")

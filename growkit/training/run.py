@@ -16,31 +16,41 @@ What it leaves in OUT::
 
 The same command goes on where a killed run stopped, and the result is the same: on one machine with
 the same number of threads, losses and weights are bit for bit those of the uninterrupted run.
+
+Started by torchrun, several processes make the same run together: the first one (rank 0) writes and
+reports, the sequences of a step are shared (see docs/distributed.md).
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from growkit.errors import UsageError
+from growkit.errors import GrowkitError, RunStopped, UsageError
 from growkit.progress import Progress, Reporter, Silent
 from growkit.training import checkpoints, metrics
 from growkit.training.grown import new_parameters_of, tokens_with_source
+from growkit.training.launch import check_launch
 from growkit.training.recipe import Recipe
 from growkit.training.run_folder import (
     DONE,
     check_data,
     check_source,
-    prepare_folder,
+    open_run,
     resume_point,
 )
 from growkit.training.run_result import TrainingResult, make_result
 from growkit.training.sources import Corpus, corpus_of
+
+if TYPE_CHECKING:
+    from growkit.training.packing import PackedDataset
+    from growkit.training.processes import Processes
+    from growkit.training.trainer import RunTrainer
 
 
 def train(
@@ -61,114 +71,210 @@ def train(
     Raises:
         UsageError: the recipe, the data and ``out`` do not go together; an earlier run in ``out``
             is as it was, and a run that took no step may be repeated with another recipe.
-        GrowkitError: the loss became NaN.
+        GrowkitError: the loss became NaN, or another process is training into ``out``.
+        RunStopped: SIGTERM; a checkpoint of the last whole step is saved.
     """
     reporter = reporter or Silent()
     started = time.monotonic()
-    out, folder = out.resolve(), out.resolve() / "training"
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError(
-            "growkit train was started as several processes, which it does not support yet.",
-            "Start it once, without torchrun or accelerate launch.",
-        )
+    out = out.resolve()
+    count = check_launch(recipe)
     corpus = corpus_of(recipe.data)  # checks the files before anything is written
     check_source(recipe, out)
     new_parameters_of(recipe)
-    prepare_folder(recipe, out, folder, resume, overwrite, reporter)
 
+    from growkit.training.processes import join
     from growkit.verify.loading import quiet_transformers
 
-    with quiet_transformers():
-        return _run(recipe, corpus, out, folder, resume, reporter, started)
+    with quiet_transformers(), ExitStack() as stack:
+        processes = join(recipe, count)
+        run = _Run(recipe, corpus, out, resume, reporter if processes.first else Silent(),
+                   processes, started)  # fmt: skip
+        opened = open_run(recipe, out, run.folder, resume, overwrite, run.reporter)
+        processes.from_first(lambda: stack.enter_context(opened))
+        run.check_shared()
+        return run.run()
 
 
-def _run(
-    recipe: Recipe,
-    corpus: Corpus,
-    out: Path,
-    folder: Path,
-    resume: str,
-    reporter: Reporter,
-    started: float,
-) -> TrainingResult:
-    from growkit.training.data_use import data_use, warn_of_repeats
-    from growkit.training.models import build_model, publish_model
-    from growkit.training.packing import datasets, pack
-    from growkit.training.tokenizer import load_tokenizer, tokenizer_fingerprint
-    from growkit.training.trainer import RunCallback, RunTrainer
+@dataclass(frozen=True)
+class _Run:
+    """What the parts of a run have in common."""
 
-    tokenizer_folder = _tokenizer_folder(recipe, corpus, folder, reporter)
-    tokenizer = load_tokenizer(tokenizer_folder, trust_remote_code=recipe.model.trust_remote_code)
-    packed = pack(
-        corpus,
-        tokenizer,
-        tokenizer_fingerprint(tokenizer_folder),
-        recipe.data.cache_dir or folder / "data",
-        reporter,
-        workers=recipe.data.workers,
-    )
-    check_data(folder, packed.key)
-    train_set, held_out = datasets(packed, recipe.data)
-    warn_of_repeats(recipe, train_set, reporter)
-    checkpoint = resume_point(folder / "checkpoints", resume, reporter)
-    metrics_file = folder / "metrics.jsonl"
-    done = out / DONE
-    if checkpoint is not None and done.is_file():
-        record = json.loads(done.read_text())
-        if record["steps"] == checkpoints.step_of(checkpoint) >= recipe.total_steps:
-            reporter.note(f"{out} is finished: {record['steps']} steps.")
-            return make_result(record, out, folder, started, str(checkpoint))
-    model = build_model(recipe.model, tokenizer, recipe.training.seed)
-    _check_length(model, recipe)
-    resumed_step = checkpoints.step_of(checkpoint) if checkpoint else 0
-    metrics.truncate_metrics(metrics_file, resumed_step if checkpoint else -1)
+    recipe: Recipe
+    corpus: Corpus
+    out: Path
+    resume: str
+    reporter: Reporter
+    processes: Processes
+    started: float
 
-    bars: list[Progress] = []
-    trainer = RunTrainer(
-        model,
-        recipe,
-        folder / "checkpoints",
-        train_set,
-        held_out,
-        tokenizer_folder=tokenizer_folder,
-        callbacks=[RunCallback(recipe, metrics_file, lambda: bars[0])],
-    )
-    remaining = max(recipe.total_steps - resumed_step, 0) * recipe.tokens_per_step
-    with reporter.progress("training", remaining, unit="tokens") as bar:
-        bars.append(bar)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    @property
+    def folder(self) -> Path:
+        return self.out / "training"
 
-    rows = metrics.read_metrics(metrics_file)
-    steps = trainer.state.global_step
-    last = metrics.last_evaluation(rows)
-    if held_out is not None and (last is None or last["step"] != steps):
-        trainer.evaluate()
-        rows = metrics.read_metrics(metrics_file)
-        last = metrics.last_evaluation(rows)
-    losses = [row["loss"] for row in rows if "loss" in row]
-    record = {
-        "format": 1,
-        "steps": steps,
-        "tokens": steps * recipe.tokens_per_step,
-        "trained_tokens": tokens_with_source(recipe, steps * recipe.tokens_per_step),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "loss": losses[-1] if losses else None,
-        **{k: last.get(k) if last else None for k in ("eval_loss", "perplexity", "bits_per_byte")},
-        "data": data_use(recipe, train_set, steps),
-        "recipe": recipe.to_dict(),
-    }
-    if not metrics.plot_losses([("held-out", rows, 0)], folder / "loss.png", title=out.name):
-        reporter.note("No loss.png: matplotlib is not installed (pip install 'growkit[plots]').")
-    publish_model(
-        trainer.accelerator.unwrap_model(model, keep_torch_compile=False),
-        out,
-        folder / "final.partial",
-        tokenizer_folder=tokenizer_folder,
-        source=recipe.model.checkpoint,
-        record=record,
-        save_dtype=recipe.training.save_dtype,
-    )
-    return make_result(record, out, folder, started, str(checkpoint) if checkpoint else None)
+    def check_shared(self) -> None:
+        """Every process must see the folder that the first one writes."""
+        if not (self.folder / "recipe.yaml").is_file():
+            raise GrowkitError(
+                f"Process {self.processes.rank} does not see {str(self.folder)!r}, which the first "
+                "process made.",
+                "Choose an --out on a file system that all machines share.",
+            )
+
+    def run(self) -> TrainingResult:
+        from growkit.training.models import build_model, publish_model
+
+        train_set, held_out, tokenizer, tokenizer_folder = self._inputs()
+        checkpoint, finished = self.processes.from_first(self._where_to_begin)
+        if finished is not None:
+            return make_result(finished, self.out, self.folder, self.started, str(checkpoint))
+        model = build_model(self.recipe.model, tokenizer, self.recipe.training.seed)
+        _check_length(model, self.recipe)
+        trainer = self._train(model, train_set, held_out, tokenizer_folder, checkpoint)
+        record = self._record(trainer, model)
+        self.processes.from_first(
+            lambda: publish_model(
+                trainer.accelerator.unwrap_model(model, keep_torch_compile=False),
+                self.out,
+                self.folder / "final.partial",
+                tokenizer_folder=tokenizer_folder,
+                source=self.recipe.model.checkpoint,
+                record=record,
+                save_dtype=self.recipe.training.save_dtype,
+            )
+        )
+        begin = str(checkpoint) if checkpoint else None
+        return make_result(record, self.out, self.folder, self.started, begin)
+
+    def _inputs(self) -> tuple[PackedDataset, PackedDataset | None, Any, Path]:
+        """Training and held-out sequences, tokenizer and its folder.
+
+        The first process makes what is missing.
+        """
+        from growkit.training.data_use import warn_of_repeats
+        from growkit.training.packing import PackedText, datasets, pack
+        from growkit.training.tokenizer import load_tokenizer, tokenizer_fingerprint
+
+        recipe, folder = self.recipe, self.folder
+        tokenizer_folder = self.processes.from_first(
+            lambda: _tokenizer_folder(recipe, self.corpus, folder, self.reporter)
+        )
+        tokenizer = load_tokenizer(
+            tokenizer_folder, trust_remote_code=recipe.model.trust_remote_code
+        )
+        fingerprint = tokenizer_fingerprint(tokenizer_folder)
+        cache = recipe.data.cache_dir or folder / "data"
+
+        def tokens() -> PackedText:
+            return pack(
+                self.corpus,
+                tokenizer,
+                fingerprint,
+                cache,
+                self.reporter,
+                workers=recipe.data.workers,
+            )
+
+        made = self.processes.from_first(lambda: tokens().key)
+        packed = tokens()
+        if packed.key != made:
+            raise GrowkitError(
+                f"Process {self.processes.rank} reads other data files than the first process.",
+                "Give all machines the same files under the same paths.",
+            )
+        self.processes.from_first(lambda: check_data(folder, packed.key))
+        train_set, held_out = datasets(packed, recipe.data)
+        warn_of_repeats(recipe, train_set, self.reporter)
+        return train_set, held_out, tokenizer, tokenizer_folder
+
+    def _where_to_begin(self) -> tuple[Path | None, dict[str, Any] | None]:
+        """The checkpoint to go on from, and the record of a run that is finished."""
+        folder, done = self.folder, self.out / DONE
+        checkpoint = resume_point(folder / "checkpoints", self.resume, self.reporter)
+        step = checkpoints.step_of(checkpoint) if checkpoint else -1
+        if checkpoint is not None and done.is_file():
+            record = json.loads(done.read_text())
+            if record["steps"] == step >= self.recipe.total_steps:
+                self.reporter.note(f"{self.out} is finished: {record['steps']} steps.")
+                return checkpoint, record
+        metrics.truncate_metrics(folder / "metrics.jsonl", step)
+        return checkpoint, None
+
+    def _train(
+        self,
+        model: Any,
+        train_set: PackedDataset,
+        held_out: PackedDataset | None,
+        tokenizer_folder: Path,
+        checkpoint: Path | None,
+    ) -> RunTrainer:
+        from growkit.training.processes import waiting
+        from growkit.training.stop import StopOnSignal
+        from growkit.training.trainer import RunCallback, RunTrainer
+
+        recipe = self.recipe
+        bars: list[Progress] = []
+        stop = StopOnSignal(self.processes)
+        trainer = RunTrainer(
+            model,
+            recipe,
+            self.folder / "checkpoints",
+            train_set,
+            held_out,
+            tokenizer_folder=tokenizer_folder,
+            callbacks=[
+                RunCallback(recipe, self.folder / "metrics.jsonl", lambda: bars[0]),
+                stop,
+            ],
+            processes=self.processes,
+        )
+        steps_done = checkpoints.step_of(checkpoint) if checkpoint else 0
+        remaining = max(recipe.total_steps - steps_done, 0) * recipe.tokens_per_step
+        with self.reporter.progress("training", remaining, unit="tokens") as bar, stop, waiting():
+            bars.append(bar)
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if stop.stopped:
+            raise RunStopped(
+                f"SIGTERM at step {trainer.state.global_step} of {recipe.total_steps}, which is "
+                "saved.",
+                "The same command goes on from there.",
+            )
+        return trainer
+
+    def _record(self, trainer: RunTrainer, model: Any) -> dict[str, Any]:
+        """The final figures, evaluated where the last step was not."""
+        file, steps = self.folder / "metrics.jsonl", trainer.state.global_step
+
+        def evaluated() -> bool:
+            last = metrics.last_evaluation(metrics.read_metrics(file))
+            return last is not None and last["step"] == steps
+
+        if trainer.held_out is not None and not self.processes.from_first(evaluated):
+            trainer.evaluate()
+        return self.processes.from_first(lambda: self._finish(file, trainer, model))
+
+    def _finish(self, file: Path, trainer: RunTrainer, model: Any) -> dict[str, Any]:
+        from growkit.training.data_use import data_use
+
+        steps = trainer.state.global_step
+        rows = metrics.read_metrics(file)
+        last = metrics.last_evaluation(rows) or {}
+        losses = [row["loss"] for row in rows if "loss" in row]
+        plot = self.folder / "loss.png"
+        if not metrics.plot_losses([("held-out", rows, 0)], plot, title=self.out.name):
+            self.reporter.note(
+                "No loss.png: matplotlib is not installed (pip install 'growkit[plots]')."
+            )
+        return {
+            "format": 1,
+            "steps": steps,
+            "tokens": steps * self.recipe.tokens_per_step,
+            "trained_tokens": tokens_with_source(self.recipe, steps * self.recipe.tokens_per_step),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "loss": losses[-1] if losses else None,
+            **{k: last.get(k) for k in ("eval_loss", "perplexity", "bits_per_byte")},
+            "data": data_use(self.recipe, trainer.train_dataset, steps),
+            "recipe": self.recipe.to_dict(),
+        }
 
 
 def _tokenizer_folder(recipe: Recipe, corpus: Corpus, folder: Path, reporter: Reporter) -> Path:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from growkit.errors import CheckpointError, UsageError
+from growkit.errors import CheckpointError, GrowkitError, UsageError
 from growkit.progress import Reporter
 from growkit.training import checkpoints, metrics
-from growkit.training.recipe import Recipe
+from growkit.training.recipe import Recipe, make_recipe
 
 # What may differ between a run and its continuation; anything else would be another run.
 MAY_CHANGE = {
@@ -28,9 +32,14 @@ MAY_CHANGE = {
     "training.save_total_limit",
     "training.report_to",
     "training.per_device_eval_batch_size",
+    "training.dataloader_num_workers",
+    "parallel.processes",
+    "parallel.timeout_minutes",
 }
 DONE = "growkit_training.json"
 DATA = "data.json"
+LOCK = ".lock"
+_NO_LOCKS_HERE = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
 def check_source(recipe: Recipe, out: Path) -> None:
@@ -49,15 +58,66 @@ def check_source(recipe: Recipe, out: Path) -> None:
         )
 
 
-def prepare_folder(
+@contextmanager
+def open_run(
     recipe: Recipe, out: Path, folder: Path, resume: str, overwrite: bool, reporter: Reporter
-) -> None:
-    """Make the run folder, or check that the run in it is this one."""
-    stored = folder / "recipe.yaml"
+) -> Iterator[None]:
+    """Make the run folder, or check that the run in it is this one; hold it until the end.
+
+    Raises:
+        UsageError: the folder holds something else.
+        GrowkitError: another process is training into it.
+    """
     if out.exists() and not out.is_dir():
         raise UsageError(f"The output {str(out)!r} is a file.", "Choose a folder with --out.")
+    if not (folder / "recipe.yaml").is_file() and _is_in_use(out, folder):
+        raise UsageError(
+            f"The output {str(out)!r} is not empty and holds no training run.",
+            "Choose another --out.",
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a") as lock:
+        _lock(lock.fileno(), out)
+        _prepare(recipe, out, folder, resume, overwrite, reporter)
+        yield
+
+
+def _is_in_use(out: Path, folder: Path) -> bool:
+    ours = {folder, folder / LOCK}
+    return any(
+        path not in ours for place in (out, folder) if place.is_dir() for path in place.iterdir()
+    )
+
+
+def _lock(descriptor: int, out: Path) -> None:
+    """Two launches that know nothing of each other must not write the same run.
+
+    A record lock, unlike flock, is not inherited by data loading workers, which outlive a killed
+    run by some seconds.
+    """
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise GrowkitError(
+                f"Another process is training into {str(out)!r} now.",
+                "Wait for it or choose another --out; for one run in several processes, start them "
+                "with torchrun.",
+            ) from error
+        if error.errno not in _NO_LOCKS_HERE:  # some network file systems have no locks
+            raise
+
+
+def _prepare(
+    recipe: Recipe, out: Path, folder: Path, resume: str, overwrite: bool, reporter: Reporter
+) -> None:
+    stored = folder / "recipe.yaml"
     if stored.is_file() and overwrite:
-        shutil.rmtree(folder)
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
         (out / DONE).unlink(missing_ok=True)
     elif stored.is_file() and not _has_begun(folder):
         # It was refused or killed before its first step: a corrected recipe may have the folder.
@@ -70,12 +130,6 @@ def prepare_folder(
                 "Choose another --out, go on with --resume auto, or begin anew with --overwrite.",
             )
         _check_same(recipe, stored, reporter)
-    elif out.is_dir() and any(out.iterdir()):
-        raise UsageError(
-            f"The output {str(out)!r} is not empty and holds no training run.",
-            "Choose another --out.",
-        )
-    folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder / "checkpoints" / checkpoints.PARTIAL, ignore_errors=True)
     partial = stored.with_name("recipe.yaml.partial")
     partial.write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False))
@@ -94,7 +148,10 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _check_same(recipe: Recipe, stored: Path, reporter: Reporter) -> None:
-    old, new = _flat(yaml.safe_load(stored.read_text())), _flat(recipe.to_dict())
+    values = yaml.safe_load(stored.read_text())
+    with suppress(UsageError):  # of another version: compared as it is
+        values = make_recipe(values).to_dict()  # with keys that did not exist when it was stored
+    old, new = _flat(values), _flat(recipe.to_dict())
     changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
     forbidden = [key for key in changed if key not in MAY_CHANGE]
     if forbidden:

@@ -1,7 +1,6 @@
 """transformers' Trainer, overridden only where this project knows more.
 
 * the order of samples is a pure function of seed and step (`growkit.training.order`);
-* checkpoints are published whole (`growkit.training.checkpoints`);
 * evaluation weighs every token equally and draws no random numbers;
 * every save is preceded by a log line, so that the losses logged after a resume are the ones that
   the uninterrupted run logs (a mean never spans a checkpoint).
@@ -11,47 +10,54 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerControl
 
 from growkit.errors import GrowkitError
 from growkit.progress import Progress
-from growkit.training import checkpoints
 from growkit.training.averaging import average_into, last_whole
 from growkit.training.data_use import sample_order
 from growkit.training.document_check import DocumentCheck
 from growkit.training.evaluate import evaluate
 from growkit.training.growth_training import GrowthTraining
+from growkit.training.launch import shares
 from growkit.training.metrics import append_metrics
-from growkit.training.models import copy_lineage
 from growkit.training.order import RunSampler
 from growkit.training.packing import PackedDataset
+from growkit.training.process_trainer import ProcessTrainer
+from growkit.training.processes import Processes, on_cpu
 from growkit.training.recipe import Recipe
 from growkit.training.schedule import learning_rate_factor
-from growkit.training.tokenizer import copy_tokenizer
 
 
-def training_arguments(recipe: Recipe, folder: Path, *, evaluation: bool) -> TrainingArguments:
+def training_arguments(
+    recipe: Recipe, folder: Path, *, evaluation: bool, processes: int = 1
+) -> TrainingArguments:
     """The recipe in transformers' terms; ``folder`` receives the checkpoints."""
     section = recipe.training
+    batch_size, accumulation_steps = shares(recipe, processes)
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=recipe.total_steps,
         learning_rate=section.learning_rate,
-        per_device_train_batch_size=section.per_device_train_batch_size,
-        gradient_accumulation_steps=section.gradient_accumulation_steps,
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=accumulation_steps,
         max_grad_norm=section.max_grad_norm,
         bf16=section.bf16,
         **{_checkpointing_name(): section.gradient_checkpointing},
         torch_compile=section.torch_compile,
-        use_cpu=section.use_cpu,
+        # Said explicitly: without it, several processes on a machine without a GPU would each
+        # train alone (accelerate's DistributedType.NO).
+        use_cpu=on_cpu(recipe),
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,
+        dataloader_num_workers=section.dataloader_num_workers,
         full_determinism=section.full_determinism,
         seed=section.seed,
         logging_steps=section.logging_steps,
@@ -67,7 +73,7 @@ def training_arguments(recipe: Recipe, folder: Path, *, evaluation: bool) -> Tra
         # The sampler starts at the right place by itself.
         ignore_data_skip=True,
         remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available() and not section.use_cpu,
+        dataloader_pin_memory=not on_cpu(recipe),
     )
     if arguments.n_gpu > 1:
         # transformers would wrap the model in DataParallel and multiply the batch size.
@@ -82,7 +88,7 @@ def _checkpointing_name() -> str:
     return new if new in names else "gradient_checkpointing"
 
 
-class RunTrainer(Trainer):
+class RunTrainer(ProcessTrainer):
     """A Trainer for one recipe.
 
     Args:
@@ -101,18 +107,20 @@ class RunTrainer(Trainer):
         *,
         tokenizer_folder: Path,
         callbacks: list[TrainerCallback],
+        processes: Processes | None = None,
     ) -> None:
         self.recipe, self.folder, self.tokenizer_folder = recipe, folder, tokenizer_folder
         self.held_out = held_out
-        self._writing: Path | None = None
+        self.processes = processes or Processes()
         self.optimizer: Any
         self.lr_scheduler: Any
-        self._resumed_from: str | None = None
         self._averaged = 0
         self.control: TrainerControl
         # transformers switches it off for the training; what is written keeps the model's own.
         self._use_cache = getattr(model.config, "use_cache", True)
-        arguments = training_arguments(recipe, folder, evaluation=held_out is not None)
+        arguments = training_arguments(
+            recipe, folder, evaluation=held_out is not None, processes=self.processes.count
+        )
         super().__init__(
             model=model,
             args=arguments,
@@ -125,11 +133,11 @@ class RunTrainer(Trainer):
             self.add_callback(DocumentCheck())
 
     def train(self, resume_from_checkpoint: Any = None, **options: Any) -> Any:
-        self._resumed_from = resume_from_checkpoint
         self.args.eval_on_start = self.held_out is not None and not resume_from_checkpoint
         result = super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
         self.model.config.use_cache = self._use_cache
-        self._average()
+        if self.state.global_step >= self.recipe.total_steps:  # not when a signal stopped it
+            self._average()
         return result
 
     def _average(self) -> None:
@@ -148,14 +156,6 @@ class RunTrainer(Trainer):
             total_steps=self.recipe.total_steps,
             steps_done=lambda: self.state.global_step,
         )
-
-    def get_batch_samples(self, epoch_iterator: Iterator[Any], *rest: Any) -> Any:
-        batches = super().get_batch_samples(epoch_iterator, *rest)
-        if self._resumed_from is not None:
-            # Creating the data loader's iterator drew from the generator that dropout uses.
-            self._load_rng_state(self._resumed_from)
-            self._resumed_from = None
-        return batches
 
     def create_optimizer(self, model: Any = None) -> Any:
         if self.optimizer is None:
@@ -191,6 +191,7 @@ class RunTrainer(Trainer):
             self.model,
             self.held_out,
             batch_size=section.per_device_eval_batch_size or section.per_device_train_batch_size,
+            processes=self.processes,
         )
         if self._averaged:
             metrics["averaged_checkpoints"] = self._averaged
@@ -199,27 +200,6 @@ class RunTrainer(Trainer):
             self.args, self.state, self.control, metrics
         )
         return metrics
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._writing or self.folder)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        step = self.state.global_step
-        self._writing = self.folder / checkpoints.PARTIAL
-        shutil.rmtree(self._writing, ignore_errors=True)
-        config = self.model.config
-        switched_off, config.use_cache = config.use_cache, self._use_cache
-        try:
-            super()._save_checkpoint(model, trial)
-            written = self._writing / f"checkpoint-{step}"
-            copy_tokenizer(self.tokenizer_folder, written)
-            copy_lineage(self.recipe.model.checkpoint, written)
-            checkpoints.publish(written, self.folder / f"checkpoint-{step}", step)
-        finally:
-            config.use_cache = switched_off
-            shutil.rmtree(self._writing, ignore_errors=True)
-            self._writing = None
-        checkpoints.keep_newest(self.folder, self.recipe.training.checkpoints_kept)
 
 
 class RunCallback(TrainerCallback):
@@ -269,7 +249,8 @@ class RunCallback(TrainerCallback):
             row |= {key: logs[key] for key in logs if key.partition("/")[0] in names}
         else:
             return
-        append_metrics(self.metrics, row)
+        if state.is_world_process_zero:
+            append_metrics(self.metrics, row)
 
     def _refuse_non_finite(self, step: int, row: dict[str, Any]) -> None:
         for name in ("loss", "grad_norm"):

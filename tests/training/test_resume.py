@@ -15,33 +15,14 @@ import pytest
 import torch
 import yaml
 from grown_runs import continue_recipe, grow, make_source
-from training_runs import TINY_GDA, make, recipe_values
+from training_runs import TINY_GDA, cut_back, figures, make, recipe_values, weights
+from transformers import Trainer
 
 from growkit.errors import CheckpointError, UsageError
 from growkit.training import Recipe, train
-from growkit.training.checkpoints import damage, list_checkpoints, newest_whole
+from growkit.training.checkpoints import damage, newest_whole
 from growkit.training.metrics import read_metrics
 from growkit.training.recipe import make_recipe
-
-
-def figures(out: Path) -> list[dict[str, float]]:
-    """The metrics of a run without the one that depends on the clock."""
-    rows = read_metrics(out / "training" / "metrics.jsonl")
-    return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in rows]
-
-
-def weights(out: Path) -> bytes:
-    return (out / "model.safetensors").read_bytes()
-
-
-def cut_back(out: Path, step: int) -> None:
-    """Make a finished run look as if it had been killed after the checkpoint of ``step``."""
-    for checkpoint in list_checkpoints(out / "training" / "checkpoints"):
-        if int(checkpoint.name.split("-")[1]) > step:
-            shutil.rmtree(checkpoint)
-    for path in out.iterdir():
-        if path.is_file():
-            path.unlink()
 
 
 @pytest.fixture(scope="module")
@@ -145,9 +126,7 @@ def test_dropout_continues_with_its_own_random_numbers(
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     cut_back(tmp_path / "cut", 3)
     if not restored:
-        own, library = RunTrainer.get_batch_samples, RunTrainer.__mro__[1].get_batch_samples
-        assert own is not library
-        monkeypatch.setattr(RunTrainer, "get_batch_samples", library)
+        monkeypatch.setattr(RunTrainer, "get_batch_samples", Trainer.get_batch_samples)
     train(recipe, tmp_path / "cut")
     assert (weights(tmp_path / "cut") == weights(tmp_path / "whole")) == restored
 

@@ -200,12 +200,13 @@ def test_vocabulary_smaller_than_the_tokenizer(text_file: Path, tmp_path: Path) 
         train(make_recipe(values), tmp_path / "run")
 
 
-def test_several_processes_are_refused(
+def test_processes_that_cannot_meet_are_refused(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="several processes"):
+    with pytest.raises(UsageError, match="cannot find each other"):
         train(make(text_file), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_metrics_survive_a_cut_line(tmp_path: Path) -> None:

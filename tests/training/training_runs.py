@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
+from growkit.training.checkpoints import list_checkpoints
+from growkit.training.metrics import read_metrics
 from growkit.training.recipe import Recipe, make_recipe
 
 TINY_LLAMA = {
@@ -71,3 +74,24 @@ def recipe_values(text: Path, **training: Any) -> dict[str, Any]:
 def make(text: Path, **training: Any) -> Recipe:
     """The recipe of :func:`recipe_values`."""
     return make_recipe(recipe_values(text, **training))
+
+
+def figures(out: Path) -> list[dict[str, float]]:
+    """The metrics of a run without the one that depends on the clock."""
+    rows = read_metrics(out / "training" / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in rows]
+
+
+def weights(out: Path) -> bytes:
+    """The bytes of the trained model."""
+    return (out / "model.safetensors").read_bytes()
+
+
+def cut_back(out: Path, step: int) -> None:
+    """Make a finished run look as if it had been killed after the checkpoint of ``step``."""
+    for checkpoint in list_checkpoints(out / "training" / "checkpoints"):
+        if int(checkpoint.name.split("-")[1]) > step:
+            shutil.rmtree(checkpoint)
+    for path in out.iterdir():
+        if path.is_file():
+            path.unlink()

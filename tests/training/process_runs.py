@@ -1,0 +1,113 @@
+"""Real processes for the training tests, forked from a server that has imported torch once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(
+    ["growkit.training.trainer", "growkit.training.stop", "growkit.modeling",
+     "growkit.training.tokenizer", "growkit.verify.loading", "growkit.cli.train",
+     "transformers.models.llama.modeling_llama", "torch.distributed.fsdp",
+     "torch.distributed.checkpoint.state_dict"]
+)  # fmt: skip
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _child(
+    work: Callable[[Sequence[str]], int],
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    log: str,
+) -> None:
+    os.environ.update(environment)
+    os.fsync = lambda descriptor: None
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    os._exit(work(arguments))
+
+
+def growkit(arguments: Sequence[str]) -> int:
+    """The command line in this process."""
+    from growkit.cli.main import main
+
+    return main(list(arguments))
+
+
+@dataclass
+class Launch:
+    """Started processes of one run, by rank."""
+
+    processes: list[BaseProcess]
+    logs: list[Path]
+
+    def wait(self, timeout: float = 90) -> list[int | None]:
+        """Their exit codes; a process that hangs is ended and has None."""
+        codes = []
+        for process in self.processes:
+            process.join(timeout)
+            codes.append(process.exitcode)
+            if process.exitcode is None:
+                process.kill()
+        return codes
+
+    def output(self, rank: int = 0) -> str:
+        return self.logs[rank].read_text()
+
+
+def start(
+    count: int,
+    arguments: Sequence[str],
+    work: Callable[[Sequence[str]], int] = growkit,
+    environment: Mapping[str, str] | None = None,
+) -> Launch:
+    """Start ``count`` processes with the environment that torchrun gives its own."""
+    folder = Path(tempfile.mkdtemp())
+    port = str(free_port())
+    processes, logs = [], []
+    for rank in range(count):
+        variables = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        if count > 1:
+            variables |= {
+                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
+                "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+            }  # fmt: skip
+        variables |= environment or {}
+        logs.append(folder / f"{rank}.log")
+        process = _CONTEXT.Process(
+            target=_child, args=(work, list(arguments), variables, str(logs[-1]))
+        )
+        process.start()
+        processes.append(process)
+    return Launch(processes, logs)
+
+
+def run(
+    count: int,
+    arguments: Sequence[str],
+    work: Callable[[Sequence[str]], int] = growkit,
+    environment: Mapping[str, str] | None = None,
+) -> Launch:
+    """Start, wait, and expect success."""
+    launch = start(count, arguments, work, environment)
+    codes = launch.wait()
+    assert codes == [0] * count, "\n".join(launch.output(rank) for rank in range(count))
+    return launch
