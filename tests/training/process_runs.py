@@ -42,7 +42,7 @@ def _child(
     os.dup2(descriptor, 2)
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
-    os._exit(work(arguments))
+    sys.exit(work(arguments))
 
 
 def growkit(arguments: Sequence[str]) -> int:

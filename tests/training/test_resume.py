@@ -85,7 +85,9 @@ def test_resumed_run_of_a_grown_model_equals_the_uninterrupted_one(
     fresh["state"] = {}
     damaged = next(out.rglob("checkpoint-6/optimizer.pt"))
     torch.save(fresh, damaged)
-    (damaged.parent / "manifest.json").write_text('{"files": {}}')
+    manifest = json.loads((damaged.parent / "manifest.json").read_text())
+    manifest["files"]["optimizer.pt"] = damaged.stat().st_size
+    (damaged.parent / "manifest.json").write_text(json.dumps(manifest))
     train(recipe, out)
     assert weights(out) != weights(tmp_path / "whole")  # negative control
 
