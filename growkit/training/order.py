@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
-from functools import lru_cache
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -19,7 +18,6 @@ from torch.utils.data import Sampler
 from growkit.training.mixture import Mixture
 
 
-@lru_cache(maxsize=8)
 def permutation(n: int, seed: int, epoch: int, source: int = 0) -> np.ndarray:
     """The order of a source's n sequences in an epoch, int64 ``[n]``."""
     generator = np.random.Generator(np.random.Philox(key=[seed + (source << 32), epoch]))
@@ -45,13 +43,17 @@ class SampleOrder:
     ) -> None:
         self.sizes, self.seed = list(sizes), seed
         self._starts = [sum(self.sizes[:i]) for i in range(len(self.sizes))]
+        # Of the epoch that a source stands in.
+        self._orders: dict[int, tuple[int, np.ndarray]] = {}
         self._mixture = Mixture(weights, total) if weights and len(self.sizes) > 1 else None
 
     def __getitem__(self, position: int) -> int:
         source, number = self._mixture.at(position) if self._mixture else (0, position)
         n = self.sizes[source]
-        place = permutation(n, self.seed, number // n, source)[number % n]
-        return self._starts[source] + int(place)
+        epoch, place = divmod(number, n)
+        if self._orders.get(source, (None,))[0] != epoch:
+            self._orders[source] = epoch, permutation(n, self.seed, epoch, source)
+        return self._starts[source] + int(self._orders[source][1][place])
 
     def read(self, samples: int) -> list[int]:
         """How many of the first ``samples`` are of each source."""

@@ -99,7 +99,7 @@ def stream_of(tokens: np.ndarray, ends: Sequence[int] = (), name: str = "data") 
     """An array of tokens as a stream; ``ends`` says where its documents end."""
     limits = np.array(ends or [len(tokens)], np.uint64)
     none = np.zeros(len(limits), np.uint64)
-    shard = Shard("", tokens, limits, none, Records(none, none.astype(np.uint8)), {})
+    shard = Shard(None, tokens, limits, none, Records(none, none.astype(np.uint8)), {})
     one = np.zeros(1, np.int64)
     return TokenStream(name, [shard], one, one, np.array([len(tokens)], np.int64), len(limits))
 

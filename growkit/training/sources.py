@@ -12,6 +12,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -150,10 +151,11 @@ def file_hashes(files: Sequence[Path], memo: Path | None = None) -> list[str]:
                 fresh[key] = value
         hashes.append(value)
     if memo is not None and fresh:
-        memo.parent.mkdir(parents=True, exist_ok=True)
-        partial = memo.with_name(f"{memo.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(known | fresh))
-        os.replace(partial, memo)
+        with suppress(PermissionError):  # a cache that others made may be read-only
+            memo.parent.mkdir(parents=True, exist_ok=True)
+            partial = memo.with_name(f"{memo.name}.{os.getpid()}.partial")
+            partial.write_text(json.dumps(known | fresh))
+            os.replace(partial, memo)
     return hashes
 
 

@@ -46,14 +46,22 @@ PARALLEL_FROM = 16 << 20
 
 @dataclass(frozen=True)
 class Shard:
-    """A tokenized shard; arrays are memory-mapped and in the order of the source."""
+    """A tokenized shard; arrays are memory-mapped and in the order of the source.
 
-    key: str
+    A copy for a data-loading process maps the files again (a pickled map would be its content).
+    """
+
+    folder: Path | None
     tokens: np.ndarray
     ends: np.ndarray
     bytes: np.ndarray
     records: Records
     meta: dict[str, Any]
+
+    def __reduce__(self) -> Any:
+        if self.folder is not None:
+            return open_shard, (self.folder,)
+        return Shard, (None, self.tokens, self.ends, self.bytes, self.records, self.meta)
 
 
 def tokenize_source(
@@ -86,7 +94,7 @@ def tokenize_source(
                 with FileLock(folder.with_name(folder.name + ".lock")):
                     if not _whole(folder):
                         _write(part, folder, tokenizer, pool, bar, tail, reporter)
-    return [_open(folder) for folder in folders]
+    return [open_shard(folder) for folder in folders]
 
 
 def _folder(source: Source, fingerprint: str, cache: Path, tail: float) -> Path:
@@ -106,10 +114,11 @@ def _array(path: Path, dtype: Any) -> np.ndarray:
     return np.memmap(path, dtype=dtype, mode="r")
 
 
-def _open(folder: Path) -> Shard:
+def open_shard(folder: Path) -> Shard:
+    """A shard that is in the cache."""
     meta = json.loads((folder / "meta.json").read_text())
     return Shard(
-        key=folder.name,
+        folder=folder,
         tokens=_array(folder / "tokens.bin", meta["dtype"]),
         ends=_array(folder / "ends.bin", "<u8"),
         bytes=_array(folder / "bytes.bin", "<u8"),

@@ -138,7 +138,7 @@ def test_cache_is_used_and_keyed_by_content(tokenizer: Any, tmp_path: Path) -> N
     path.write_text("one\n" * 100)
     corpus = Corpus([Source(files=[path])])
     first = packed(corpus, tokenizer, cache)
-    tokens = cache / first.train[0].shards[0].key / "tokens.bin"
+    tokens = first.train[0].shards[0].folder / "tokens.bin"
     tokens.write_bytes(np.zeros(401, "<u2").tobytes())
     again = packed(corpus, tokenizer, cache)
     assert not again.train[0].tokens(0, 100).any() and again.key == first.key
@@ -160,6 +160,20 @@ def test_only_the_changed_shard_is_tokenized_again(
     packed(corpus, tokenizer, tmp_path / "cache")
     now = {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").glob("*/meta.json")}
     assert len(now) == 4 and written.items() <= now.items()
+
+
+def test_copies_for_data_loading_processes_are_maps(tokenizer: Any, tmp_path: Path) -> None:
+    import pickle
+
+    corpus = Corpus([rows(tmp_path / "a.jsonl", TEXTS * 20)], 0.1)
+    dataset = PackedDataset(packed(corpus, tokenizer, tmp_path / "cache").train, 16, separate=True)
+    copy = pickle.dumps(dataset)
+    tokens = len(dataset.streams[0])
+    assert len(copy) < tokens / 2
+    for key, value in pickle.loads(copy)[7].items():
+        assert value.equal(dataset[7][key])
+    array = PackedDataset(np.arange(64), 16)
+    assert pickle.loads(pickle.dumps(array))[1]["input_ids"].equal(array[1]["input_ids"])
 
 
 def test_killed_tokenizing_starts_over_cleanly(
