@@ -12,7 +12,7 @@ The config does not tell which; the names do. A checkpoint is written in the lay
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 from growkit.families.base import Config, Dim, Tensor, produces, required
 from growkit.families.decoder import (
@@ -32,6 +32,21 @@ expert_out = produces(plain("expert"))
 def has_experts(sizes: Sizes, layer: int) -> bool:
     """The FFN of this layer is a set of experts (bit ``layer`` of ``expert_layers``)."""
     return bool(sizes["expert_layers"] >> layer & 1)
+
+
+def moved_layers(sizes: Sizes, sources: Sequence[int]) -> dict[str, int]:
+    """What depth growth makes of the pattern: every layer is of its source's kind.
+
+    The period (``expert_step``) stays where it still holds; else a list has to say it all.
+    """
+    if "expert_layers" not in sizes:
+        return {}
+    moved = [layer for layer, source in enumerate(sources) if has_experts(sizes, source)]
+    facts = {"expert_layers": sum(1 << layer for layer in moved)}
+    step = sizes.get("expert_step", 1)
+    if step > 1 and any((layer + 1) % step for layer in moved):
+        facts["expert_step"] = 1
+    return facts
 
 
 def is_dense(sizes: Sizes, layer: int) -> bool:

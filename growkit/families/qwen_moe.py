@@ -61,8 +61,7 @@ def _sizes(config: Config) -> dict[str, int]:
 
 def _fields(sizes: Sizes) -> dict[str, Any]:
     sparse = [i for i in range(sizes["layer"]) if has_experts(sizes, i)]
-    # Inserted layers may break the period; the list can say everything.
-    step = 1 if any((i + 1) % sizes["expert_step"] for i in sparse) else sizes["expert_step"]
+    step = sizes["expert_step"]
     fields = head_fields(sizes) | {
         "moe_intermediate_size": sizes["ffn"],
         "num_experts": sizes["expert"],

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from growkit.errors import GrowkitError
+from growkit.families.experts import moved_layers
 from growkit.families.layout import Sizes
 from growkit.surgery.axis_map import NEW, AxisMap
 from growkit.surgery.growth import (
@@ -103,9 +104,7 @@ def compose(operators: Sequence[Operator], shape: ModelShape) -> ComposedGrowth:
         if growth.layers is not None:
             stacks[growth.stack] = _chain_layers(stacks[growth.stack], growth.layers)
             sizes[growth.stack] = len(growth.layers)
-            if "expert_layers" in sizes:
-                bits = [sizes["expert_layers"] >> layer.source & 1 for layer in growth.layers]
-                sizes["expert_layers"] = sum(bit << i for i, bit in enumerate(bits))
+            sizes |= moved_layers(sizes, [layer.source for layer in growth.layers])
         sizes.update(growth.sizes)
     noise_copies = prod(step.noise_copies for step in steps)
     check_links(shape, old_sizes, sizes, axes, noise_copies)

@@ -48,6 +48,44 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
 }
 
 
+EXPERTS: dict[str, tuple[dict[str, Any], int, int]] = {
+    "Mixtral-8x7B": (
+        sizes("mixtral", 4096, 14336, 32, 32, 8, 32000, num_local_experts=8, num_experts_per_tok=2),
+        46_702_792_704,
+        12_879_925_248,
+    ),
+    "Qwen3-30B-A3B": (
+        sizes(
+            "qwen3_moe",
+            2048,
+            6144,
+            48,
+            32,
+            4,
+            151936,
+            head_dim=128,
+            num_experts=128,
+            num_experts_per_tok=8,
+            moe_intermediate_size=768,
+        ),
+        30_532_122_624,
+        3_353_032_704,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_parameter_count_of_experts(name: str) -> None:
+    """12.9 and 3.3 billion parameters are active: the experts that a token does not meet idle."""
+    config, parameters, active = EXPERTS[name]
+    family = family_of(config)
+    cost = cost_of(family, family.sizes(config), "BF16", 2048)
+    assert (cost.parameters, cost.active_parameters) == (parameters, active)
+    embedding = config["vocab_size"] * config["hidden_size"]
+    attended = 4 * config["num_hidden_layers"] * config["num_attention_heads"] * 128 * 1024
+    assert cost.flops_per_token == 2 * (active - embedding) + attended
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameter_count(name: str) -> None:
     config, parameters = PUBLISHED[name]

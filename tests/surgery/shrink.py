@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from tiny_checkpoints import Array, Tensors
 
@@ -14,9 +16,11 @@ from growkit.surgery.plan import Plan
 def shrink(plan: Plan, grown: Tensors) -> Tensors:
     """The source's tensors: the first copy of what produces, the sum of what reads.
 
-    Factors are taken off again; inserted layers are dropped after a look at their zeros.
+    Factors are taken off again; inserted layers are dropped after a look at their zeros. Copies of
+    an expert have to be equal, or sum to it where they share it.
     """
     result: Tensors = {}
+    dtypes = {}
     for tensor in plan.tensors:
         array = grown[tensor.output.name]
         kind = "kept" if tensor.layer is None else plan.growth.layers[tensor.layer].kind
@@ -26,17 +30,23 @@ def shrink(plan: Plan, grown: Tensors) -> Tensors:
             continue
         dtype = array.dtype
         wide = array.astype(np.float64)
-        for axis, dim in enumerate(tensor.dims):
+        # The copies of an expert share their columns each by itself, so columns come first.
+        for axis, dim in reversed(list(enumerate(tensor.dims))):
             if dim is not None:
-                wide = _shrink_axis(wide, axis, dim)
+                summed = dim.consumes or (tensor.share is not None and len(tensor.dims) - axis == 3)
+                wide = _shrink_axis(wide, axis, replace(dim, consumes=summed))
         if tensor.factor != 1.0:
             wide = (wide + tensor.gain_offset) / tensor.factor - tensor.gain_offset
+        if tensor.share is not None and tensor.source in result:
+            # Copies of an expert, each in a tensor of its own, that share the weight.
+            result[tensor.source] = result[tensor.source] + wide
+            continue
         if tensor.source in result:
             # A second reader of one source: the output projection of an untied embedding.
             assert (result[tensor.source] == wide).all()
             continue
-        result[tensor.source] = wide.astype(dtype)
-    return result
+        result[tensor.source], dtypes[tensor.source] = wide, dtype
+    return {name: wide.astype(dtypes[name]) for name, wide in result.items()}
 
 
 def _shrink_axis(wide: Array, axis: int, dim: DimMap) -> Array:
