@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from growkit.checkpoint import (
     OutputTensor,
@@ -20,6 +20,7 @@ from growkit.checkpoint import (
     plan_shards,
     staged_output,
 )
+from growkit.errors import UsageError
 from growkit.progress import Progress, SilentProgress
 from growkit.remote_code import MODEL_TYPES, export_code
 from growkit.surgery.card import model_card
@@ -29,6 +30,9 @@ from growkit.surgery.manifest import MANIFEST, build_manifest, config_block, to_
 from growkit.surgery.plan import Plan, build_plan
 from growkit.surgery.request import GrowthRequest
 from growkit.surgery.tied_head import check_tied_head
+
+if TYPE_CHECKING:
+    from growkit.optimizer_state.grow import GrownState
 
 # Config, manifest, card and code beside the tensors; a generous bound for the check of disk space.
 SIDE_FILE_BYTES = 64 << 20
@@ -50,6 +54,7 @@ def grow_checkpoint(
     verify: bool = True,
     text: str | None = None,
     hash_content: bool = False,
+    optimizer_from: Path | None = None,
     max_shard_size: int | str = "5GB",
     threads: int | None = None,
     open_progress: OpenProgress = _no_progress,
@@ -68,6 +73,8 @@ def grow_checkpoint(
         verify: compare source and result through transformers (imports torch).
         text: to verify on; default the built-in sample.
         hash_content: record a hash of the source's weights (reads them once more).
+        optimizer_from: folder of the run's optimizer state, when it is not beside the weights;
+            ``request.optimizer_state`` says what becomes of it.
         max_shard_size: bytes, or with a unit (``5GB``).
         threads: workers; default two a core.
         open_progress: opens a progress bar from description, total and unit.
@@ -95,11 +102,18 @@ def grow_checkpoint(
             with open_progress("hash", checkpoint.total_size, "B") as bar:
                 content = content_hash(checkpoint, bar)
         manifest = build_manifest(plan, request.to_dict(), content)
-        needed = plan.total_bytes + SIDE_FILE_BYTES
+        optimizer = _grown_optimizer(plan, request, optimizer_from)
+        if optimizer is not None:
+            manifest["optimizer_state"] = optimizer.describe() | {"summary": optimizer.summary()}
+            for warning in optimizer.warnings():
+                warn(warning)
+        needed = plan.total_bytes + SIDE_FILE_BYTES + (optimizer.total_bytes if optimizer else 0)
         with staged_output(
             out, overwrite=overwrite, needed_bytes=needed, sources=[source]
         ) as folder:
             _write_tensors(plan, folder, shard_bytes, threads, open_progress, warn)
+            if optimizer is not None:
+                _write_optimizer(optimizer, folder, threads, open_progress)
             _write_side_files(plan, folder, manifest, out.name)
             if verify:
                 with open_progress("verify", 100, "%") as bar:
@@ -136,6 +150,41 @@ def _write_tensors(
         with ShardWriter(folder, shard_plan) as writer:
             execute(plan, writer, threads=threads, advance=advance, on_non_finite=non_finite)
             bar.describe("make durable")
+
+
+def _grown_optimizer(plan: Plan, request: GrowthRequest, folder: Path | None) -> GrownState | None:
+    """The optimizer state to write, or None: there is none, or it is reset."""
+    if request.optimizer_state == "reset":
+        return None
+    from growkit.optimizer_state.find import LAYOUTS, find_state
+
+    state = find_state(plan.checkpoint.path, folder)
+    if state is None:
+        if request.optimizer_state is not None:
+            raise UsageError(
+                f"--optimizer-state {request.optimizer_state}: there is no optimizer state beside "
+                f"{str(plan.checkpoint.path)!r}.",
+                f"Looked for: {LAYOUTS}. --optimizer-from names another folder.",
+            )
+        return None
+    from growkit.optimizer_state.grow import GrownState
+
+    return GrownState(plan, state, request.optimizer_state or "grow")
+
+
+def _write_optimizer(
+    optimizer: GrownState, folder: Path, threads: int | None, open_progress: OpenProgress
+) -> None:
+    from growkit.optimizer_state.store import FOLDER
+
+    lock = threading.Lock()
+    with open_progress("optimizer", optimizer.total_bytes, "B") as bar:
+
+        def advance(count: int) -> None:
+            with lock:
+                bar.advance(count)
+
+        optimizer.write(folder / FOLDER, threads=threads, advance=advance)
 
 
 def _write_side_files(plan: Plan, folder: Path, manifest: dict[str, Any], name: str) -> None:

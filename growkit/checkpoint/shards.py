@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from growkit.checkpoint.dtypes import DTYPES
-from growkit.checkpoint.layout import SINGLE_FILE
 from growkit.errors import UsageError
 
 _UNITS = {"": 1} | {
@@ -71,12 +70,15 @@ class ShardPlan:
         return sum(shard.size for shard in self.shards) + len(self.index or b"")
 
 
-def plan_shards(tensors: Sequence[OutputTensor], max_shard_size: int) -> ShardPlan:
+def plan_shards(
+    tensors: Sequence[OutputTensor], max_shard_size: int, stem: str = "model"
+) -> ShardPlan:
     """Fill files with ``tensors`` in the given order; the result depends on nothing else.
 
     A file is closed when the next tensor would take its tensors above ``max_shard_size`` bytes; a
     larger tensor has a file of its own. Inside a file the order and the header are those of
-    ``safetensors.save_file(..., metadata={"format": "pt"})`` 0.8: the bytes are the same.
+    ``safetensors.save_file(..., metadata={"format": "pt"})`` 0.8: the bytes are the same. ``stem``
+    begins every file name; an index can be written for ``model`` alone.
 
     Raises:
         ValueError: a name twice, an unknown dtype or an impossible shape.
@@ -101,7 +103,8 @@ def plan_shards(tensors: Sequence[OutputTensor], max_shard_size: int) -> ShardPl
     shards: list[PlannedShard] = []
     places: dict[str, Place] = {}
     for number, group in enumerate(groups, start=1):
-        name = SINGLE_FILE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+        part = "" if count == 1 else f"-{number:05d}-of-{count:05d}"
+        name = f"{stem}{part}.safetensors"
         shards.append(_lay_out(name, group, places))
     total_size = sum(place.nbytes for place in places.values())
     parameters = sum(math.prod(tensor.shape) for tensor in tensors)

@@ -67,6 +67,12 @@ def grow(
             rich_help_panel=OUTPUT,
         ),
     ] = False,
+    optimizer_from: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the run's optimizer state, when it is not beside the weights.",
+        ),
+    ] = None,
     threads: Annotated[
         int | None,
         typer.Option(min=1, help="Writing threads; default: two a core.", rich_help_panel=OUTPUT),
@@ -103,6 +109,7 @@ def grow(
         verify=not no_verify,
         text=given,
         hash_content=hash_content,
+        optimizer_from=optimizer_from,
         max_shard_size=max_shard_size,
         threads=threads,
         open_progress=lambda name, total, unit: output.progress(name, total, unit=unit),
@@ -114,6 +121,8 @@ def grow(
         output.show(*plan_tables(manifest["plan"]))
         proof = manifest["verification"]
         output.show(f"verification {proof['summary']}" if proof else "not verified (--no-verify)")
+        if "optimizer_state" in manifest:
+            output.show(manifest["optimizer_state"]["summary"])
         checkpoint_key = shlex.quote(f"model.checkpoint={out}")
         output.show(f"wrote {out}")
         if "decoder_layer" not in manifest["plan"]["axes"]:  # training is for decoders

@@ -69,6 +69,10 @@ FLAGS: dict[str, Any] = {
         int | None,
         typer.Option(help="Of every random number. Default: 0.", rich_help_panel=CHOICES),
     ],
+    "optimizer_state": _choice(
+        "Of the run that made the checkpoint: grow, reset, or reset-new (copies begin with zero "
+        "moments). Default: grow, where it is found."
+    ),
     "format": _choice("Family to write: the source's own, or gda for differential checkpoints."),
 }
 

@@ -52,7 +52,8 @@ def lambda_value(q1: Vector, k1: Vector, q2: Vector, k2: Vector, init: float) ->
 def change_lambda(
     q1: Vector, k1: Vector, q2: Vector, k2: Vector, change: LambdaChange
 ) -> tuple[Vector, Vector, Vector, Vector]:
-    """The four vectors [head_dim], float32, after the change."""
+    """The four vectors [head_dim] after the change; float64 stays, all else becomes float32."""
+    kept = [np.float64 if v.dtype == np.float64 else np.float32 for v in (q1, k1, q2, k2)]
     before = lambda_value(q1, k1, q2, k2, change.init_before)
     wanted = before / change.noise_copies - change.init_after
     difference = wanted - (before - change.init_before)
@@ -61,7 +62,8 @@ def change_lambda(
         q1, k1 = _raise_exponential(q1, k1, difference)
     elif difference < 0:
         q2, k2 = _raise_exponential(q2, k2, -difference)
-    return tuple(v.astype(np.float32) for v in (q1, k1, q2, k2))  # type: ignore[return-value]
+    changed = zip((q1, k1, q2, k2), kept, strict=True)
+    return tuple(v.astype(dtype) for v, dtype in changed)  # type: ignore[return-value]
 
 
 def _dot(q: Vector, k: Vector) -> float:

@@ -15,12 +15,13 @@ from growkit.surgery.operators.depth import METHODS, PLACEMENTS
 from growkit.surgery.operators.hidden import METHODS as HIDDEN_METHODS
 from growkit.surgery.symmetry import MODES, Symmetry
 
-CHOICES = {
+CHOICES: dict[str, tuple[str | None, ...]] = {
     "depth_method": METHODS,
     "hidden_method": HIDDEN_METHODS,
     "new_heads": ("copy", "zero"),
     "new_units": ("copy", "zero"),
     "symmetry": MODES,
+    "optimizer_state": (None, "grow", "reset", "reset-new"),
 }
 RECIPE_KEYS = ("grow", "description", "source", "purpose")
 
@@ -55,6 +56,9 @@ class GrowthRequest:
         noise_snr_db: decibels, for ``noise``.
         seed: of every random number.
         format: family to write, when not the source's.
+        optimizer_state: of the run that made the source: ``grow`` it with the model (the default
+            where it is found), ``reset`` it (write none), or ``reset-new``: copies begin with zero
+            moments, old units go on.
     """
 
     signal_heads: str | None = None
@@ -80,14 +84,16 @@ class GrowthRequest:
     noise_snr_db: float = 10.0
     seed: int = 0
     format: str | None = None
+    optimizer_state: str | None = None
 
     def __post_init__(self) -> None:
         for field, choices in CHOICES.items():
             value = getattr(self, field)
             if value not in choices:
+                words = [choice for choice in choices if choice is not None]
                 raise UsageError(
                     f"--{field.replace('_', '-')} {value!r} is not known.",
-                    f"{nearest(str(value), choices)}Valid values: {', '.join(choices)}.",
+                    f"{nearest(str(value), words)}Valid values: {', '.join(words)}.",
                 )
 
     @staticmethod

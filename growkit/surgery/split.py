@@ -27,6 +27,16 @@ def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.float64) if dtype == np.float64 else np.dtype(np.float32)
 
 
+def fraction_range(remaining: int) -> tuple[float, float]:
+    """(lowest, step) of the ``FRACTIONS`` equally likely parts that are left of a weight when one
+    of ``remaining`` copies is split off; with two left, that is the larger part."""
+    mean = (remaining - 1) / remaining if remaining > 2 else 0.75
+    half_width = min(mean - 0.5, 1.0 - mean)
+    step = 2 * half_width / FRACTIONS
+    # Centres of equal intervals: symmetric around the mean, never 1/2 or 1.
+    return mean - half_width + step / 2, step
+
+
 def split(weights: Array, remaining: int, random: Bytes) -> tuple[Array, Array]:
     """Split off one of ``remaining`` copies: (rest, peeled), which sum to ``weights`` exactly.
 
@@ -38,11 +48,7 @@ def split(weights: Array, remaining: int, random: Bytes) -> tuple[Array, Array]:
         remaining: copies that still share this weight, at least 2.
         random: one random byte a weight, of the same shape.
     """
-    mean = (remaining - 1) / remaining if remaining > 2 else 0.75
-    half_width = min(mean - 0.5, 1.0 - mean)
-    step = 2 * half_width / FRACTIONS
-    # Centres of equal intervals: symmetric around the mean, never 1/2 or 1.
-    lowest = mean - half_width + step / 2
+    lowest, step = fraction_range(remaining)
     if weights.dtype == ml_dtypes.bfloat16:
         large, small = _split_bfloat16(weights, lowest, step, random)
     else:

@@ -32,6 +32,8 @@ class ModelSection(Section):
     trust_remote_code: bool = False
     # That the checkpoint has seen; only where no record of growkit's says it.
     trained_tokens: Positive | None = None
+    # State that was grown with the checkpoint: used where it is there, or left.
+    optimizer_state: Literal["auto", "reset"] = "auto"
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSection:

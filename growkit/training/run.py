@@ -207,6 +207,7 @@ class _Run:
         tokenizer_folder: Path,
         checkpoint: Path | None,
     ) -> RunTrainer:
+        from growkit.training.grown_optimizer import GrownOptimizer
         from growkit.training.processes import waiting
         from growkit.training.stop import StopOnSignal
         from growkit.training.trainer import RunCallback, RunTrainer
@@ -224,6 +225,7 @@ class _Run:
             callbacks=[
                 RunCallback(recipe, self.folder / "metrics.jsonl", lambda: bars[0]),
                 stop,
+                *GrownOptimizer.of(recipe.model, self.reporter),
             ],
             processes=self.processes,
         )

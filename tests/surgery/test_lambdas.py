@@ -167,3 +167,21 @@ def test_noise_growth_down_to_one_to_one_leaves_lambda_alone(tmp_path: Path) -> 
     plan = tiny.grow(tmp_path / "a", tmp_path / "b", noise_heads="x2")
     assert all(t.lambda_change is None for t in plan.tensors)
     assert plan.exactness.value == "bit-exact"
+
+
+def test_float64_vectors_are_written_in_float64(tmp_path: Path) -> None:
+    """Growing a float64 checkpoint writes eight bytes a number, with float64's accuracy."""
+    config = tiny.diffllama_config()
+    source = tiny.make_folder(tmp_path / "a", config)
+    wide = {name: value.astype(np.float64) for name, value in tiny.read_folder(source).items()}
+    source = tiny.write_folder(tmp_path / "wide", config, wide)
+    tiny.grow(source, tmp_path / "b", layers="+1", layer_placement="0")
+    grown = tiny.read_folder(tmp_path / "b")
+    base = "model.layers.{}.self_attn.lambda_{}"
+    old, new = (
+        [tensors[base.format(layer, v)] for v in ("q1", "k1", "q2", "k2")]
+        for tensors, layer in ((wide, 1), (grown, 2))
+    )
+    assert all(vector.dtype == np.float64 for vector in new)
+    init = [0.8 - 0.6 * np.exp(-0.3 * layer) for layer in (1, 2)]
+    assert abs(lambda_value(*old, init[0]) - lambda_value(*new, init[1])) < 1e-14

@@ -1,0 +1,100 @@
+"""Grown optimizer state on disk: safetensors keyed by parameter name.
+
+Layout of ``growkit_optimizer/`` inside a grown checkpoint folder, which is published with it or not
+at all::
+
+    state.json               see below
+    exp_avg.safetensors      first moments: one tensor a parameter, under the parameter's name
+    exp_avg_sq.safetensors   second moments (Muon: momentum_buffer.safetensors alone)
+
+``state.json``: ``format`` 1; ``mode`` (``grow`` or ``reset-new``); ``source`` (layout, file, step,
+options of its parameter groups); ``parameters``: name -> ``{"step": 500.0, "moments": [...]}``,
+with the moments that the files hold for it; ``roles``: how each kind of tensor was made and whether
+that is exact (see :func:`growkit.optimizer_state.grow.describe`). A parameter that is not listed
+begins without state.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from growkit.checkpoint import DTYPES, read_header
+from growkit.checkpoint.raw_bytes import byte_view, read_exactly
+from growkit.errors import CheckpointError
+from growkit.optimizer_state.source import MOMENTS, Array, Moment, OptimizerState, ParameterState
+
+FOLDER = "growkit_optimizer"
+INDEX = "state.json"
+FORMAT = 1
+
+
+def index_of(folder: Path) -> dict[str, Any]:
+    """``state.json`` of a ``growkit_optimizer`` folder."""
+    path = folder / INDEX
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise CheckpointError(
+                f"{str(path)!r} has format {content['format']!r}, and this growkit reads {FORMAT}.",
+                "Grow the checkpoint again with this version.",
+            )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{str(path)!r} cannot be read: {error}.", "Grow the checkpoint again."
+        ) from error
+    return content
+
+
+def read_store(folder: Path) -> OptimizerState:
+    """The state in a ``growkit_optimizer`` folder, read tensor by tensor when asked for.
+
+    Raises:
+        CheckpointError: files are missing or do not belong together.
+    """
+    index = index_of(folder)
+    found: dict[str, dict[str, Moment]] = {name: {} for name in index["parameters"]}
+    for kind in MOMENTS:
+        path = folder / f"{kind}.safetensors"
+        if not path.is_file():
+            continue
+        for name, info in read_header(path).tensors.items():
+            read = partial(_read, path, info.start, info.shape, info.dtype)
+            found.setdefault(name, {})[kind] = Moment(info.shape, info.dtype, read)
+    for name, moments in found.items():
+        listed = index["parameters"].get(name, {}).get("moments")
+        if listed is None or sorted(listed) != sorted(moments):
+            raise CheckpointError(
+                f"{str(folder)!r} lists {listed} for {name!r} and holds {sorted(moments)}.",
+                "Files of two saves are mixed: grow the checkpoint again.",
+            )
+    return OptimizerState(
+        "growkit",
+        folder,
+        {n: ParameterState(m, index["parameters"][n]["step"]) for n, m in found.items()},
+        tuple(index["source"].get("groups", ())),
+    )
+
+
+def _read(path: Path, start: int, shape: tuple[int, ...], dtype: str) -> Array:
+    kind = DTYPES[dtype].numpy
+    array: Array = np.empty(shape, kind)
+    with open(path, "rb") as file:
+        view = byte_view(array)
+        if read_exactly(file.fileno(), view, start) != len(view):
+            raise CheckpointError(f"{str(path)!r} is truncated.", "Grow the checkpoint again.")
+    return array
+
+
+def write_index(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write ``state.json``."""
+    text = json.dumps({"format": FORMAT, **content}, indent=1, ensure_ascii=False)
+    (folder / INDEX).write_text(text + "\n", encoding="utf-8")
+
+
+__all__ = ["FOLDER", "index_of", "read_store", "write_index"]

@@ -1,0 +1,30 @@
+"""Shared pieces of the optimizer-state tests."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(autouse=True)
+def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing here pulls the plug."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture(autouse=True)
+def whole_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """float64 throughout: our lambda and transformers' Llama norm compute in float32 by design."""
+    import torch
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    def norm(self: LlamaRMSNorm, x: torch.Tensor) -> torch.Tensor:
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, True) + self.variance_epsilon))
+
+    monkeypatch.setattr(LlamaRMSNorm, "forward", norm)
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
