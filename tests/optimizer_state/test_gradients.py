@@ -250,7 +250,7 @@ def test_not_preserving_growth_is_all_estimate(sources: Any, tmp_path: Path) -> 
 def test_more_experts(mode: str, tmp_path: Path) -> None:
     """Copies of an expert are chosen together: each gets 1 / 2 of the gradient (stored in stacks,
     which is how transformers names the parameters of a mixture)."""
-    from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
+    from transformers import MixtralConfig, MixtralForCausalLM
 
     torch.manual_seed(0)
     config = MixtralConfig(
@@ -260,17 +260,12 @@ def test_more_experts(mode: str, tmp_path: Path) -> None:
     made = MixtralForCausalLM(config).double()
     made.save_pretrained(tmp_path / "run", save_original_format=False)
 
-    def opened(folder: Path) -> Any:
-        return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float64, experts_implementation="eager"
-        )
-
-    model = opened(tmp_path / "run")
+    model = load(tmp_path / "run")
     optimizer = torch.optim.AdamW(model.parameters())
     gradients(model, STEP)
     optimizer.step()
     torch.save(optimizer.state_dict(), tmp_path / "run" / "optimizer.pt")
-    source = Run(tmp_path / "run", opened(tmp_path / "run"), optimizer)
+    source = Run(tmp_path / "run", load(tmp_path / "run"), optimizer)
     state, new, manifest = mapped(source, tmp_path, experts="x2", symmetry=mode)
     roles = manifest["optimizer_state"]["roles"]
     estimates = {role for role, entry in roles.items() if entry["moments"] == "estimate"}
