@@ -114,7 +114,9 @@ def _local(shape: Shape, processes: int) -> Shape:
 def _has_muon(name: str, shape: Shape, setup: TrainingSetup) -> bool:
     if setup.optimizer != "muon" or len(shape) != 2 or is_lambda(name):
         return False
-    return not any(part in name.split(".") for part in ("embed_tokens", "lm_head", "shared"))
+    # Experts are stacked in memory, which makes them no matrices.
+    others = ("embed_tokens", "lm_head", "shared", "experts")
+    return not any(part in name.split(".") for part in others)
 
 
 def _gathered(shapes: Mapping[str, Shape], width: int) -> int:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from growkit.checkpoint import open_checkpoint
@@ -37,16 +36,24 @@ def average_into(model: Any, folders: Sequence[Path]) -> None:
 
     Sums are in float64 and the mean is rounded once, to the parameter's dtype (float32 unless the
     recipe trains bfloat16 weights), so values that all checkpoints share come out as they are. One
-    tensor is in memory at a time.
-
-    Raises:
-        CheckpointError: a checkpoint does not hold a parameter (under its name in the model).
+    tensor is in memory at a time; where parameters have other names on the disk (stacked experts),
+    one more model for each checkpoint.
     """
     with ExitStack() as stack:
-        opened = [stack.enter_context(open_checkpoint(folder)) for folder in folders]
+        sources = [_reader(model, folder, stack) for folder in folders]
         for name, parameter in model.named_parameters():
-            total = np.zeros(tuple(parameter.shape), dtype=np.float64)
-            for checkpoint in opened:
-                total += checkpoint.read(name)
-            mean = torch.from_numpy(total / len(opened))
-            parameter.copy_(mean.to(parameter.dtype))
+            total = torch.zeros(tuple(parameter.shape), dtype=torch.float64)
+            for read in sources:
+                total += read(name).double()
+            parameter.copy_((total / len(sources)).to(parameter.dtype))
+
+
+def _reader(model: Any, folder: Path, stack: ExitStack) -> Callable[[str], torch.Tensor]:
+    """From a parameter's name to its values in a checkpoint."""
+    checkpoint = stack.enter_context(open_checkpoint(folder))
+    names = {name for name, _ in model.named_parameters()}
+    if names <= checkpoint.tensors.keys():
+        # numpy has no bfloat16 that torch knows; float64 holds everything.
+        return lambda name: torch.from_numpy(checkpoint.read(name).astype("float64"))
+    loaded = dict(type(model).from_pretrained(folder, dtype="auto").named_parameters())
+    return lambda name: loaded[name].detach()

@@ -8,13 +8,28 @@ from typing import Any
 from torch import Tensor
 
 from growkit.errors import UsageError
+from growkit.training.converted_slots import converted_slots
 from growkit.training.gradients import freeze_gradients, gradient_norms
 from growkit.training.grown import new_parameters_of
 from growkit.training.optimizer import GrowthOptimizer
 from growkit.training.parameter_groups import parameter_groups
 from growkit.training.rates import slot_rates, thaw_step
 from growkit.training.recipe import Recipe
-from growkit.training.slots import SlotMap
+from growkit.training.slots import SlotMap, map_slots
+
+
+def slots_of(model: Any, recipe: Recipe) -> SlotMap:
+    """What of a model is new, by the names that its parameters have in memory.
+
+    Raises:
+        UsageError: growkit.json and the model do not belong together.
+    """
+    new = new_parameters_of(recipe)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    source = recipe.model.checkpoint
+    if source is not None and not new.keys() <= shapes.keys():
+        return converted_slots(new, source, model)
+    return map_slots(new, shapes)
 
 
 class GrowthTraining:
@@ -34,13 +49,12 @@ class GrowthTraining:
         section, at = recipe.training, slot_rates(recipe)
         self._rates = lambda: at(steps_done())
         try:
-            self.slots = SlotMap(new_parameters_of(recipe), model.named_parameters())
+            self.slots = slots_of(model, recipe)
         except UsageError:
-            # Names in memory may differ from those on the disk. The map is needed for the report
-            # of norms alone here, and a run does not fail for that.
+            # The map only splits the reported norms here, and a run does not fail for that.
             if section.uses_new_parameter_map:
                 raise
-            self.slots = SlotMap({}, ())
+            self.slots = SlotMap({})
         if thaw_step(recipe) is None:
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(self.slots.part(name) != "old")

@@ -29,7 +29,7 @@ from torch.optim import Optimizer
 from growkit.errors import UsageError
 from growkit.training.rates import Rates
 from growkit.training.recipe_training import TrainingSection
-from growkit.training.slots import SlotMap, Slots, local
+from growkit.training.slots import EntrySlots, SlotMap, Slots, local
 
 Group = dict[str, Any]
 
@@ -84,7 +84,7 @@ class GrowthOptimizer(Optimizer):
         rates: Callable[[], Rates],
     ) -> None:
         self._slots, self._rates = slots, rates
-        self._local_slots: dict[str, Slots] = {}
+        self._local_slots: dict[str, Slots | EntrySlots] = {}
         # The library's classes fill in their defaults; the dicts then become this optimizer's.
         self._inner = {
             kind: library_optimizer(kind, [g for g in groups if g["kind"] == kind], section)
@@ -95,7 +95,7 @@ class GrowthOptimizer(Optimizer):
     def mask(self, name: str, parameter: Tensor) -> Tensor:
         """The new entries of this process's part of a mixed parameter, bool of that shape."""
         found = self._local_slots.get(name)
-        if found is None or found.rows.device != parameter.device:
+        if found is None:
             found = self._local_slots[name] = self._slots.slots(name).local_to(parameter)
         return found.mask()
 

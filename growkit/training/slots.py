@@ -7,7 +7,7 @@ parameter's step.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -51,6 +51,28 @@ class Slots:
         return self.rows[:, None] | self.columns[None, :]
 
 
+@dataclass(frozen=True)
+class EntrySlots:
+    """New entries of a parameter in which they are no whole rows and columns (stacked experts).
+
+    Attributes:
+        entries: bool of the parameter's shape.
+    """
+
+    entries: Tensor
+
+    def local_to(self, parameter: Any) -> EntrySlots:
+        """See :meth:`Slots.local_to`."""
+        entries = self.entries
+        if is_sharded(parameter):
+            entries = _distributed(entries, parameter, parameter.placements)
+        return EntrySlots(entries.to(parameter.device))
+
+    def mask(self) -> Tensor:
+        """The new entries."""
+        return self.entries
+
+
 def is_sharded(tensor: Tensor) -> bool:
     """Whether the tensor is a DTensor."""
     return hasattr(tensor, "placements") and hasattr(tensor, "to_local")
@@ -63,45 +85,32 @@ def local(tensor: Any) -> Tensor:
 
 
 def _local_part(vector: Tensor, parameter: Any, dimension: int) -> Tensor:
-    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+    from torch.distributed.tensor import Replicate, Shard
 
-    mesh = parameter.device_mesh
     placements = [
         Shard(0) if isinstance(p, Shard) and p.dim == dimension else Replicate()
         for p in parameter.placements
     ]
-    local_part: Tensor = distribute_tensor(vector.to(mesh.device_type), mesh, placements).to_local()
-    return local_part
+    return _distributed(vector, parameter, placements)
+
+
+def _distributed(tensor: Tensor, parameter: Any, placements: Any) -> Tensor:
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh = parameter.device_mesh
+    return local(distribute_tensor(tensor.to(mesh.device_type), mesh, placements))
 
 
 class SlotMap:
-    """The new-parameter map of a model.
+    """What of every parameter is new.
 
     Args:
-        new_parameters: see :func:`growkit.surgery.new_parameters.new_parameters`.
-        parameters: name and parameter, tied ones once.
-        source: named in errors.
-
-    Raises:
-        UsageError: the map names a parameter that the model does not have, or of another size.
+        slots: name -> new rows and columns or entries, None for a wholly new parameter. Parameters
+            without new parts are absent.
     """
 
-    def __init__(
-        self,
-        new_parameters: Mapping[str, Any],
-        parameters: Iterable[tuple[str, Tensor]],
-        source: str = "growkit.json",
-    ) -> None:
-        shapes = {name: tuple(parameter.shape) for name, parameter in parameters}
-        self._slots: dict[str, Slots | None] = {}
-        for name, part in new_parameters.items():
-            if name not in shapes:
-                raise UsageError(
-                    f"{source} lists {name!r} as new, and the model has no such parameter.",
-                    f"{nearest(name, shapes)}Train everything with train: all and no multipliers, "
-                    "or grow the checkpoint again with this version of growkit.",
-                )
-            self._slots[name] = None if part == "all" else _slots(name, part, shapes[name], source)
+    def __init__(self, slots: Mapping[str, Slots | EntrySlots | None]) -> None:
+        self._slots = dict(slots)
 
     def __bool__(self) -> bool:
         return bool(self._slots)
@@ -112,11 +121,38 @@ class SlotMap:
             return "old"
         return "new" if self._slots[name] is None else "mixed"
 
-    def slots(self, name: str) -> Slots:
-        """New rows and columns of a mixed parameter."""
+    def slots(self, name: str) -> Slots | EntrySlots:
+        """The new part of a mixed parameter."""
         found = self._slots[name]
         assert found is not None, f"{name} is not mixed"
         return found
+
+
+def map_slots(
+    new_parameters: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    source: str = "growkit.json",
+) -> SlotMap:
+    """The new-parameter map of a model whose parameters have the names that are on the disk.
+
+    Args:
+        new_parameters: see :func:`growkit.surgery.new_parameters.new_parameters`.
+        shapes: of the model's parameters.
+        source: named in errors.
+
+    Raises:
+        UsageError: the map names a parameter that the model does not have, or of another size.
+    """
+    slots: dict[str, Slots | EntrySlots | None] = {}
+    for name, part in new_parameters.items():
+        if name not in shapes:
+            raise UsageError(
+                f"{source} lists {name!r} as new, and the model has no such parameter.",
+                f"{nearest(name, shapes)}Train everything with train: all and no multipliers, "
+                "or grow the checkpoint again with this version of growkit.",
+            )
+        slots[name] = None if part == "all" else _slots(name, part, shapes[name], source)
+    return SlotMap(slots)
 
 
 def _slots(name: str, part: Mapping[str, Any], shape: tuple[int, ...], source: str) -> Slots:

@@ -16,7 +16,7 @@ from growkit.training.gradients import freeze_gradients, gradient_norms
 from growkit.training.optimizer import GrowthOptimizer, library_optimizer
 from growkit.training.parameter_groups import parameter_groups
 from growkit.training.rates import Rates
-from growkit.training.slots import SlotMap
+from growkit.training.slots import SlotMap, map_slots
 
 STEPS = 7
 MAP = {
@@ -65,7 +65,7 @@ def library_run(model: nn.Module, section: Any, factor: float, frozen: torch.Ten
     """torch's optimizers over whole parameters, all at one rate; the oracle of a slot."""
     model = copy.deepcopy(model)
     mask = masks(model)
-    groups = parameter_groups(model, section, SlotMap({}, ()))
+    groups = parameter_groups(model, section, SlotMap({}))
     optimizers = []
     for kind in sorted({g["kind"] for g in groups}):
         chosen = [{**g, "lr": section.learning_rate * factor} for g in groups if g["kind"] == kind]
@@ -85,7 +85,8 @@ def library_run(model: nn.Module, section: Any, factor: float, frozen: torch.Ten
 def growth_optimizer(
     model: nn.Module, section: Any, rates: Rates, new: dict[str, Any] | None = None
 ) -> GrowthOptimizer:
-    slots = SlotMap(MAP if new is None else new, model.named_parameters())
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    slots = map_slots(MAP if new is None else new, shapes)
     groups = parameter_groups(model, section, slots)
     return GrowthOptimizer(groups, section, slots, lambda: rates)
 
@@ -238,4 +239,4 @@ def test_frozen_gradients_take_no_part_in_clipping(text_file: Path) -> None:
 )
 def test_map_of_another_model(part: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        SlotMap(part, Toy().named_parameters())
+        map_slots(part, {name: tuple(p.shape) for name, p in Toy().named_parameters()})

@@ -53,7 +53,7 @@ def test_only_matrices_decay(decay_embeddings: bool, text_file: Path) -> None:
     config = CONFIG_MAPPING[values.pop("model_type")](**values)
     model = AutoModelForCausalLM.from_config(config)
     recipe = make(text_file, decay_embeddings=decay_embeddings)
-    groups = parameter_groups(model, recipe.training, SlotMap({}, ()))
+    groups = parameter_groups(model, recipe.training, SlotMap({}))
     names = {name for group in groups if group["weight_decay"] for name, _ in group["params"]}
     free = {name for name, _ in model.named_parameters()} - names
     for part in ("lambda_q1", "subln", "layernorm", "model.norm", "act_fn"):
