@@ -62,6 +62,7 @@ OPERATORS: dict[str, Request] = {
     "--ffn x2, noise": {"ffn": "x2", "symmetry": "noise"},
     "--hidden x2": {"hidden": "x2"},
     "--hidden x4": {"hidden": "x4"},
+    "--hidden +8": {"hidden": "+8"},
     "--layers +2": {"layers": "+2"},
     "--layers, stack": {"layers": "x2", "depth_method": "stack"},
     "--layers, interpolate": {"layers": "+1", "depth_method": "interpolate"},
@@ -119,7 +120,9 @@ def families_of(operator: str) -> tuple[str, ...]:
     if operator == "--decoder-layers +2":
         families = T5
     if operator == "--experts":
-        families = [family for family in families if family in ("llama", "mistral", "qwen3", *EXPERTS)]
+        families = [
+            family for family in families if family in ("llama", "mistral", "qwen3", *EXPERTS)
+        ]
     return tuple(families)
 
 

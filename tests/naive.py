@@ -13,6 +13,7 @@ from tiny_checkpoints import NUMPY, Array, Tensors
 
 from growkit.surgery.axis_map import NEW
 from growkit.surgery.dim_map import DimMap
+from growkit.surgery.new_units import Fill
 from growkit.surgery.plan import Plan
 from growkit.surgery.split import compute_dtype
 from growkit.surgery.tensor_plans import TensorPlan
@@ -24,7 +25,7 @@ def disagreements(plan: Plan, old: Tensors, grown: Tensors) -> list[str]:
     """Names of written tensors that are not what the plan says, of which the entries are fixed.
 
     Random entries (new units that nobody reads, tensors without a source) are not looked at, nor
-    are lambda vectors that move.
+    are means, scaled keys and lambda vectors that move: they have tests of their own.
     """
     assert plan.symmetry.mode == "even"
     wrong = []
@@ -64,17 +65,21 @@ def _carried_out(tensor: TensorPlan, source: Array) -> tuple[Array, Mask]:
 
 
 def _moved(values: Array, fixed: Mask, axis: int, dim: DimMap) -> tuple[Array, Mask]:
+    """The array with one dimension grown, and which of its entries the plan fixes."""
+    zero = dim.new(Fill.ZERO)
     columns, is_fixed = [], []
-    for origin in dim.source.tolist():
+    for unit, origin in enumerate(dim.source.tolist()):
         for element in range(dim.block):
             if origin == NEW:
                 column = np.zeros_like(np.take(values, 0, axis))
-                known = np.full(column.shape, dim.consumes)
+                known = np.full(column.shape, zero[unit * dim.block + element])
             else:
                 column = np.take(values, origin * dim.block + element, axis)
                 known = np.take(fixed, origin * dim.block + element, axis)
                 if dim.consumes:
                     column = _even(column, int((dim.source == origin).sum()))
+                if dim.scale is not None:
+                    known = np.zeros_like(known)
             columns.append(column)
             is_fixed.append(known)
     return np.stack(columns, axis), np.stack(is_fixed, axis)

@@ -34,7 +34,7 @@ from safetensors.torch import load_file, save_file
 
 from growkit.errors import UsageError
 from growkit.families import FAMILIES
-from growkit.surgery import execute, expand
+from growkit.surgery import execute, expand, fresh
 from growkit.surgery.axis_map import AxisMap
 
 CELLS = covering()
@@ -91,7 +91,7 @@ REFUSED = [(f, op) for op in OPERATORS for f in ALL_FAMILIES if f not in familie
 def test_what_a_family_does_not_allow(matrix: Matrix, family: str, operator: str) -> None:
     """Refused on paper, with a remedy, and nothing written."""
     cell = Cell(family, operator, True, "MHA", False, "float32", "single")
-    out = matrix.folder / "refused"
+    out = matrix.folder / f"refused {cell.name}"
     with pytest.raises(UsageError) as refused:
         matrix.grow(cell, out)
     assert refused.value.remedy
@@ -114,7 +114,7 @@ def test_streamed_bytes_are_those_of_the_naive_oracle(
     for module, name, size in (
         (execute, "INPUT_BYTES", 1 << 9),
         (execute, "COPY_BYTES", 1 << 8),
-        (execute, "BLOCK_ELEMENTS", 1 << 7),
+        (fresh, "BLOCK_ELEMENTS", 1 << 7),
     ):
         monkeypatch.setattr(module, name, size)
     source, out = matrix.source(cell)[0], matrix.folder / "streamed"
