@@ -420,7 +420,10 @@ def test_side_files_come_along_and_stale_ones_do_not(
     for name, text in (kept | dropped).items():
         (source / name).write_text(text)
     out = source.parent / "out"
-    assert growkit("grow", source, *SIGNAL, "--out", out, "--no-verify").code == 0
+    arguments = ("grow", source, *SIGNAL, "--out", out, "--no-verify")
+    refused = growkit(*arguments)  # what is called optimizer.pt is not dropped without a word
+    assert refused.code == 1 and "--optimizer-state reset" in refused.err and not out.exists()
+    assert growkit(*arguments, "--optimizer-state", "reset").code == 0
     for name, text in kept.items():
         assert (out / name).read_text() == text
     assert not (out / "optimizer.pt").exists()
