@@ -87,7 +87,7 @@ def grow_checkpoint(
         UsageError, CheckpointError, GrowkitError: bad request, source or target; nothing written.
         VerificationFailed: the written folder does not compute what its plan promises.
     """
-    shard_bytes = parse_size(max_shard_size)
+    parse_size(max_shard_size)
     with open_checkpoint(source) as checkpoint:
         plan = build_plan(
             checkpoint,
@@ -97,29 +97,67 @@ def grow_checkpoint(
         )
         layer_lambdas(checkpoint, plan.source_family, plan.source_sizes["layer"])
         check_tied_head(checkpoint, plan.source_family, plan.source_sizes)
-        content = None
-        if hash_content:
-            with open_progress("hash", checkpoint.total_size, "B") as bar:
-                content = content_hash(checkpoint, bar)
-        manifest = build_manifest(plan, request.to_dict(), content)
         optimizer = _grown_optimizer(plan, request, optimizer_from)
-        if optimizer is not None:
-            manifest["optimizer_state"] = optimizer.describe() | {"summary": optimizer.summary()}
-            for warning in optimizer.warnings():
-                warn(warning)
-        needed = plan.total_bytes + SIDE_FILE_BYTES + (optimizer.total_bytes if optimizer else 0)
-        with staged_output(
-            out, overwrite=overwrite, needed_bytes=needed, sources=[source]
-        ) as folder:
-            _write_tensors(plan, folder, shard_bytes, threads, open_progress, warn)
-            if optimizer is not None:
-                _write_optimizer(optimizer, folder, threads, open_progress)
-            _write_side_files(plan, folder, manifest, out.name)
-            if verify:
-                with open_progress("verify", 100, "%") as bar:
-                    manifest["verification"] = _verify(source, folder, out.name, text, bar)
-                _write_manifest_and_card(plan, folder, manifest, out.name)
+        manifest = publish_plan(
+            plan,
+            out,
+            request.to_dict(),
+            overwrite=overwrite,
+            verify=verify,
+            text=text,
+            hash_content=hash_content,
+            max_shard_size=max_shard_size,
+            threads=threads,
+            open_progress=open_progress,
+            warn=warn,
+            optimizer=optimizer,
+        )
     return plan, manifest
+
+
+def publish_plan(
+    plan: Plan,
+    out: Path,
+    request: dict[str, Any],
+    *,
+    overwrite: bool = False,
+    verify: bool = True,
+    text: str | None = None,
+    hash_content: bool = False,
+    max_shard_size: int | str = "5GB",
+    threads: int | None = None,
+    open_progress: OpenProgress = _no_progress,
+    warn: Callable[[str], None] = lambda text: None,
+    optimizer: GrownState | None = None,
+) -> dict[str, Any]:
+    """Write a plan, prove the files and publish the folder; returns the manifest.
+
+    Arguments and errors are those of :func:`grow_checkpoint`; ``request`` goes into the manifest,
+    ``optimizer`` is the grown optimizer state to write beside the weights.
+    """
+    shard_bytes = parse_size(max_shard_size)
+    content = None
+    if hash_content:
+        with open_progress("hash", plan.checkpoint.total_size, "B") as bar:
+            content = content_hash(plan.checkpoint, bar)
+    manifest = build_manifest(plan, request, content)
+    needed = plan.total_bytes + SIDE_FILE_BYTES
+    if optimizer is not None:
+        manifest["optimizer_state"] = optimizer.describe() | {"summary": optimizer.summary()}
+        needed += optimizer.total_bytes
+        for warning in optimizer.warnings():
+            warn(warning)
+    source = plan.checkpoint.path
+    with staged_output(out, overwrite=overwrite, needed_bytes=needed, sources=[source]) as folder:
+        _write_tensors(plan, folder, shard_bytes, threads, open_progress, warn)
+        if optimizer is not None:
+            _write_optimizer(optimizer, folder, threads, open_progress)
+        _write_side_files(plan, folder, manifest, out.name)
+        if verify:
+            with open_progress("verify", 100, "%") as bar:
+                manifest["verification"] = _verify(source, folder, out.name, text, bar)
+            _write_manifest_and_card(plan, folder, manifest, out.name)
+    return manifest
 
 
 def _write_tensors(

@@ -10,6 +10,7 @@ import typer
 # Modules here may import typer and growkit.cli only at their top; the work is imported inside.
 COMMANDS = {
     "grow": "grow",
+    "convert": "convert",
     "plan": "plan",
     "recipes": "recipes",
     "inspect": "inspect",

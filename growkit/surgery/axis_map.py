@@ -23,17 +23,19 @@ class AxisMap:
 
     Attributes:
         source: old unit of each new unit, or ``NEW``; shape [new size].
-        old_size: units before growth; every old unit occurs at least once.
+        old_size: units before growth.
+        partial: it is a conversion's, which may leave old units out; in growth every one occurs.
     """
 
     source: IntArray
     old_size: int
+    partial: bool = False
 
     def __post_init__(self) -> None:
         known = self.source[self.source != NEW]
         if len(known) and (known.min() < 0 or known.max() >= self.old_size):
             raise ValueError("an axis map points outside the old axis")
-        if len(np.unique(known)) != self.old_size:
+        if not self.partial and len(np.unique(known)) != self.old_size:
             raise ValueError("growth has to keep every old unit")
 
     @property

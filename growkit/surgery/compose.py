@@ -14,6 +14,7 @@ from growkit.errors import GrowkitError
 from growkit.families.experts import moved_layers
 from growkit.families.layout import Sizes
 from growkit.surgery.axis_map import NEW, AxisMap
+from growkit.surgery.conversions.conversion import Converted
 from growkit.surgery.growth import (
     Exactness,
     Growth,
@@ -45,6 +46,7 @@ class ComposedGrowth:
         key_factor: factor on whatever makes attention keys.
         config: config fields to rewrite, beside the sizes.
         exactness: the worst of the steps.
+        conversion: the other attention that the model is written in, if it is not growth.
     """
 
     steps: tuple[Growth, ...]
@@ -62,6 +64,7 @@ class ComposedGrowth:
     exactness: Exactness
     expert_copies: int = 1
     family: str | None = None
+    conversion: Converted | None = None
 
     @property
     def layers(self) -> LayerMap:

@@ -13,6 +13,7 @@ from growkit.errors import GrowkitError
 from growkit.families.base import Dim
 from growkit.families.layout import IntArray, Units
 from growkit.surgery.axis_map import NEW, AxisMap, copy_multiplicity, copy_rank
+from growkit.surgery.conversions.conversion import Alias
 from growkit.surgery.new_units import SILENT, Fill, NewUnits
 
 Run = tuple[int, int, int]
@@ -121,6 +122,7 @@ def map_dim(
     dim: Dim,
     rules: Mapping[str, NewUnits] | None = None,
     key_factor: float = 1.0,
+    aliases: Mapping[str, Alias] | None = None,
 ) -> DimMap | None:
     """The map from a dimension laid out as ``old`` to one laid out as ``new``.
 
@@ -130,11 +132,12 @@ def map_dim(
         dim: which dimension it is.
         rules: what new units of an axis hold, where that is not :data:`SILENT`.
         key_factor: on the entries of attention keys.
+        aliases: written axes that are another axis of the source (in a conversion).
 
     Returns:
         None when nothing moves.
     """
-    rules = rules or {}
+    rules, aliases = rules or {}, aliases or {}
     source = np.full(len(new), NEW, dtype=np.int64)
     fill = np.full(len(new), SILENT.of(dim), dtype=np.int64)
     is_key = np.zeros(len(new), np.bool_)
@@ -144,8 +147,10 @@ def map_dim(
         index = new.index[here]
         if axis in axes:
             index = axes[axis].source[index]
-        table = positions[axis]
-        found = np.where(index == NEW, NEW, table[new.part[here], np.maximum(index, 0)])
+        alias = aliases.get(axis)
+        table = positions[alias.axis if alias else axis]
+        part = alias.part(new.part[here]) if alias else new.part[here]
+        found = np.where(index == NEW, NEW, table[part, np.maximum(index, 0)])
         source[here] = found
         fill[here] = rules.get(axis, SILENT).of(dim)
         for key_axis, part in dim.keys:

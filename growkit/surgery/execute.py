@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from growkit.checkpoint import DTYPES, ShardWriter, TensorInfo
+from growkit.surgery.computed import computed_blocks
 from growkit.surgery.expand import ColumnMoves, RowTargets, expand_rows, rescale, row_scale
 from growkit.surgery.expert_share import part_of
 from growkit.surgery.fresh import (
@@ -102,6 +103,8 @@ class _Work:
             raise Stopped
         if tensor.action == "zero":
             self.advance(tensor.nbytes)
+        elif tensor.computed is not None:
+            self._write_computed(tensor)
         elif tensor.source is None or tensor.action == "closed":
             self._write_new(tensor)
         elif tensor.lambda_change is not None:
@@ -212,6 +215,13 @@ class _Work:
         NewColumns(self.plan, tensor).average(grown)
         self.writer.write(tensor.output.name, 0, grown)
         self.advance(tensor.nbytes)
+
+    def _write_computed(self, tensor: TensorPlan) -> None:
+        for offset, block in computed_blocks(self.plan, tensor):
+            if self.stop.is_set():
+                raise Stopped
+            self.writer.write(tensor.output.name, offset, block)
+            self.advance(block.nbytes)
 
     # -- matrices with arithmetic ---------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from growkit.surgery.compare import (
     read_entries,
     read_rows,
 )
+from growkit.surgery.computed import computed_blocks
 from growkit.surgery.dim_map import DimMap, ranges_of
 from growkit.surgery.expand import RowTargets, rescale, row_scale
 from growkit.surgery.expert_share import part_of
@@ -51,6 +52,8 @@ def explain(plan: Plan, tensor: TensorPlan, grown: Checkpoint) -> Difference:
     compared.
     """
     name = tensor.output.name
+    if tensor.computed is not None:
+        return _computed(plan, tensor, grown)
     if tensor.source is None:
         return Difference()
     if tensor.action in ("zero", "closed"):
@@ -65,6 +68,15 @@ def explain(plan: Plan, tensor: TensorPlan, grown: Checkpoint) -> Difference:
             result.add(explain(plan, matrix, grown))
         return result
     return _Walk(plan, tensor, grown).run()
+
+
+def _computed(plan: Plan, tensor: TensorPlan, grown: Checkpoint) -> Difference:
+    """The calculation is done again."""
+    result = Difference()
+    for offset, block in computed_blocks(plan, tensor):
+        found = read_entries(grown, tensor.output.name, offset // block.itemsize, block.size)
+        result.look(found, block.reshape(-1))
+    return result
 
 
 def _constant(grown: Checkpoint, name: str, value: float) -> Difference:

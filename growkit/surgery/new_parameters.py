@@ -25,6 +25,8 @@ def new_parameters(plan: Plan) -> dict[str, Any]:
 
 
 def _new_part(tensor: TensorPlan) -> Any:
+    if tensor.computed is not None:
+        return {}  # made of old weights
     if tensor.source is None or tensor.expert_copy or tensor.action in ("zero", "closed"):
         return "all"
     if tensor.in_new_layer:

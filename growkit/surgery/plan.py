@@ -83,11 +83,7 @@ def build_plan(
         CheckpointError: tensors that the family does not declare, or with wrong shapes.
     """
     symmetry = symmetry or Symmetry()
-    check_unquantised(checkpoint)
-    source_family = family_of(checkpoint.config)
-    source_sizes = source_family.sizes_of(checkpoint.config, checkpoint.tensors)
-    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
-    source_family.check_tensors(shapes, source_sizes)
+    source_family, source_sizes = read_source(checkpoint)
     shape = ModelShape(source_family, source_sizes, checkpoint.config)
     growth = compose(operators, shape)
     if symmetry.mode == "even":
@@ -98,6 +94,27 @@ def build_plan(
         growth.sizes["sub_layer_norm"] = 1
     config = grown_config(checkpoint.config, source_family, family, source_sizes, growth)
     builder = PlanBuilder(checkpoint, source_family, family, source_sizes, growth, config)
+    return plan_of(builder, symmetry)
+
+
+def read_source(checkpoint: Checkpoint) -> tuple[Family, dict[str, int]]:
+    """Family and sizes of a source whose tensors are the declared ones.
+
+    Raises:
+        UsageError: quantised weights or an unknown family.
+        CheckpointError: tensors that the family does not declare, or with wrong shapes.
+    """
+    check_unquantised(checkpoint)
+    family = family_of(checkpoint.config)
+    sizes = family.sizes_of(checkpoint.config, checkpoint.tensors)
+    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+    family.check_tensors(shapes, sizes)
+    return family, sizes
+
+
+def plan_of(builder: PlanBuilder, symmetry: Symmetry) -> Plan:
+    """The plan that a builder's list of tensors makes, with what rounding does to it."""
+    checkpoint, growth = builder.checkpoint, builder.growth
     tensors = builder.tensors()
     exactness = growth.exactness
     shared = shared_copies(tensors, growth)
@@ -106,18 +123,19 @@ def build_plan(
     part_rounds = growth.expert_copies & (growth.expert_copies - 1)
     if builder.rounded or part_rounds or _rounds(symmetry, shared):
         exactness = exactness.worst(Exactness.ROUNDED)
+    families = builder.source_family, builder.family
     return Plan(
         checkpoint=checkpoint,
-        source_family=source_family,
-        family=family,
-        source_sizes=source_sizes,
+        source_family=builder.source_family,
+        family=builder.family,
+        source_sizes=builder.source_sizes,
         growth=growth,
-        config=config,
+        config=dict(builder.config),
         tensors=tensors,
         symmetry=symmetry,
         exactness=exactness,
-        warnings=_warnings(symmetry, growth, bool(shared), source_family, family, checkpoint.config)
-        + tied_head_note(checkpoint, source_family, source_sizes),
+        warnings=_warnings(symmetry, growth, bool(shared), *families, checkpoint.config)
+        + tied_head_note(checkpoint, builder.source_family, builder.source_sizes),
     )
 
 
@@ -188,7 +206,7 @@ def _warnings(
     config: Mapping[str, Any],
 ) -> tuple[str, ...]:
     warnings = [warning for step in growth.steps for warning in step.warnings]
-    if family is not source:
+    if family is not source and growth.conversion is None:
         held = source.refusal(config, growth.sizes) is None
         why = "asked for" if held else f"the {source.name} format cannot hold this model"
         warnings.append(f"{why}: it is written as {family.name}")

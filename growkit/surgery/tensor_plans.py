@@ -13,6 +13,7 @@ from growkit.families import Family, Tensor
 from growkit.families.differential import LAMBDA_ROLES
 from growkit.surgery.axis_map import NEW
 from growkit.surgery.compose import ComposedGrowth
+from growkit.surgery.conversions.conversion import Alias, Computed
 from growkit.surgery.dim_map import DimMap, map_dim
 from growkit.surgery.growth import LayerSource
 from growkit.surgery.lambdas import LambdaChange
@@ -46,19 +47,20 @@ class TensorPlan:
         source: name of the tensor it is made of; None when it is new.
         dims: map of each dimension, None where it is unchanged.
         action: ``copied`` (same bytes), ``grown``, ``rescaled``, ``zero``, ``closed``
-            (a norm gain stored with an offset, written so that the gain is zero) or ``new``.
+            (a norm gain stored with an offset, written so that the gain is zero), ``new`` or
+            ``computed`` (by a conversion).
         factor: every entry is multiplied by this, after sharing.
-        gain_offset: what the model adds to every entry; the factor applies to the sum.
         init: how entries without a source start (``normal``, ``ones``, ``zeros``).
         lambda_change: what happens to the lambda vector, if this is one.
         layer: index of the written layer, if it belongs to one.
         layer_source: what that layer is made of.
-        gain_offset: see :class:`~growkit.families.base.Tensor`.
+        gain_offset: what the model adds to every entry; the factor applies to the sum.
         expert: index of the written expert, if it belongs to one.
         expert_copy: it belongs to a further copy of an expert.
         share: the part of the source that it carries, where copies of an expert share it.
         piece: index of this matrix in a stack of matrices (see :meth:`matrices`).
         source_start, output_start: bytes of the stacks in front of it.
+        computed: how its entries are calculated, where no map says where they come from.
     """
 
     output: OutputTensor
@@ -70,26 +72,25 @@ class TensorPlan:
     init: str = "normal"
     lambda_change: LambdaChange | None = None
     layer: int | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the written tensor."""
-        return prod(self.output.shape) * DTYPES[self.output.dtype].bits // 8
-
     gain_offset: float = 0.0
     layer_source: LayerSource | None = None
-
-    @property
-    def in_new_layer(self) -> bool:
-        """It belongs to an inserted layer or to a further copy of one."""
-        return self.layer_source is not None and self.layer_source.kind != "kept"
-
     expert: int | None = None
     expert_copy: bool = False
     share: ExpertShare | None = None
     piece: int | None = None
     source_start: int = 0
     output_start: int = 0
+    computed: Computed | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the written tensor."""
+        return prod(self.output.shape) * DTYPES[self.output.dtype].bits // 8
+
+    @property
+    def in_new_layer(self) -> bool:
+        """It belongs to an inserted layer or to a further copy of one."""
+        return self.layer_source is not None and self.layer_source.kind != "kept"
 
     @property
     def dim_labels(self) -> tuple[str, ...]:
@@ -135,6 +136,8 @@ class TensorPlan:
 
 class PlanBuilder:
     """Makes the list of written tensors; maps are computed once a role, not once a layer."""
+
+    aliases: Mapping[str, Alias] = {}
 
     def __init__(
         self,
@@ -263,6 +266,7 @@ class PlanBuilder:
                     new,
                     self.growth.new_units,
                     self.growth.key_factor,
+                    self.aliases,
                 )
                 for old, new in zip(source.dims, tensor.dims, strict=True)
             )

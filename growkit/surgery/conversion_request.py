@@ -1,0 +1,55 @@
+"""What the user asks of ``growkit convert``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from growkit.errors import UsageError, nearest
+from growkit.surgery.conversions import CONVERSIONS, Conversion
+from growkit.surgery.symmetry import Symmetry
+
+
+@dataclass(frozen=True)
+class ConversionRequest:
+    """One conversion.
+
+    Attributes:
+        to: the attention to write, a key of ``CONVERSIONS``.
+        ratio: signal heads a noise head.
+        mirror: lambda of mirrored noise heads.
+        symmetry, seed: as in growth; the seed is of every random number.
+    """
+
+    to: str
+    ratio: int | None = None
+    mirror: float | None = None
+    symmetry: str = "split"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.to not in CONVERSIONS:
+            raise UsageError(
+                f"--to {self.to!r} is not known.",
+                f"{nearest(self.to, CONVERSIONS)}Valid values: {', '.join(CONVERSIONS)}.",
+            )
+
+    @staticmethod
+    def from_mapping(values: Mapping[str, Any]) -> ConversionRequest:
+        """Read the request of a manifest."""
+        known = {field.name for field in fields(ConversionRequest)}
+        return ConversionRequest(**{k: v for k, v in values.items() if k in known})
+
+    def conversion(self) -> Conversion:
+        """The requested conversion."""
+        return CONVERSIONS[self.to](self)
+
+    def symmetry_choice(self) -> Symmetry:
+        """How copies share weights."""
+        return Symmetry(self.symmetry, seed=self.seed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Only what differs from the defaults."""
+        defaults = {field.name: field.default for field in fields(self)}
+        return {k: v for k, v in asdict(self).items() if v != defaults[k]}
