@@ -69,7 +69,8 @@ def _axes(report: dict[str, Any]) -> Table:
 
 def _change(table: Table, label: str, before: float, after: float, form: Any) -> None:
     factor = "" if before == after or not before else f"[bold]x{after / before:.4g}[/bold]"
-    table.add_row(label, form(before), form(after), factor)
+    shown = [form(value) if value else "-" for value in (before, after)]
+    table.add_row(label, *shown, factor if after else "")
 
 
 def _tensors(report: dict[str, Any]) -> Table:

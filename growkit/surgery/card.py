@@ -24,6 +24,8 @@ def model_card(source: Path, manifest: dict[str, Any], name: str) -> str:
     if manifest["parent"].get("revision"):
         front["base_model"] = [manifest["parent"]["name"]]
     plan = manifest["plan"]
+    converted = "convert" in manifest["request"]
+    made, at = ("Converted", "in this form") if converted else ("Grown", "at this size")
     lines = [
         "---",
         yaml.safe_dump(front, sort_keys=False).strip(),
@@ -31,8 +33,8 @@ def model_card(source: Path, manifest: dict[str, Any], name: str) -> str:
         "",
         f"# {name}",
         "",
-        f"Grown from `{manifest['parent']['name']}` by growkit {manifest['growkit_version']}. "
-        "Initialised, not yet trained at this size.",
+        f"{made} from `{manifest['parent']['name']}` by growkit {manifest['growkit_version']}. "
+        f"Initialised, not yet trained {at}.",
         "",
         "| | before | after |",
         "|---|---:|---:|",
@@ -47,7 +49,7 @@ def model_card(source: Path, manifest: dict[str, Any], name: str) -> str:
         f"* symmetry of copies: {plan['symmetry']}, seed {plan['seed']}",
         "",
         "```yaml",
-        yaml.safe_dump({"grow": manifest["request"]}, sort_keys=False).strip(),
+        yaml.safe_dump(recipe_of(manifest["request"]), sort_keys=False).strip(),
         "```",
         "",
         "## Proof",
@@ -62,6 +64,11 @@ def model_card(source: Path, manifest: dict[str, Any], name: str) -> str:
     if plan["warnings"]:
         lines[-4:-4] = ["Warnings: " + "; ".join(plan["warnings"]) + ".", ""]
     return "\n".join(lines)
+
+
+def recipe_of(request: dict[str, Any]) -> dict[str, Any]:
+    """The request of a manifest as a recipe says it."""
+    return request if "convert" in request else {"grow": request}
 
 
 def _rows(plan: dict[str, Any]) -> list[str]:

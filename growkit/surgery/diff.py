@@ -16,9 +16,9 @@ from growkit.surgery.compare import Difference, compare_tensors
 from growkit.surgery.diff_text import group_text
 from growkit.surgery.explain import dim_parts, explain
 from growkit.surgery.manifest import read_manifest
-from growkit.surgery.plan import Plan, build_plan
+from growkit.surgery.plan import Plan
+from growkit.surgery.recorded import plan_again
 from growkit.surgery.report import layer_sources
-from growkit.surgery.request import GrowthRequest
 from growkit.surgery.tensor_plans import TensorPlan
 
 Advance = Callable[[float], None]
@@ -174,11 +174,8 @@ def _plan(a: Checkpoint, b: Checkpoint, notes: list[str]) -> Plan | None:
         parent = manifest.get("parent", {}).get("name")
         notes.append(f"B was grown from {parent!r}, whose config and tensors are not those of A")
         return None
-    request = GrowthRequest.from_mapping(manifest["request"])
     try:
-        plan = build_plan(
-            a, request.operators(), symmetry=request.symmetry_choice(), target=request.format
-        )
+        plan = plan_again(a, manifest["request"])
     except GrowkitError as error:
         notes.append(f"the growth recorded in growkit.json cannot be planned again: {error.cause}")
         return None

@@ -72,6 +72,8 @@ def plan_report(plan: Plan) -> dict[str, Any]:
     before, after = costs(plan)
     actions = Counter(t.action for t in plan.tensors)
     stacks = plan.growth.stacks.values()
+    # A dense FFN is one expert that every token meets; a head of another kind there is not.
+    absent = 1 if plan.growth.conversion is None else 0
     inserted = sum(layer.kind == "identity" for layers in stacks for layer in layers)
     return {
         "source_family": plan.source_family.name,
@@ -88,12 +90,11 @@ def plan_report(plan: Plan) -> dict[str, Any]:
         "axes": {
             axis: {
                 "label": axis_label(axis, plan.sizes),
-                # A dense FFN is one expert that every token meets.
-                "before": plan.source_sizes.get(axis, 1),
-                "after": plan.sizes[axis],
+                "before": plan.source_sizes.get(axis, absent),
+                "after": plan.sizes.get(axis, absent),
             }
             for axis in AXIS_LABELS
-            if axis in plan.sizes
+            if axis in plan.sizes or axis in plan.source_sizes
         },
         "tied_embeddings": {
             "before": bool(plan.source_sizes["tied"]),

@@ -1,0 +1,20 @@
+"""A plan made again from the request that a manifest records."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from growkit.checkpoint import Checkpoint
+from growkit.surgery.conversion_plan import build_conversion_plan
+from growkit.surgery.conversion_request import ConversionRequest
+from growkit.surgery.plan import Plan, build_plan
+from growkit.surgery.request import GrowthRequest
+
+
+def plan_again(source: Checkpoint, request: dict[str, Any]) -> Plan:
+    """The plan of a growth or of a conversion. Raises GrowkitError when it cannot be made."""
+    if "convert" in request:
+        asked = ConversionRequest.from_mapping(request["convert"])
+        return build_conversion_plan(source, asked.conversion(), symmetry=asked.symmetry_choice())
+    grow = GrowthRequest.from_mapping(request)
+    return build_plan(source, grow.operators(), symmetry=grow.symmetry_choice(), target=grow.format)
