@@ -69,8 +69,8 @@ class AttentionBase(nn.Module):
     * ``q_proj.weight`` [query heads x d, E], ``k_proj.weight``, ``v_proj.weight`` alike,
       ``o_proj.weight`` [E, output];
     * with ``attention_bias`` (Qwen2): a bias on q, k and v; with ``attention_output_bias`` on o;
-    * with ``qk_norm`` (Qwen3): ``q_norm.weight`` and ``k_norm.weight`` [d], an RMSNorm of every
-      query and key head by itself, before the rotation.
+    * with ``qk_norm`` (Qwen3): ``q_norm.weight`` and ``k_norm.weight`` [d], an RMSNorm (epsilon
+      ``qk_norm_eps``) of every query and key head by itself, before the rotation.
     """
 
     is_causal = True
@@ -144,8 +144,8 @@ class AttentionBase(nn.Module):
         self.q_norm: LlamaRMSNorm | None = None
         self.k_norm: LlamaRMSNorm | None = None
         if config.qk_norm:
-            self.q_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps)
-            self.k_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps)
+            self.q_norm = LlamaRMSNorm(self.head_dim, eps=config.qk_norm_eps)
+            self.k_norm = LlamaRMSNorm(self.head_dim, eps=config.qk_norm_eps)
 
     def init_weights(self) -> None:
         """Start values of what a model of linear layers does not know (from scratch only)."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from growkit.errors import UsageError, nearest
 from growkit.families.base import Config, Family, Tensor
+from growkit.families.diff_v1 import DIFF_V1
 from growkit.families.diffllama import DIFFLLAMA
 from growkit.families.gda import GDA
+from growkit.families.gda_gated import DIFF_V2, GDA_GATED
 from growkit.families.gemma import GEMMA2, GEMMA3
+from growkit.families.gqa import GQA
 from growkit.families.llama import GRANITE, LLAMA, MISTRAL
 from growkit.families.mixtral import MIXTRAL
 from growkit.families.motif import MOTIF
@@ -15,8 +18,11 @@ from growkit.families.olmo3 import OLMO3
 from growkit.families.phi3 import PHI3
 from growkit.families.qwen import QWEN2, QWEN3
 from growkit.families.qwen_moe import QWEN3_MOE
+from growkit.families.sas import SAS
+from growkit.families.shared_diff import SHARED_DIFF
 from growkit.families.smollm3 import SMOLLM3
 from growkit.families.t5 import T5
+from growkit.families.wgqa import WGQA
 
 # One line a family.
 _ALL = (
@@ -37,6 +43,13 @@ _ALL = (
     GEMMA2,
     GEMMA3,
     T5,
+    GQA,
+    DIFF_V1,
+    DIFF_V2,
+    GDA_GATED,
+    SHARED_DIFF,
+    WGQA,
+    SAS,
 )
 FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}
 
@@ -44,13 +57,27 @@ FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}
 def family_of(config: Config) -> Family:
     """The family of a config.json. Raises UsageError for an unknown ``model_type``."""
     model_type = config.get("model_type")
-    for family in FAMILIES.values():
-        if model_type in family.model_types:
-            return family
-    known = sorted(name for family in FAMILIES.values() for name in family.model_types)
+    candidates = [family for family in FAMILIES.values() if model_type in family.model_types]
+    if len(candidates) == 1:
+        return candidates[0]
+    if candidates:
+        return _by_attention(candidates, config)
+    known = sorted({name for family in FAMILIES.values() for name in family.model_types})
     raise UsageError(
         f"growkit has no family for model_type {model_type!r}.",
         f"{nearest(str(model_type), known)}Known model types: {', '.join(known)}.",
+    )
+
+
+def _by_attention(candidates: list[Family], config: Config) -> Family:
+    asked = config.get("attention", "gqa")  # the class's default
+    for family in candidates:
+        if family.attention == asked:
+            return family
+    known = sorted(str(family.attention) for family in candidates)
+    raise UsageError(
+        f"config.json has attention = {asked!r}, which growkit does not know.",
+        f"{nearest(str(asked), known)}Valid values: {', '.join(known)}.",
     )
 
 

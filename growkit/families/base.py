@@ -182,6 +182,7 @@ class Family:
     Attributes:
         name: our name for it.
         model_types: values of ``model_type`` in config.json.
+        attention: value of its field ``attention`` where one model type has several families.
         tensors: every tensor of a checkpoint.
         links: which heads work together.
         sizes: axis sizes (and layout facts) of a config.
@@ -202,6 +203,10 @@ class Family:
         refusal: why transformers would refuse a config with these sizes, or None.
         aliases: further names under which a class knows a tensor -> name that is written.
         ignored: patterns of stored buffers that carry nothing.
+        wider: name of the family that holds the models that ``refusal`` objects to.
+        adopt: the config of a checkpoint of another family (config, family, sizes) in the words of
+            this one.
+        refused: options of operators that cannot be exact here -> why.
         lambda_init: lambda_init of a layer (differential families).
         lambda_scale_role: role of the tensor that absorbs a change of (1 - lambda_init), for
             formats that compute lambda_init from the layer index; None where it is stored.
@@ -229,6 +234,10 @@ class Family:
     refusal: Callable[[Config, Sizes], str | None] = no_objection
     aliases: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = (r".*rotary_emb\.inv_freq",)
+    attention: str | None = None
+    wider: str | None = None
+    adopt: Callable[[Config, Family, Sizes], dict[str, Any]] | None = None
+    refused: Mapping[str, str] = field(default_factory=dict)
     lambda_init: Callable[[Config, int], float] | None = None
     lambda_scale_role: str | None = None
     full_copies_only: Callable[[Sizes], tuple[str, ...]] = field(default=lambda sizes: ())

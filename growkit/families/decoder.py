@@ -9,6 +9,7 @@ import numpy as np
 
 from growkit.families.base import (
     Config,
+    Dim,
     Family,
     LayerRule,
     Link,
@@ -80,21 +81,30 @@ def norm_tensors() -> tuple[Tensor, ...]:
     )
 
 
-def attention_tensors(*, writes_residual: bool = True) -> tuple[Tensor, ...]:
+def attention_tensors(
+    query: Dim = query_rows,
+    key: Dim = key_rows,
+    value: Dim = kv_rows,
+    columns: Dim = query_columns,
+    *,
+    writes_residual: bool = True,
+) -> tuple[Tensor, ...]:
     """q, k, v, o and their biases.
 
     Args:
+        query, key, value: rows of q, k and v.
+        columns: of o.
         writes_residual: o_proj's output joins the residual stream as it is (no norm after it).
     """
     bias, output_bias = flag("attention_bias"), flag("output_bias")
     return (
-        Tensor("q", ATTENTION + "q_proj.weight", (query_rows, hidden_in)),
-        Tensor("k", ATTENTION + "k_proj.weight", (key_rows, hidden_in)),
-        Tensor("v", ATTENTION + "v_proj.weight", (kv_rows, hidden_in)),
-        output_projection(writes_residual=writes_residual),
-        Tensor("q_bias", ATTENTION + "q_proj.bias", (query_rows,), bias, init="zeros"),
-        Tensor("k_bias", ATTENTION + "k_proj.bias", (key_rows,), bias, init="zeros"),
-        Tensor("v_bias", ATTENTION + "v_proj.bias", (kv_rows,), bias, init="zeros"),
+        Tensor("q", ATTENTION + "q_proj.weight", (query, hidden_in)),
+        Tensor("k", ATTENTION + "k_proj.weight", (key, hidden_in)),
+        Tensor("v", ATTENTION + "v_proj.weight", (value, hidden_in)),
+        output_projection(columns, writes_residual=writes_residual),
+        Tensor("q_bias", ATTENTION + "q_proj.bias", (query,), bias, init="zeros"),
+        Tensor("k_bias", ATTENTION + "k_proj.bias", (key,), bias, init="zeros"),
+        Tensor("v_bias", ATTENTION + "v_proj.bias", (value,), bias, init="zeros"),
         Tensor(
             "o_bias",
             ATTENTION + "o_proj.bias",
@@ -106,10 +116,10 @@ def attention_tensors(*, writes_residual: bool = True) -> tuple[Tensor, ...]:
     )
 
 
-def output_projection(*, writes_residual: bool = True) -> Tensor:
-    """o_proj [hidden, query heads x head_dim]."""
+def output_projection(columns: Dim = query_columns, *, writes_residual: bool = True) -> Tensor:
+    """o_proj [hidden, query heads x head_dim], or with other ``columns``."""
     name = ATTENTION + "o_proj.weight"
-    return Tensor("o", name, (hidden_out, query_columns), writes_residual=writes_residual)
+    return Tensor("o", name, (hidden_out, columns), writes_residual=writes_residual)
 
 
 def down_projection(*, writes_residual: bool = True) -> Tensor:
@@ -143,12 +153,14 @@ def norm_shared_with_heads(eps: float = 1e-6) -> Norm:
     return Norm("rms_norm_eps", eps, False, "the norms of query and key heads", inputs)
 
 
-def head_norm_tensors(gain_offset: float = 0.0) -> tuple[Tensor, ...]:
+def head_norm_tensors(
+    gain_offset: float = 0.0, when: Callable[[Sizes], bool] = always
+) -> tuple[Tensor, ...]:
     """RMSNorm of every query and key head by itself: one gain [head_dim] for all heads."""
     gain = (produces(fixed(head_dim)),)
     init = "zeros" if gain_offset else "ones"
     return tuple(
-        Tensor(role, ATTENTION + role + ".weight", gain, init=init, gain_offset=gain_offset)
+        Tensor(role, ATTENTION + role + ".weight", gain, when, init=init, gain_offset=gain_offset)
         for role in ("q_norm", "k_norm")
     )
 

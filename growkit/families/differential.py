@@ -5,15 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from growkit.errors import UsageError
+from growkit.families import decoder
 from growkit.families.base import Dim, Link, Tensor, consumes, produces
-from growkit.families.decoder import (
-    ATTENTION,
-    LAYER,
-    evenly_shared,
-    flag,
-    hidden_in,
-    hidden_out,
-)
+from growkit.families.decoder import ATTENTION, LAYER, evenly_shared, flag
 from growkit.families.layout import IntArray, Sizes, fixed, head_dim, plain, value_dim
 
 LAMBDA_ROLES = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
@@ -67,17 +61,25 @@ def divisors(number: int) -> str:
     return ", ".join(str(d) for d in range(1, number + 1) if number % d == 0)
 
 
+signal_columns = consumes(plain("signal_head", value_dim))
+
+# Facts of the formats that have neither biases nor norms of query and key heads.
+PLAIN_HEADS = {"attention_bias": 0, "output_bias": 0, "qk_norm": 0}
+
+
 def attention_tensors(query_rows: Dim, key_rows: Dim, value_rows: Dim) -> tuple[Tensor, ...]:
-    """Projections and lambda vectors, with the family's own row orders."""
-    columns = consumes(plain("signal_head", value_dim))
-    vector = produces(fixed(head_dim))
+    """Projections, head norms and lambda vectors, with the family's own row orders."""
     return (
-        Tensor("q", ATTENTION + "q_proj.weight", (query_rows, hidden_in)),
-        Tensor("k", ATTENTION + "k_proj.weight", (key_rows, hidden_in)),
-        Tensor("v", ATTENTION + "v_proj.weight", (value_rows, hidden_in)),
-        Tensor("o", ATTENTION + "o_proj.weight", (hidden_out, columns), writes_residual=True),
-        *(Tensor(role, ATTENTION + role, (vector,)) for role in LAMBDA_ROLES),
+        *decoder.attention_tensors(query_rows, key_rows, value_rows, signal_columns),
+        *decoder.head_norm_tensors(when=flag("qk_norm")),
+        *lambda_tensors(),
     )
+
+
+def lambda_tensors() -> tuple[Tensor, ...]:
+    """The four vectors that lambda is made of."""
+    vector = produces(fixed(head_dim))
+    return tuple(Tensor(role, ATTENTION + role, (vector,)) for role in LAMBDA_ROLES)
 
 
 def subln_tensor() -> Tensor:

@@ -36,16 +36,20 @@ def _sizes(config: Config) -> dict[str, int]:
         )
     sizes = basic_sizes(config)
     dim = config.get("head_dim") or sizes["hidden"] // heads
-    return sizes | {
-        "signal_head": heads // 2,
-        "noise_head": heads // 2,
-        "kv_head": kv // 2,
-        "parts": 2,
-        "head_dim": dim,
-        "value_dim": 2 * dim,
-        "sub_layer_norm": 0,
-        "poly_norm": 0,
-    }
+    return (
+        sizes
+        | diff.PLAIN_HEADS
+        | {
+            "signal_head": heads // 2,
+            "noise_head": heads // 2,
+            "kv_head": kv // 2,
+            "parts": 2,
+            "head_dim": dim,
+            "value_dim": 2 * dim,
+            "sub_layer_norm": 0,
+            "poly_norm": 0,
+        }
+    )
 
 
 def _fields(sizes: Sizes) -> dict[str, Any]:
@@ -81,6 +85,7 @@ DIFFLLAMA = Family(
     attention_flops=diff.attention_flops,
     norm=Norm("rms_norm_eps", 1e-5, False, "the norms of the heads' outputs", ("v",)),
     refusal=_refusal,
+    wider="gda",
     lambda_init=lambda config, layer: diff_lambda_init(layer),
     lambda_scale_role="o",
 )

@@ -36,7 +36,7 @@ def _sizes(config: Config) -> dict[str, int]:
             "Signal and noise keys come in pairs: use an even number.",
         )
     diff.check_head_counts(heads - noise, noise, stored_kv // parts)
-    _lambda_init(config, 0)
+    stored_lambda_init(config, 0)
     return basic_sizes(config) | {
         "signal_head": heads - noise,
         "noise_head": noise,
@@ -45,6 +45,9 @@ def _sizes(config: Config) -> dict[str, int]:
         "head_dim": dim,
         "value_dim": parts * dim,
         "sub_layer_norm": int(bool(config.get("sub_layer_norm", True))),
+        "attention_bias": int(bool(config.get("attention_bias"))),
+        "output_bias": int(bool(config.get("attention_output_bias"))),
+        "qk_norm": int(bool(config.get("qk_norm"))),
         "poly_norm": int(config.get("hidden_act") == "poly_norm"),
     }
 
@@ -58,7 +61,8 @@ def _fields(sizes: Sizes) -> dict[str, Any]:
     }
 
 
-def _lambda_init(config: Config, layer: int) -> float:
+def stored_lambda_init(config: Config, layer: int) -> float:
+    """lambda_init of a layer, from the config's list."""
     values = config.get("lambda_init")
     if not isinstance(values, list) or len(values) != config.get("num_hidden_layers"):
         raise UsageError(
@@ -72,27 +76,6 @@ def _lambda_init(config: Config, layer: int) -> float:
 pair_rows = produces(adjacent_parts("kv_head", lambda sizes: sizes["parts"], head_dim))
 query_rows = produces(stripes("signal_head", "noise_head"))
 
-GDA = Family(
-    name="gda",
-    model_types=("gda",),
-    tensors=(
-        *outer_tensors(),
-        *norm_tensors(),
-        *diff.attention_tensors(query_rows, pair_rows, pair_rows),
-        diff.subln_tensor(),
-        *gated_ffn_tensors(),
-        *diff.polynorm_tensors(),
-    ),
-    links=diff.LINKS,
-    sizes=_sizes,
-    config_fields=_fields,
-    kv_elements=lambda sizes: 2 * sizes["parts"] * sizes["kv_head"] * sizes["head_dim"],
-    attention_flops=diff.attention_flops,
-    per_layer_fields=("lambda_init", "layer_types"),
-    lambda_init=_lambda_init,
-    full_copies_only=diff.polynorm_needs_whole_copies,
-)
-
 CARRIED_FIELDS = (
     "vocab_size",
     "hidden_size",
@@ -105,6 +88,11 @@ CARRIED_FIELDS = (
     "rope_scaling",
     "initializer_range",
     "tie_word_embeddings",
+    "attention_bias",
+    "attention_output_bias",
+    "qk_norm",
+    "qk_norm_eps",
+    "lambda_std",
     "bos_token_id",
     "eos_token_id",
     "pad_token_id",
@@ -121,7 +109,7 @@ CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def config_from(config: Config, family: Family, sizes: Sizes) -> dict[str, Any]:
-    """Our config for a checkpoint of another differential format (DiffLlama, Motif)."""
+    """Our config for a checkpoint of another differential format (DiffLlama, Motif, DIFF V1)."""
     assert family.lambda_init is not None
     activation = config.get("hidden_act")
     if activation not in (None, "silu", "poly_norm"):
@@ -141,9 +129,32 @@ def config_from(config: Config, family: Family, sizes: Sizes) -> dict[str, Any]:
             "model_type": "gda",
             "architectures": ["GdaForCausalLM"],
             "noise_keys": "own",
-            "sub_layer_norm": True,
+            "sub_layer_norm": config.get("sub_layer_norm") is not False,
             "attn_rms_norm_eps": 1e-5 if norm_eps is None else norm_eps,
             "hidden_act": "poly_norm" if sizes["poly_norm"] else "silu",
             "lambda_init": [family.lambda_init(config, i) for i in range(sizes["layer"])],
         }
     )
+
+
+GDA = Family(
+    name="gda",
+    model_types=("gda",),
+    tensors=(
+        *outer_tensors(),
+        *norm_tensors(),
+        *diff.attention_tensors(query_rows, pair_rows, pair_rows),
+        diff.subln_tensor(),
+        *gated_ffn_tensors(),
+        *diff.polynorm_tensors(),
+    ),
+    links=diff.LINKS,
+    sizes=_sizes,
+    config_fields=_fields,
+    kv_elements=lambda sizes: 2 * sizes["parts"] * sizes["kv_head"] * sizes["head_dim"],
+    attention_flops=diff.attention_flops,
+    per_layer_fields=("lambda_init", "layer_types"),
+    lambda_init=stored_lambda_init,
+    full_copies_only=diff.polynorm_needs_whole_copies,
+    adopt=config_from,
+)

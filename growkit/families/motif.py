@@ -42,16 +42,20 @@ def _sizes(config: Config) -> dict[str, int]:
         )
     kv = stored_kv // 2
     diff.check_head_counts(heads - noise, noise, kv)
-    return sizes | {
-        "signal_head": heads - noise,
-        "noise_head": noise,
-        "kv_head": kv,
-        "parts": 2,
-        "head_dim": dim,
-        "value_dim": 2 * dim,
-        "sub_layer_norm": 1,
-        "poly_norm": int(config.get("hidden_act", "poly_norm") == "poly_norm"),
-    }
+    return (
+        sizes
+        | diff.PLAIN_HEADS
+        | {
+            "signal_head": heads - noise,
+            "noise_head": noise,
+            "kv_head": kv,
+            "parts": 2,
+            "head_dim": dim,
+            "value_dim": 2 * dim,
+            "sub_layer_norm": 1,
+            "poly_norm": int(config.get("hidden_act", "poly_norm") == "poly_norm"),
+        }
+    )
 
 
 def _fields(sizes: Sizes) -> dict[str, Any]:
@@ -81,6 +85,7 @@ MOTIF = Family(
     kv_elements=GDA.kv_elements,
     attention_flops=diff.attention_flops,
     refusal=_refusal,
+    wider="gda",
     lambda_init=lambda config, layer: motif_lambda_init(layer),
     lambda_scale_role="subln",
     full_copies_only=diff.polynorm_needs_whole_copies,

@@ -26,6 +26,8 @@ class DecoderConfig(PreTrainedConfig):
         attention_bias: q, k and v have a bias (Qwen2).
         attention_output_bias: o has one.
         qk_norm: RMSNorm of every query and key head by itself, before the rotation (Qwen3).
+        qk_norm_eps: epsilon of these norms. A field of its own, since growth of the hidden size
+            may have to change ``rms_norm_eps``.
         hidden_act: "silu", or "poly_norm" (Motif; adds four parameters a layer).
 
     Size in closed form, with E hidden, F FFN, V vocabulary, L layers, A parameters and C cached
@@ -54,6 +56,7 @@ class DecoderConfig(PreTrainedConfig):
     attention_bias: bool = False
     attention_output_bias: bool = False
     qk_norm: bool = False
+    qk_norm_eps: float = 1e-6
     rms_norm_eps: float = 1e-6
     hidden_act: str = "silu"
     rope_parameters: dict | None = None

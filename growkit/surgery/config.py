@@ -7,7 +7,6 @@ from typing import Any
 
 from growkit.errors import GrowkitError, UsageError
 from growkit.families import Family
-from growkit.families.gda import config_from
 from growkit.families.upcycling import UPCYCLINGS
 from growkit.surgery.compose import ComposedGrowth
 
@@ -57,8 +56,8 @@ def _converted(
     config: Mapping[str, Any], source: Family, family: Family, sizes: Mapping[str, int]
 ) -> dict[str, Any]:
     """The source's config in the words of another family."""
-    if family.name == "gda":
-        return config_from(config, source, sizes)
+    if family.adopt is not None:
+        return family.adopt(config, source, sizes)
     return UPCYCLINGS[source.name].config(config)
 
 

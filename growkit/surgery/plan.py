@@ -91,7 +91,8 @@ def build_plan(
         growth = replace(growth, expert_copies=1)
     family = _choose_family(source_family, growth, checkpoint.config, target)
     if family is not source_family and family.name == "gda":
-        growth.sizes["sub_layer_norm"] = 1
+        normed = checkpoint.config.get("sub_layer_norm") is not False
+        growth.sizes["sub_layer_norm"] = int(normed)
     config = grown_config(checkpoint.config, source_family, family, source_sizes, growth)
     builder = PlanBuilder(checkpoint, source_family, family, source_sizes, growth, config)
     return plan_of(builder, symmetry)
@@ -153,7 +154,7 @@ def _choose_family(
         return twin
     if target is not None:
         family = FAMILIES.get(target)
-        convertible = ("gda", source.name) if source.differential else (source.name,)
+        convertible = (source.wider, source.name) if source.wider else (source.name,)
         if family is None or target not in convertible:
             raise UsageError(
                 f"--format {target!r} cannot hold a {source.name} checkpoint.",
@@ -162,8 +163,13 @@ def _choose_family(
         if family is source:
             _check_refusal(family, growth, config)
         return family
-    if source.differential and source.refusal(config, growth.sizes):
-        return FAMILIES["gda"]
+    if source.wider and source.refusal(config, growth.sizes):
+        wider = FAMILIES[source.wider]
+        if refusal := wider.refusal(config, growth.sizes):
+            raise UsageError(
+                f"transformers would not load the grown model: {refusal}.", "Choose another size."
+            )
+        return wider
     _check_refusal(source, growth, config)
     return source
 
@@ -173,8 +179,8 @@ def _check_refusal(family: Family, growth: ComposedGrowth, config: Mapping[str, 
     if refusal:
         raise UsageError(
             f"transformers would not load the grown model: {refusal}.",
-            "Choose another size, or --format gda."
-            if family.differential
+            f"Choose another size, or --format {family.wider}."
+            if family.wider
             else sizes_that_load(family, config, growth.sizes, growth.axes),
         )
 

@@ -30,7 +30,7 @@ def sizes_that_load(
     hidden = _accepted(family, config, sizes, "hidden", 1, sizes["hidden"] + 1)
     if hidden:
         choices.append(f"or with --hidden {hidden}" if choices else f"with --hidden {hidden}")
-    if "hidden" in grown and "query_head" not in grown:
+    if "hidden" in grown and "query_head" in sizes and "query_head" not in grown:
         heads, odd = divmod(sizes["query_head"] * sizes["hidden"], family.sizes(config)["hidden"])
         if not odd and not family.refusal(config, {**sizes, "query_head": heads}):
             choices.append(f"with --query-heads {heads} beside the hidden size")

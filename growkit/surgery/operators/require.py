@@ -21,11 +21,17 @@ WHAT_GROWS = {
 def growable(shape: ModelShape) -> str:
     """The options that this family has axes for, as text."""
     axes = {*shape.sizes, *(("expert",) if shape.family.name in UPCYCLINGS else ())}
-    return ", ".join(options for axis, options in WHAT_GROWS.items() if axis in axes)
+    options = ", ".join(options for axis, options in WHAT_GROWS.items() if axis in axes).split(", ")
+    return ", ".join(option for option in options if option not in shape.family.refused)
 
 
 def require_axis(shape: ModelShape, axis: str, option: str) -> None:
-    """Raise UsageError when the family has no such axis."""
+    """Raise UsageError when the family has no such axis, or refuses the operator by name."""
+    if reason := shape.family.refused.get(option):
+        raise UsageError(
+            f"{option} cannot grow a {shape.family.name} checkpoint: {reason}.",
+            f"It can be grown by: {growable(shape)}.",
+        )
     if axis not in shape.sizes:
         raise UsageError(
             f"A {shape.family.name} checkpoint has no {axis.replace('_', ' ')}s, so {option} "
