@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
@@ -12,6 +13,7 @@ from growkit.advice.memory import Shape, TrainingSetup
 from growkit.checkpoint import open_checkpoint
 from growkit.errors import GrowkitError
 from growkit.families import family_of
+from growkit.optimizer_state.store import FOLDER, INDEX
 from growkit.surgery.cost import cost_of
 from growkit.surgery.manifest import read_manifest
 from growkit.surgery.new_parameters import new_parameters
@@ -36,6 +38,7 @@ class Facts:
         trained_tokens: that the base has seen; None where nobody says.
         stored_dtype: safetensors dtype of most of its bytes.
         recipe: None where only a growth is planned.
+        optimizer_goes_on: the run takes over optimizer state that was grown with the model.
     """
 
     shapes: Mapping[str, Shape]
@@ -47,6 +50,7 @@ class Facts:
     trained_tokens: int | None
     stored_dtype: str
     recipe: Recipe | None = None
+    optimizer_goes_on: bool = False
     operators: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -68,16 +72,21 @@ class Facts:
         """As the recipe says; float32 weights, AdamW and one process without one."""
         if self.recipe is None:
             return TrainingSetup()
-        section, parallel = self.recipe.training, getattr(self.recipe, "parallel", None)
+        section, parallel = self.recipe.training, self.recipe.parallel
         dtype = self.recipe.model.dtype
         return TrainingSetup(
             dtype=self.stored_dtype if dtype == "auto" else dtype,
             optimizer=section.optimizer,
             bf16_autocast=section.bf16,
-            strategy=getattr(parallel, "strategy", "ddp"),
-            processes=getattr(parallel, "processes", None) or 1,
+            strategy=parallel.strategy,
+            processes=parallel.processes or launched(),
             new_only=section.train == "new",
         )
+
+
+def launched() -> int:
+    """How many processes torchrun (or the like) started; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def new_entries(shape: Shape, part: Any) -> int:
@@ -130,6 +139,7 @@ def facts_of_recipe(recipe: Recipe) -> Facts | None:
     manifest = read_manifest(source) or {}
     growth = manifest.get("plan")
     known = recipe.model.trained_tokens
+    goes_on = recipe.model.optimizer_state == "auto" and (source / FOLDER / INDEX).is_file()
     return Facts(
         shapes=shapes,
         new={n: p for n, p in (manifest.get("new_parameters") or {}).items() if n in shapes},
@@ -144,4 +154,5 @@ def facts_of_recipe(recipe: Recipe) -> Facts | None:
         trained_tokens=known if known is not None else trained_tokens(source),
         stored_dtype=dtype,
         recipe=recipe,
+        optimizer_goes_on=goes_on,
     )

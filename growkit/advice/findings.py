@@ -125,14 +125,14 @@ def frozen_width(facts: Facts) -> str | None:
 
 def no_warmup(facts: Facts) -> str | None:
     recipe = facts.recipe
-    if recipe is None or facts.growth is None:
+    if recipe is None or facts.growth is None or facts.optimizer_goes_on:
         return None
     section = recipe.training
     if section.warmup_steps or section.new_warmup_steps:
         return None
     return (
-        "no warm-up after the growth: staged training re-warms for 200 steps, LEMON for 5,000, "
-        "and SPARKLING names re-warm-up as one of its parts"
+        "no warm-up after the growth, with a fresh optimizer: staged training re-warms for 200 "
+        "steps, LEMON for 5,000, and SPARKLING names re-warm-up as one of its parts"
     )
 
 

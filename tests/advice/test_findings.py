@@ -12,6 +12,7 @@ from family_checkpoints import family_config, write_checkpoint
 from growkit.advice import Throughput, advise, facts_of_plan, facts_of_recipe
 from growkit.advice.findings import RULES
 from growkit.checkpoint import open_checkpoint
+from growkit.optimizer_state.store import FOLDER, INDEX
 from growkit.surgery.plan import build_plan
 from growkit.surgery.request import GrowthRequest
 from growkit.training.recipe import Recipe, make_recipe
@@ -99,6 +100,23 @@ def test_bfloat16_weights(llama: Path, tmp_path: Path) -> None:
     stored = tiny.make_folder(tmp_path / "m", tiny.llama_config(), "BF16")
     assert "bfloat16-weights" in names(stored, FFN, recipe(stored, "auto"))
     assert "bfloat16-weights" not in names(stored, FFN, recipe(stored))
+
+
+def test_grown_optimizer_state_needs_no_warmup(llama: Path, tmp_path: Path) -> None:
+    tiny.grow(llama, tmp_path / "grown", ffn="x2")
+    run = recipe(tmp_path / "grown", warmup_steps=0)
+
+    def found(run: Recipe) -> set[str]:
+        facts = facts_of_recipe(run)
+        assert facts is not None
+        return {finding.name for finding in advise(facts).findings}
+
+    assert "no-warm-up" in found(run)
+    (tmp_path / "grown" / FOLDER).mkdir()
+    (tmp_path / "grown" / FOLDER / INDEX).write_text("{}")
+    assert "no-warm-up" not in found(run)
+    reset = run.model.model_copy(update={"optimizer_state": "reset"})
+    assert "no-warm-up" in found(run.model_copy(update={"model": reset}))
 
 
 def test_every_rule_is_tested_and_sourced() -> None:
