@@ -69,6 +69,8 @@ class TrainingSection(Section):
 
     logging_steps: Positive = 10
     eval_steps: Positive = 100
+    # 0: never; by default as often as evaluations. See growkit.training.probes.
+    probe_steps: Annotated[int, Field(ge=0)] | None = None
     save_steps: Positive = 100
     save_total_limit: Positive | None = 2
     save_dtype: Literal["source", "float32", "bfloat16", "float16"] = "source"
@@ -107,6 +109,11 @@ class TrainingSection(Section):
                 "of everything is 'warmup_steps'"
             )
         return self
+
+    @property
+    def probe_interval(self) -> int:
+        """Steps between probes; 0 for none."""
+        return self.eval_steps if self.probe_steps is None else self.probe_steps
 
     @property
     def checkpoints_kept(self) -> int | None:

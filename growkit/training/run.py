@@ -208,6 +208,7 @@ class _Run:
         checkpoint: Path | None,
     ) -> RunTrainer:
         from growkit.training.grown_optimizer import GrownOptimizer
+        from growkit.training.probes import probes_of
         from growkit.training.processes import waiting
         from growkit.training.stop import StopOnSignal
         from growkit.training.trainer import RunCallback, RunTrainer
@@ -224,6 +225,7 @@ class _Run:
             tokenizer_folder=tokenizer_folder,
             callbacks=[
                 RunCallback(recipe, self.folder / "metrics.jsonl", lambda: bars[0]),
+                *probes_of(recipe, model, held_out or train_set, self.folder / "metrics.jsonl"),
                 stop,
                 *GrownOptimizer.of(recipe.model, self.reporter),
             ],

@@ -28,6 +28,7 @@ MAY_CHANGE = {
     "training.max_tokens",
     "training.logging_steps",
     "training.eval_steps",
+    "training.probe_steps",
     "training.save_steps",
     "training.save_total_limit",
     "training.report_to",
