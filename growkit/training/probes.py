@@ -141,9 +141,12 @@ def probe(
     figures: dict[str, Any] = dict(similarities(model, copies))
     if (found := lambdas(model)) is not None:
         figures["lambda"] = found
-    with _eager(model), head_norms(model) as norms:
-        inputs = {key: value.to(model.device) for key, value in batch.items()}
-        maps = model(**inputs, use_cache=False, output_attentions=True).attentions
+    inputs = {key: value.to(model.device) for key, value in batch.items()}
+    try:
+        with _eager(model), head_norms(model) as norms:
+            maps = model(**inputs, use_cache=False, output_attentions=True).attentions
+    except (AttributeError, NotImplementedError, TypeError, ValueError):
+        return figures  # of a class of its own that returns no maps: no reason to end the run
     return figures | entropies(model, maps or ()) | dead_new_heads(norms, slots)
 
 
@@ -176,8 +179,8 @@ def entropies(model: Any, maps: tuple[Tensor, ...]) -> dict[str, list[float]]:
 def noise_heads(model: Any, layer: int, count: int) -> Tensor:
     """Which of a layer's attention maps are of noise heads, bool ``[count]``."""
     order = torch.arange(count)
-    attention = model.get_decoder().layers[layer].self_attn
-    heads: Any = getattr(attention, "heads", None)
+    layers = getattr(model.get_decoder(), "layers", None)
+    heads: Any = None if layers is None else getattr(layers[layer].self_attn, "heads", None)
     if model.config.model_type == "diffllama":  # signal heads are the first half
         return order >= count // 2
     if hasattr(heads, "signal_per_group"):
