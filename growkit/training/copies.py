@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from growkit.training.slots import SlotMap
+from growkit.training.slots import SlotMap, Slots
 
 # Projections whose rows make a unit, and what the similarity of such units is called.
 HEADS = re.compile(r"\.self_attn\.q_proj\.weight$")
@@ -41,8 +41,10 @@ def find_copies(model: Any, slots: SlotMap) -> dict[str, Pairs]:
         kind = "head" if HEADS.search(name) else "unit" if UNITS.search(name) else None
         if kind is None or slots.part(name) != "mixed" or parameter.is_meta:
             continue
+        new = slots.slots(name)
+        assert isinstance(new, Slots)  # only stacked experts have new entries elsewhere
         block = head_dim(model, name) if kind == "head" else 1
-        is_new = slots.slots(name).rows.view(-1, block).all(dim=1)
+        is_new = new.rows.view(-1, block).all(dim=1)
         pairs = _pairs(parameter.detach(), is_new, block)
         if len(pairs[0]):
             found[name] = Pairs(kind, block, *pairs)

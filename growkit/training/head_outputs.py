@@ -8,9 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from growkit.training.slots import SlotMap
+from growkit.training.slots import SlotMap, Slots
 
 OUTPUT = ".self_attn.o_proj"
 # A new head is dead when it adds less than this part of the median old head.
@@ -75,7 +74,7 @@ def new_columns(name: str, heads: int, slots: SlotMap) -> list[bool]:
     part = slots.part(name)
     if part != "mixed":
         return [part == "new"] * heads
-    columns = slots.slots(name).columns
-    assert isinstance(columns, Tensor)
-    blocks: list[bool] = columns.view(heads, -1).all(dim=1).tolist()
+    new = slots.slots(name)
+    assert isinstance(new, Slots) and new.columns is not None
+    blocks: list[bool] = new.columns.view(heads, -1).all(dim=1).tolist()
     return blocks

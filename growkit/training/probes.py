@@ -28,7 +28,7 @@ from transformers import TrainerCallback
 
 from growkit.errors import UsageError
 from growkit.training.copies import Pairs, find_copies, similarities
-from growkit.training.grown import new_parameters_of
+from growkit.training.growth_training import slots_of
 from growkit.training.head_outputs import dead_new_heads, head_norms
 from growkit.training.metrics import append_metrics
 from growkit.training.packing import PackedDataset
@@ -99,9 +99,9 @@ def probes_of(recipe: Recipe, model: Any, dataset: PackedDataset, metrics: Path)
     if recipe.training.probe_interval == 0 or any(p.is_meta for p in model.parameters()):
         return []
     try:
-        slots = SlotMap(new_parameters_of(recipe), model.named_parameters())
+        slots = slots_of(model, recipe)
     except UsageError:
-        slots = SlotMap({}, ())
+        slots = SlotMap({})
     return [Probes(model, recipe, slots, dataset, metrics)]
 
 

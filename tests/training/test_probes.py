@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from growkit.training import train
 from growkit.training.copies import find_copies, similarities
-from growkit.training.grown import new_parameters_of
+from growkit.training.growth_training import slots_of
 from growkit.training.metrics import read_metrics
 from growkit.training.models import build_model
 from growkit.training.probes import entropies, probe, update_norms
@@ -44,7 +44,7 @@ def probes(out: Path) -> dict[int, dict[str, Any]]:
 def load(folder: Path, text_file: Path) -> tuple[Any, SlotMap]:
     recipe = continue_recipe(text_file, folder)
     model = build_model(recipe.model, range(257), 0)
-    return model, SlotMap(new_parameters_of(recipe), model.named_parameters())
+    return model, slots_of(model, recipe)
 
 
 BATCH = {"input_ids": torch.arange(2 * 12).view(2, 12)}
