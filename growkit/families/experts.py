@@ -98,8 +98,8 @@ def aligned(model_type: str, width_field: str) -> Callable[[Config, Sizes], str 
                 near = size // multiple * multiple
                 fitting = " or ".join(str(n) for n in (near, near + multiple) if n)
                 return (
-                    f"its grouped matrix product of experts wants a {name} that is a multiple of "
-                    f"{multiple}, not {size}; {fitting} would do"
+                    f"its grouped matrix product of experts wants {name} to be a multiple of "
+                    f"{multiple}, and {size} is none ({fitting} would do)"
                 )
         return None
 

@@ -215,6 +215,8 @@ def _warnings(
     if family is not source and growth.conversion is None:
         held = source.refusal(config, growth.sizes) is None
         why = "asked for" if held else f"the {source.name} format cannot hold this model"
+        if growth.family is not None:
+            why = f"{source.name} has no experts"
         warnings.append(f"{why}: it is written as {family.name}")
     if symmetry.mode == "even" and shared:
         warnings.append(

@@ -223,9 +223,9 @@ def test_growth_that_is_not_exact_says_so_and_is_not(
         ("llama", {}, {"experts": "4", "experts_per_token": 5}, "5 of 4 experts"),
         ("llama", {}, {"experts": "4", "experts_per_token": 0}, "0 of 4 experts"),
         ("llama", {}, {"experts": "4", "format": "llama"}, "'llama' cannot hold a llama"),
-        ("llama", {}, {"experts": "4", "ffn": "+1"}, "a multiple of 4, not 25; 24 or 28"),
+        ("llama", {}, {"experts": "4", "ffn": "+1"}, "a multiple of 4, and 25 is none (24 or 28"),
         ("mixtral", {}, {"experts": "2"}, "fewer than the 4"),
-        ("mixtral", {}, {"ffn": "+1"}, "a multiple of 4, not 25"),
+        ("mixtral", {}, {"ffn": "+1"}, "a multiple of 4, and 25 is none"),
         ("qwen3_moe", {"mlp_only_layers": [1]}, {"ffn": "+8"}, "one number for two widths"),
     ],
 )
