@@ -155,9 +155,12 @@ def map_slots(
     return SlotMap(slots)
 
 
-def _slots(name: str, part: Mapping[str, Any], shape: tuple[int, ...], source: str) -> Slots:
+def _slots(
+    name: str, part: Mapping[str, Any], shape: tuple[int, ...], source: str
+) -> Slots | EntrySlots:
     vectors: list[Tensor] = []
-    for dimension, label in enumerate(("rows", "columns")[: len(shape)]):
+    labels = ("experts", "rows", "columns")[0 if len(shape) == 3 else 1 :]
+    for dimension, label in enumerate(labels[: len(shape)]):
         vector = torch.zeros(shape[dimension], dtype=torch.bool)
         for start, end in part.get(label, ()):
             if not 0 <= start < end <= shape[dimension]:
@@ -169,4 +172,7 @@ def _slots(name: str, part: Mapping[str, Any], shape: tuple[int, ...], source: s
                 )
             vector[start:end] = True
         vectors.append(vector)
+    if len(vectors) == 3:
+        experts, rows, columns = vectors
+        return EntrySlots(experts[:, None, None] | rows[:, None] | columns)
     return Slots(vectors[0], vectors[1] if len(vectors) > 1 else None)

@@ -8,9 +8,13 @@ import pytest
 from family_checkpoints import family_config, write_checkpoint
 from grown_runs import changed, grow
 from training_runs import recipe_values
+from transformers import AutoModelForCausalLM
 
+from growkit.surgery.manifest import read_manifest
 from growkit.training import Recipe, train
+from growkit.training.converted_slots import converted_slots
 from growkit.training.recipe import make_recipe
+from growkit.training.slots import map_slots
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +42,29 @@ def test_old_experts_keep_their_bytes(grown: Path, text_file: Path, tmp_path: Pa
     assert any("experts.0.w1" in name for name in moved)  # new units of an old expert
     assert any("experts.7.w2" in name for name in moved)  # a new expert
     assert any("gate" in name for name in moved)
+
+
+def test_both_layouts_on_the_disk_make_the_same_slots(tmp_path: Path) -> None:
+    """One tensor an expert goes through transformers' conversion; stacks are read as they are."""
+    maps = []
+    for fused in (False, True):
+        folder = tmp_path / str(fused)
+        config = family_config("qwen3_moe", num_hidden_layers=1)
+        write_checkpoint(folder / "source", config, fused=fused)
+        out = grow(folder / "source", folder / "grown", experts="x2", ffn="x2", hidden="x2")
+        model = AutoModelForCausalLM.from_pretrained(out)
+        shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        new = (read_manifest(out) or {})["new_parameters"]
+        assert (new.keys() <= shapes.keys()) == fused
+        maps.append((map_slots(new, shapes) if fused else converted_slots(new, out, model), shapes))
+    (separate, shapes), (stacked, _) = maps
+    for name in shapes:
+        assert separate.part(name) == stacked.part(name)
+        if separate.part(name) == "mixed":
+            assert (separate.slots(name).mask() == stacked.slots(name).mask()).all(), name
+    down = stacked.slots("model.layers.0.mlp.experts.down_proj").mask()
+    assert down.shape == (8, 64, 32) and not down[:4, :32, :16].any()
+    assert down[4:].all() and down[:4, 32:].all() and down[:4, :, 16:].all()
 
 
 def test_old_experts_move_otherwise(grown: Path, text_file: Path, tmp_path: Path) -> None:
