@@ -78,6 +78,52 @@ BIASES: dict[str, tuple[str, ...]] = {
 }
 
 
+# LayerNorm families have heads that fill the hidden size, so what fits them is asked for by itself.
+LAYER_NORM_SIZES: Config = {
+    "vocab_size": 256,
+    "tie_word_embeddings": False,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+LAYER_NORM_FAMILIES: dict[str, Config] = {
+    "gpt2": {
+        "model_type": "gpt2",
+        "n_embd": 32,
+        "n_layer": 3,
+        "n_head": 4,
+        "n_inner": 24,
+        "n_positions": 128,
+        "initializer_range": 0.12,
+    },
+    "gpt_neox": {
+        "model_type": "gpt_neox",
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 24,
+        "max_position_embeddings": 128,
+        "rotary_pct": 0.5,
+        "initializer_range": 0.12,
+    },
+    "opt": {
+        "model_type": "opt",
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "ffn_dim": 24,
+        "max_position_embeddings": 128,
+        "word_embed_proj_dim": 32,
+        "init_std": 0.12,
+    },
+}
+
+
+def layer_norm_config(family: str, **changes: Any) -> Config:
+    """Config of a tiny model of a LayerNorm family."""
+    return LAYER_NORM_SIZES | LAYER_NORM_FAMILIES[family] | changes
+
+
 # The classes with experts run only widths that are multiples of 16 bytes.
 EXPERTS = ("qwen3_moe", "mixtral")
 
@@ -116,7 +162,7 @@ def write_checkpoint(
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith("bias") or "norm" in name:
+            if name.endswith("bias") or "norm" in name or ".ln_" in name:
                 parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
             else:
                 parameter.copy_(0.12 * torch.randn(parameter.shape, generator=generator))

@@ -32,7 +32,7 @@ FLAGS: dict[str, Any] = {
     "heads": _size("Query and key/value heads at their ratio (count the query heads)."),
     "query_heads": _size("Query heads; the key/value heads and the KV cache stay."),
     "kv_heads": _size("Key/value heads (pairs, in differential attention); the KV cache grows."),
-    "head_dim": _size("Refused: rotary position encoding depends on it; grow the heads."),
+    "head_dim": _size("Channels a head; not under plain rotary position encoding."),
     "layers": _size("Layers (encoder's, where there are two stacks); see --depth-method."),
     "decoder_layers": _size("Layers of an encoder-decoder's decoder."),
     "ffn": _size("FFN width (intermediate_size)."),

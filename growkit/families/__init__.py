@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from growkit.errors import UsageError, nearest
 from growkit.families.base import Config, Family, Tensor
 from growkit.families.diff_v1 import DIFF_V1
@@ -9,12 +11,15 @@ from growkit.families.diffllama import DIFFLLAMA
 from growkit.families.gda import GDA
 from growkit.families.gda_gated import DIFF_V2, GDA_GATED
 from growkit.families.gemma import GEMMA2, GEMMA3
+from growkit.families.gpt2 import GPT2
+from growkit.families.gpt_neox import GPT_NEOX
 from growkit.families.gqa import GQA
 from growkit.families.llama import GRANITE, LLAMA, MISTRAL
 from growkit.families.mixtral import MIXTRAL
 from growkit.families.motif import MOTIF
 from growkit.families.olmo2 import OLMO2
 from growkit.families.olmo3 import OLMO3
+from growkit.families.opt import OPT
 from growkit.families.phi3 import PHI3
 from growkit.families.qwen import QWEN2, QWEN3
 from growkit.families.qwen_moe import QWEN3_MOE
@@ -42,6 +47,9 @@ _ALL = (
     OLMO3,
     GEMMA2,
     GEMMA3,
+    GPT2,
+    GPT_NEOX,
+    OPT,
     T5,
     GQA,
     DIFF_V1,
@@ -54,12 +62,15 @@ _ALL = (
 FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}
 
 
-def family_of(config: Config) -> Family:
-    """The family of a config.json. Raises UsageError for an unknown ``model_type``."""
+def family_of(config: Config, names: Collection[str] = ()) -> Family:
+    """The family of a config.json, as a checkpoint with tensors of these names stores it.
+
+    Raises UsageError for an unknown ``model_type``.
+    """
     model_type = config.get("model_type")
     candidates = [family for family in FAMILIES.values() if model_type in family.model_types]
     if len(candidates) == 1:
-        return candidates[0]
+        return candidates[0].stored_as(names)
     if candidates:
         return _by_attention(candidates, config)
     known = sorted({name for family in FAMILIES.values() for name in family.model_types})

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from growkit.errors import CheckpointError, UsageError, nearest
+from growkit.families.head_dim import PLAIN_ROTARY, HeadDimRule
 from growkit.families.layout import IntArray, Layout, Sizes
 
 Config = Mapping[str, Any]
@@ -196,6 +197,7 @@ class Family:
         ties_by_values: the class ties the output projection to the embedding whenever a
             checkpoint stores no other values for it, whatever the config says.
         norm: how the residual stream is normalised.
+        head_dim: whether heads can get more channels.
         sqrt_embedding_scale: the class multiplies embeddings by sqrt(hidden_size).
         kv_elements: elements per token of one KV cache of a layer.
         attention_flops: FLOPs of scores and values per token, attention block and unit of context.
@@ -211,6 +213,7 @@ class Family:
         lambda_scale_role: role of the tensor that absorbs a change of (1 - lambda_init), for
             formats that compute lambda_init from the layer index; None where it is stored.
         full_copies_only: axes on which only whole copies are exact (a norm runs over the axis).
+        prefix: of the names of the model's body; files without it are read too.
         spellings: another name under which config.json may hold a field of ``config_fields``.
     """
 
@@ -229,6 +232,7 @@ class Family:
     stored_facts: Callable[[Collection[str]], dict[str, int]] = no_facts
     ties_by_values: bool = False
     norm: Norm = Norm()
+    head_dim: HeadDimRule = PLAIN_ROTARY
     sqrt_embedding_scale: bool = False
     sqrt_head_divisor: Callable[[Sizes], bool] = field(default=lambda sizes: False)
     refusal: Callable[[Config, Sizes], str | None] = no_objection
@@ -242,6 +246,7 @@ class Family:
     lambda_scale_role: str | None = None
     full_copies_only: Callable[[Sizes], tuple[str, ...]] = field(default=lambda sizes: ())
     spellings: Mapping[str, str] = field(default_factory=dict)
+    prefix: str = ""
 
     @property
     def differential(self) -> bool:
@@ -271,6 +276,13 @@ class Family:
         for tensor in after:
             if tensor.when(sizes):
                 yield tensor, None, tensor.name
+
+    def stored_as(self, names: Collection[str]) -> Family:
+        """The family with the names that a checkpoint uses: with the prefix, or without."""
+        if not self.prefix or not names or any(name.startswith(self.prefix) for name in names):
+            return self
+        tensors = (replace(t, name=t.name.removeprefix(self.prefix)) for t in self.tensors)
+        return replace(self, prefix="", tensors=tuple(tensors))
 
     def tensor(self, role: str) -> Tensor | None:
         """The tensor with this role, if the family has one."""

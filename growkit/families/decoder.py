@@ -21,7 +21,16 @@ from growkit.families.base import (
     produces,
     required,
 )
-from growkit.families.layout import IntArray, Sizes, fixed, head_dim, one, plain, split_parts
+from growkit.families.layout import (
+    IntArray,
+    Sizes,
+    fixed,
+    head_dim,
+    one,
+    plain,
+    sections,
+    split_parts,
+)
 
 LAYER = "model.layers.{layer}."
 ATTENTION = LAYER + "self_attn."
@@ -35,6 +44,10 @@ gate_up_rows = produces(split_parts("ffn", 2, one))  # all gates, then all ups
 query_rows = produces(plain("query_head", head_dim))
 kv_rows = produces(plain("kv_head", head_dim))
 key_rows = produces(plain("kv_head", head_dim), keys=(("kv_head", 0),))
+# q, k and v in one matrix; (axis, part) of the units.
+QKV_PARTS = (("query_head", 0), ("kv_head", 0), ("kv_head", 1))
+KEY_PART = QKV_PARTS[1]
+fused_qkv = produces(sections(QKV_PARTS, head_dim), keys=(KEY_PART,))
 query_columns = consumes(plain("query_head", head_dim))
 
 

@@ -18,6 +18,7 @@ from growkit.families.decoder import (
     norm_tensors,
     outer_tensors,
 )
+from growkit.families.head_dim import OUTPUT_NORM, HeadDimRule
 from growkit.families.lambda_schedule import diff_lambda_init
 from growkit.families.layout import Sizes, halves, head_dim, split_parts
 
@@ -82,6 +83,7 @@ DIFFLLAMA = Family(
     sizes=_sizes,
     config_fields=_fields,
     kv_elements=lambda sizes: 4 * sizes["kv_head"] * sizes["head_dim"],
+    head_dim=HeadDimRule(OUTPUT_NORM),
     attention_flops=diff.attention_flops,
     norm=Norm("rms_norm_eps", 1e-5, False, "the norms of the heads' outputs", ("v",)),
     refusal=_refusal,

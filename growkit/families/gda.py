@@ -18,6 +18,7 @@ from growkit.families.decoder import (
     norm_tensors,
     outer_tensors,
 )
+from growkit.families.head_dim import OUTPUT_NORM, HeadDimRule
 from growkit.families.layout import Sizes, adjacent_parts, head_dim, stripes
 
 
@@ -153,6 +154,7 @@ GDA = Family(
     config_fields=_fields,
     kv_elements=lambda sizes: 2 * sizes["parts"] * sizes["kv_head"] * sizes["head_dim"],
     attention_flops=diff.attention_flops,
+    head_dim=HeadDimRule(OUTPUT_NORM),
     per_layer_fields=("lambda_init", "layer_types"),
     lambda_init=stored_lambda_init,
     full_copies_only=diff.polynorm_needs_whole_copies,

@@ -21,6 +21,7 @@ from growkit.families.decoder import (
     outer_tensors,
     sizes_with,
 )
+from growkit.families.head_dim import HEAD_NORM, HeadDimRule
 
 GAIN_OFFSET = 1.0
 DEFAULTS = {"num_key_value_heads": 4, "head_dim": 256, "tie_word_embeddings": True}
@@ -55,5 +56,6 @@ GEMMA3 = decoder(
     refusal=hidden_holds_heads("Gemma3TextConfig"),
     layer_rules={"layer_types": full_attention_every(6, "sliding_window_pattern")},
     norm=norm_shared_with_heads(),
+    head_dim=HeadDimRule(HEAD_NORM),
     sqrt_embedding_scale=True,
 )

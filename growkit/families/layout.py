@@ -123,6 +123,17 @@ def sections(parts: tuple[tuple[str, int], ...], block: Block) -> Layout:
     return layout
 
 
+def interleaved(parts: tuple[tuple[str, int], ...], block: Block) -> Layout:
+    """Every (axis, part) of index 0, then every one of index 1 (GPT-NeoX: q, k, v of a head)."""
+    axes = tuple(dict.fromkeys(axis for axis, _ in parts))
+
+    def layout(sizes: Sizes) -> Units:
+        rows = [_table(axes.index(a), np.arange(sizes[a]), part) for a, part in parts]
+        return _units(axes, np.stack(rows, axis=1), block(sizes))
+
+    return layout
+
+
 def stripes(first: str, second: str, block: Block = head_dim) -> Layout:
     """Groups of (units of ``first``, then units of ``second``): the Motif-2 order of GDA heads.
 

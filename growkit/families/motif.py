@@ -14,6 +14,7 @@ from growkit.families import differential as diff
 from growkit.families.base import Config, Family, required
 from growkit.families.decoder import basic_fields, basic_sizes
 from growkit.families.gda import GDA
+from growkit.families.head_dim import OUTPUT_NORM, HeadDimRule
 from growkit.families.lambda_schedule import motif_lambda_init
 from growkit.families.layout import Sizes
 
@@ -83,6 +84,7 @@ MOTIF = Family(
     sizes=_sizes,
     config_fields=_fields,
     kv_elements=GDA.kv_elements,
+    head_dim=HeadDimRule(OUTPUT_NORM),
     attention_flops=diff.attention_flops,
     refusal=_refusal,
     wider="gda",

@@ -20,6 +20,7 @@ from growkit.families.decoder import (
     query_rows,
     sizes_with,
 )
+from growkit.families.head_dim import HEAD_NORM, HeadDimRule
 from growkit.families.layout import Sizes
 
 TENSORS = (
@@ -46,5 +47,6 @@ OLMO2 = decoder(
     TENSORS,
     sizes_with(facts={"mlp_bias": 0}),
     norm=NORM,
+    head_dim=HeadDimRule(HEAD_NORM),
     full_copies_only=heads_normed_together,
 )

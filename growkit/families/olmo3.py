@@ -6,6 +6,7 @@ Source: transformers ``models/olmo3`` (5.23).
 from __future__ import annotations
 
 from growkit.families.decoder import decoder, full_attention_every, sizes_with
+from growkit.families.head_dim import HEAD_NORM, HeadDimRule
 from growkit.families.olmo2 import NORM, TENSORS, heads_normed_together
 
 OLMO3 = decoder(
@@ -13,6 +14,7 @@ OLMO3 = decoder(
     TENSORS,
     sizes_with(facts={"mlp_bias": 0}),
     norm=NORM,
+    head_dim=HeadDimRule(HEAD_NORM),
     full_copies_only=heads_normed_together,
     layer_rules={"layer_types": full_attention_every(4)},
 )

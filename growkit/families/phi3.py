@@ -6,13 +6,14 @@ value heads; rows of gate_up_proj: all gates, all ups.
 
 from __future__ import annotations
 
-from growkit.families.base import Config, Norm, Tensor, produces
+from growkit.families.base import Config, Norm, Tensor
 from growkit.families.decoder import (
     ATTENTION,
     LAYER,
     NO_BIASES,
     decoder,
     down_projection,
+    fused_qkv,
     gate_up_rows,
     hidden_in,
     norm_tensors,
@@ -20,11 +21,8 @@ from growkit.families.decoder import (
     output_projection,
     sizes_with,
 )
-from growkit.families.layout import Sizes, head_dim, sections
-
-qkv_rows = produces(
-    sections((("query_head", 0), ("kv_head", 0), ("kv_head", 1)), head_dim), keys=(("kv_head", 0),)
-)
+from growkit.families.head_dim import HeadDimRule, PartialRotary
+from growkit.families.layout import Sizes
 
 
 def _refusal(config: Config, sizes: Sizes) -> str | None:
@@ -48,12 +46,13 @@ PHI3 = decoder(
     (
         *outer_tensors(),
         *norm_tensors(),
-        Tensor("qkv", ATTENTION + "qkv_proj.weight", (qkv_rows, hidden_in)),
+        Tensor("qkv", ATTENTION + "qkv_proj.weight", (fused_qkv, hidden_in)),
         output_projection(),
         Tensor("gate_up", LAYER + "mlp.gate_up_proj.weight", (gate_up_rows, hidden_in)),
         down_projection(),
     ),
     sizes_with(facts=NO_BIASES),
     norm=Norm(eps=1e-5),
+    head_dim=HeadDimRule(rotary=PartialRotary("partial_rotary_factor", 1.0)),
     refusal=_refusal,
 )

@@ -16,6 +16,7 @@ from growkit.families.decoder import (
     outer_tensors,
     sizes_with,
 )
+from growkit.families.head_dim import HEAD_NORM, HeadDimRule
 
 
 def _layer_types(config: Config, layers: int) -> list[str]:
@@ -46,6 +47,7 @@ QWEN3 = decoder(
     ),
     sizes_with({"num_key_value_heads": 32, "head_dim": 128}, {"mlp_bias": 0}),
     norm=norm_shared_with_heads(),
+    head_dim=HeadDimRule(HEAD_NORM),
     layer_rules={"layer_types": _layer_types},
     layer_counts=("max_window_layers",),
 )

@@ -32,6 +32,7 @@ from growkit.families.experts import (
     is_dense,
     stored_layout,
 )
+from growkit.families.head_dim import HEAD_NORM, HeadDimRule
 from growkit.families.layout import Sizes, plain
 
 DEFAULTS = {
@@ -107,6 +108,7 @@ QWEN3_MOE = decoder(
     _sizes,
     config_fields=_fields,
     norm=norm_shared_with_heads(),
+    head_dim=HeadDimRule(HEAD_NORM),
     refusal=aligned("qwen3_moe", "moe_intermediate_size"),
     stored_facts=stored_layout,
     spellings={"num_experts": "num_local_experts"},

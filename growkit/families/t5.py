@@ -41,6 +41,7 @@ from growkit.families.decoder import (
     untied,
     vocab,
 )
+from growkit.families.head_dim import HeadDimRule
 from growkit.families.layout import Sizes, fixed, plain
 
 ENCODER, DECODER = "layer", "decoder_layer"
@@ -173,6 +174,7 @@ T5 = Family(
     attention_flops=lambda sizes: 4 * sizes["query_head"] * sizes["head_dim"],
     per_layer_fields=(),
     norm=Norm("layer_norm_epsilon"),
+    head_dim=HeadDimRule(scaled=lambda config: False),
     sqrt_head_divisor=lambda sizes: bool(sizes["scaled_head"]),
     refusal=_refusal,
     aliases={

@@ -13,6 +13,7 @@ import numpy as np
 from growkit.errors import GrowkitError
 from growkit.families.experts import moved_layers
 from growkit.families.layout import Sizes
+from growkit.surgery.affordable import check_affordable
 from growkit.surgery.axis_map import NEW, AxisMap
 from growkit.surgery.conversions.conversion import Converted
 from growkit.surgery.growth import (
@@ -97,6 +98,7 @@ def compose(operators: Sequence[Operator], shape: ModelShape) -> ComposedGrowth:
     steps = []
     for operator in operators:
         reached = replace(shape, sizes=dict(sizes), config={**shape.config, **config})
+        check_affordable(operator, reached)
         growth = operator.apply(reached)
         steps.append(growth)
         new_units.update(growth.new_units)

@@ -54,7 +54,7 @@ def layer_lambdas(checkpoint: Checkpoint, family: Family, layers: int) -> list[d
 def inspect_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     """JSON-able description of a checkpoint; reads headers, config and lambda vectors only."""
     check_unquantised(checkpoint)
-    family = family_of(checkpoint.config)
+    family = family_of(checkpoint.config, checkpoint.tensors)
     sizes = family.sizes_of(checkpoint.config, checkpoint.tensors)
     dtypes = stored_dtypes(checkpoint)
     family.check_tensors({n: i.shape for n, i in checkpoint.tensors.items()}, sizes)

@@ -106,7 +106,7 @@ def read_source(checkpoint: Checkpoint) -> tuple[Family, dict[str, int]]:
         CheckpointError: tensors that the family does not declare, or with wrong shapes.
     """
     check_unquantised(checkpoint)
-    family = family_of(checkpoint.config)
+    family = family_of(checkpoint.config, checkpoint.tensors)
     sizes = family.sizes_of(checkpoint.config, checkpoint.tensors)
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     family.check_tensors(shapes, sizes)
@@ -153,7 +153,7 @@ def _choose_family(
         _check_refusal(twin, growth, config)
         return twin
     if target is not None:
-        family = FAMILIES.get(target)
+        family = source if target == source.name else FAMILIES.get(target)
         convertible = (source.wider, source.name) if source.wider else (source.name,)
         if family is None or target not in convertible:
             raise UsageError(
@@ -175,6 +175,7 @@ def _choose_family(
 
 
 def _check_refusal(family: Family, growth: ComposedGrowth, config: Mapping[str, Any]) -> None:
+    config = {**config, **growth.config}
     refusal = family.refusal(config, growth.sizes)
     if refusal:
         raise UsageError(

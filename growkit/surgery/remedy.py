@@ -34,6 +34,8 @@ def sizes_that_load(
         heads, odd = divmod(sizes["query_head"] * sizes["hidden"], family.sizes(config)["hidden"])
         if not odd and not family.refusal(config, {**sizes, "query_head": heads}):
             choices.append(f"with --query-heads {heads} beside the hidden size")
+    if not choices and "hidden" in grown and "query_head" in sizes:
+        choices = _heads_that_fit(family, config, sizes)
     if not choices:
         return "Choose another size or grow another axis too."
     text = ", ".join(choices)
@@ -59,3 +61,22 @@ def _accepted(
         if family.refusal(config, {**sizes, axis: size}) is None
     ]
     return ", ".join(str(size) for size in accepted[:MOST])
+
+
+def _heads_that_fit(family: Family, config: Config, sizes: Mapping[str, int]) -> list[str]:
+    """Numbers and sizes of heads that go with a hidden size, for classes that tie them together."""
+    width = sizes["query_head"] // sizes["kv_head"]
+    counts = [
+        str(heads)
+        for heads in range(sizes["query_head"] + width, 4 * sizes["query_head"] + 1, width)
+        if not family.refusal(config, {**sizes, "query_head": heads, "kv_head": heads // width})
+    ]
+    dims = [
+        str(dim)
+        for dim in range(sizes["head_dim"] + 1, 4 * sizes["head_dim"] + 1)
+        if not family.head_dim.refusal
+        and not family.refusal(config, {**sizes, "head_dim": dim, "value_dim": dim})
+    ]
+    options = (("--heads", counts[:MOST]), ("--head-dim", dims[:MOST]))
+    texts = [f"with {option} {', '.join(found)}" for option, found in options if found]
+    return [f"or {text}" if place else text for place, text in enumerate(texts)]

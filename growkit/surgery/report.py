@@ -45,7 +45,8 @@ def stored_dtypes(checkpoint: Checkpoint) -> dict[str, int]:
 
 def cost_context(config: Mapping[str, Any]) -> int:
     """The context length at which costs are stated: 2048, or the model's where it is shorter."""
-    return min(int(config.get("max_position_embeddings") or DEFAULT_CONTEXT), DEFAULT_CONTEXT)
+    stated = config.get("max_position_embeddings") or config.get("n_positions")
+    return min(int(stated or DEFAULT_CONTEXT), DEFAULT_CONTEXT)
 
 
 def costs(plan: Plan) -> tuple[Cost, Cost]:

@@ -39,7 +39,7 @@ class GrowthRequest:
         signal_heads, noise_heads, uniform_heads: head groups of differential attention.
         heads: query and key/value heads of ordinary attention, counted in query heads.
         query_heads, kv_heads: one of the two; ``kv_heads`` counts pairs in differential attention.
-        head_dim: refused, with the reason.
+        head_dim: channels of a head, where position encoding and norms allow it.
         ffn: ``intermediate_size``.
         hidden: ``hidden_size``, by ``hidden_method``.
         experts: experts; an FFN without is one.

@@ -192,7 +192,7 @@ REFUSED: dict[str, tuple[tiny.Config, dict[str, Any], str, str]] = {
     "no query heads": (GDA, {"query_heads": "x2"}, "no query heads", "--signal-heads"),
     "no query heads for both": (GDA, {"heads": "x2"}, "no query heads", "--uniform-heads"),
     "head_dim": (GQA, {"head_dim": "x2"}, "rotary position encoding", "--query-heads"),
-    "head_dim, differential": (GDA, {"head_dim": "16"}, "rotary", "--signal-heads"),
+    "head_dim, differential": (GDA, {"head_dim": "16"}, "norm of each", "--signal-heads"),
     "hidden % heads": (
         tiny.llama_config(4, 2, hidden_size=24, intermediate_size=24, head_dim=8),
         {"query_heads": "16"},

@@ -52,7 +52,11 @@ HEADS: dict[str, list[dict[str, Any]]] = {
     "wgqa-row": [*ORDINARY, {"query_heads": "x2", "hidden": "x2"}],
     "sas": [],
 }
-BODY = [{"layers": "+1", "ffn": "x1.5", "hidden": "x2"}, {"hidden": "x2", "tied": True}, {"hidden": "41"}]
+BODY = [
+    {"layers": "+1", "ffn": "x1.5", "hidden": "x2"},
+    {"hidden": "x2", "tied": True},
+    {"hidden": "41"},
+]
 CASES = [(name, request) for name in VARIANTS for request in [*BODY, *HEADS[name]]]
 IDS = [f"{name}-{'-'.join(f'{k}={v}' for k, v in request.items())}" for name, request in CASES]
 

@@ -46,6 +46,11 @@ class Depth:
     stack: str = "layer"
 
     @property
+    def axis(self) -> str:
+        """What it grows."""
+        return self.stack
+
+    @property
     def option(self) -> str:
         return f"--{self.stack.replace('_', '-')}s"
 

@@ -19,6 +19,7 @@ The copies are chosen together, so equal ones would stay equal for ever: with ``
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -41,6 +42,7 @@ class Experts:
             more as there are experts.
     """
 
+    axis: ClassVar[str] = "expert"
     amount: Amount
     per_token: int | None = None
 

@@ -8,6 +8,7 @@ whole copies with tiling are exact (mean squares of a whole duplication are unch
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from growkit.errors import UsageError
 from growkit.surgery.amount import Amount
@@ -24,6 +25,7 @@ class Ffn:
         new_units: ``copy`` existing units, or ``zero``: random units with zero output columns.
     """
 
+    axis: ClassVar[str] = "ffn"
     amount: Amount
     new_units: str = "copy"
 

@@ -11,6 +11,7 @@ groups with zero o_proj columns are bit-exact.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -31,6 +32,7 @@ class Heads:
         new_heads: ``copy`` existing groups, or ``zero``: random groups with zero output columns.
     """
 
+    axis: ClassVar[str] = "query_head"
     amount: Amount
     new_heads: str = "copy"
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import frexp
+from typing import ClassVar
 
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import AxisMap
@@ -35,6 +36,7 @@ class Hidden:
         method: ``tile`` (whole multiples), ``pad`` (any size), or ``auto``: tile where it can.
     """
 
+    axis: ClassVar[str] = "hidden"
     amount: Amount
     method: str = "auto"
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import gcd
+from typing import ClassVar
 
 from growkit.errors import UsageError
 from growkit.surgery.amount import Amount
@@ -33,6 +34,7 @@ class KvHeads:
             query heads (the signal and the noise heads).
     """
 
+    axis: ClassVar[str] = "kv_head"
     amount: Amount
 
     def apply(self, shape: ModelShape) -> Growth:

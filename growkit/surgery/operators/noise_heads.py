@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import ClassVar
 
 import numpy as np
 
@@ -32,6 +33,7 @@ class NoiseHeads:
         amount: factor, increment or new total of noise heads.
     """
 
+    axis: ClassVar[str] = "noise_head"
     amount: Amount
 
     def apply(self, shape: ModelShape) -> Growth:

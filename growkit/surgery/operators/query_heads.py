@@ -14,6 +14,7 @@ only the same number of copies of every head keeps it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from growkit.errors import UsageError
 from growkit.surgery.amount import Amount
@@ -31,6 +32,7 @@ class QueryHeads:
         new_heads: ``copy`` existing heads, or ``zero``: random heads with zero output columns.
     """
 
+    axis: ClassVar[str] = "query_head"
     amount: Amount
     new_heads: str = "copy"
 

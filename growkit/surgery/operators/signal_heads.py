@@ -14,6 +14,7 @@ head's o_proj columns sum to the old columns). New heads with zero o_proj column
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from growkit.errors import UsageError
 from growkit.surgery.amount import Amount
@@ -31,6 +32,7 @@ class SignalHeads:
         new_heads: ``copy`` existing heads, or ``zero``: random heads with zero output columns.
     """
 
+    axis: ClassVar[str] = "signal_head"
     amount: Amount
     new_heads: str = "copy"
 

@@ -11,6 +11,7 @@ sum to the old columns. (Tiling all groups would move copies to other kv pairs a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from growkit.surgery.operators.require import require_axis
 class UniformHeads:
     """Grow all heads at the same ratio to ``amount`` (counted in signal + noise heads)."""
 
+    axis: ClassVar[str] = "signal_head"
     amount: Amount
 
     def apply(self, shape: ModelShape) -> Growth:
