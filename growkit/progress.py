@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
@@ -13,6 +13,9 @@ class Progress(Protocol):
     def advance(self, amount: float) -> None: ...
 
     def describe(self, text: str) -> None: ...
+
+    def figures(self, values: Mapping[str, str]) -> None:
+        """Show named figures below the bar."""
 
 
 class Reporter(Protocol):
@@ -34,6 +37,9 @@ class SilentProgress:
         pass
 
     def describe(self, text: str) -> None:
+        pass
+
+    def figures(self, values: Mapping[str, str]) -> None:
         pass
 
 

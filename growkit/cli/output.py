@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from growkit.progress import Progress, SilentProgress
 
@@ -23,6 +23,20 @@ class _RichBar:
 
     def describe(self, text: str) -> None:
         self._progress.update(self._task, description=text)
+
+    def figures(self, values: Mapping[str, str]) -> None:
+        self._progress.figures = dict(values)
+
+
+def _figures_table(values: Mapping[str, str]) -> RenderableType:
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    for _ in values:
+        table.add_column(no_wrap=True)
+    table.add_row(*(f"[dim]{label}[/dim]" for label in values))
+    table.add_row(*values.values())
+    return table
 
 
 def _print_literally(console: Console, text: str) -> None:
@@ -100,5 +114,16 @@ class Output:
             else (MofNCompleteColumn(), TextColumn(unit))
         )
         columns = (TextColumn("{task.description}"), BarColumn(), *amount, TimeRemainingColumn())
-        with RichProgress(*columns, console=self.stderr, transient=True) as progress:
+
+        class View(RichProgress):
+            """Bars, and below them the figures that the work reports."""
+
+            figures: ClassVar[dict[str, str]] = {}
+
+            def get_renderables(self) -> Iterator[RenderableType]:
+                yield self.make_tasks_table(self.tasks)
+                if self.figures:
+                    yield _figures_table(self.figures)
+
+        with View(*columns, console=self.stderr, transient=True) as progress:
             yield _RichBar(progress, progress.add_task(description, total=total))

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 from growkit.errors import GrowkitError, RunStopped, UsageError
 from growkit.progress import Progress, Reporter, Silent
 from growkit.training import checkpoints, metrics
+from growkit.training.before_growth import loss_before_growth
 from growkit.training.grown import new_parameters_of, tokens_with_source
 from growkit.training.launch import check_launch
 from growkit.training.recipe import Recipe
@@ -46,6 +47,7 @@ from growkit.training.run_folder import (
 )
 from growkit.training.run_result import TrainingResult, make_result
 from growkit.training.sources import Corpus, corpus_of
+from growkit.training.trackers import check_trackers
 
 if TYPE_CHECKING:
     from growkit.training.packing import PackedDataset
@@ -123,6 +125,7 @@ class _Run:
     def run(self) -> TrainingResult:
         from growkit.training.models import build_model, publish_model
 
+        check_trackers(self.recipe.training.report_to)
         train_set, held_out, tokenizer, tokenizer_folder = self._inputs()
         checkpoint, finished = self.processes.from_first(self._where_to_begin)
         if finished is not None:
@@ -276,6 +279,7 @@ class _Run:
             "parameters": sum(p.numel() for p in model.parameters()),
             "loss": losses[-1] if losses else None,
             **{k: last.get(k) for k in ("eval_loss", "perplexity", "bits_per_byte")},
+            "loss_before_growth": loss_before_growth(self.recipe, rows),
             "data": data_use(self.recipe, trainer.train_dataset, steps),
             "recipe": self.recipe.to_dict(),
         }

@@ -27,6 +27,7 @@ from growkit.training.document_check import DocumentCheck
 from growkit.training.evaluate import evaluate
 from growkit.training.growth_training import GrowthTraining
 from growkit.training.launch import shares
+from growkit.training.live import LiveFigures
 from growkit.training.metrics import append_metrics
 from growkit.training.order import RunSampler
 from growkit.training.packing import PackedDataset
@@ -34,6 +35,7 @@ from growkit.training.process_trainer import ProcessTrainer
 from growkit.training.processes import Processes, on_cpu
 from growkit.training.recipe import Recipe
 from growkit.training.schedule import learning_rate_factor
+from growkit.training.trackers import log_beside
 
 
 def training_arguments(
@@ -129,6 +131,7 @@ class RunTrainer(ProcessTrainer):
             callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback)
+        log_beside(self.callback_handler.callbacks, folder.parent / "tensorboard")
         if train.separate:
             self.add_callback(DocumentCheck())
 
@@ -207,6 +210,7 @@ class RunCallback(TrainerCallback):
 
     def __init__(self, recipe: Recipe, metrics: Path, bar: Callable[[], Progress]) -> None:
         self.recipe, self.metrics, self.bar = recipe, metrics, bar
+        self.live = LiveFigures(recipe, metrics)
         self.clock, self.clock_step = time.monotonic(), 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -239,16 +243,12 @@ class RunCallback(TrainerCallback):
             row |= {"grad_norm": None, **{name: logs[name] for name in norms if name in logs}}
             row |= {"tokens_per_second": round(speed, 1)}
             self._refuse_non_finite(step, row)
-            # Short: the bar, the amount and the remaining time share a line of 80 columns.
-            self.bar().describe(
-                f"loss {row['loss']:.3f} lr {row['learning_rate']:.1e} "
-                f"{speed / 1000:,.1f}k tokens/s"
-            )
         elif "eval_loss" in logs:
             names = ("eval_loss", "perplexity", "bits_per_byte", "averaged_checkpoints")
             row |= {key: logs[key] for key in logs if key.partition("/")[0] in names}
         else:
             return
+        self.bar().figures(self.live.after(row))
         if state.is_world_process_zero:
             append_metrics(self.metrics, row)
 
