@@ -11,6 +11,7 @@ import typer
 COMMANDS = {
     "grow": "grow",
     "convert": "convert",
+    "export": "export",
     "plan": "plan",
     "recipes": "recipes",
     "inspect": "inspect",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,13 +17,21 @@ from growkit.cli.common import (
     open_output,
 )
 
+if TYPE_CHECKING:
+    from growkit.cli.output import Output
+    from growkit.surgery.conversion_request import ConversionRequest
+
 PANEL = "Grow"
 HOW, OUTPUT = "How", "Output"
+TARGETS = (
+    "mha, gqa, mqa, gda, gda_gated, diff_v1, diff_v2, shared_diff, wgqa, sas, or plain "
+    "(see growkit export)."
+)
 
 
 def convert(
     checkpoint: CheckpointArgument,
-    to: Annotated[str, typer.Option(help="Attention to write; --to help lists them.")],
+    to: Annotated[str, typer.Option(help=TARGETS)],
     out: Annotated[
         Path,
         typer.Option(
@@ -31,14 +39,39 @@ def convert(
         ),
     ],
     ratio: Annotated[
-        int | None, typer.Option(help="Signal heads a noise head.", rich_help_panel=HOW)
+        int | None,
+        typer.Option(help="Signal heads a noise head (gda, gda_gated).", rich_help_panel=HOW),
     ] = None,
     mirror: Annotated[
         float | None,
         typer.Option(
-            help="Noise heads mirror their signal heads, with this lambda.", rich_help_panel=HOW
+            help="Mirrored second maps with this lambda (gda 1:1, shared_diff).",
+            rich_help_panel=HOW,
         ),
     ] = None,
+    kv_heads: Annotated[
+        int | None,
+        typer.Option(help="Key/value heads (gqa), merged heads (wgqa).", rich_help_panel=HOW),
+    ] = None,
+    merge: Annotated[
+        str,
+        typer.Option(help="How key/value heads are merged: mean or first.", rich_help_panel=HOW),
+    ] = "mean",
+    rank: Annotated[
+        int | None, typer.Option(help="Rank of the updates (shared_diff).", rich_help_panel=HOW)
+    ] = None,
+    wgqa_weights: Annotated[
+        str, typer.Option(help="scalar, column or row.", rich_help_panel=HOW)
+    ] = "scalar",
+    simulated_heads: Annotated[
+        int, typer.Option(help="Simulated heads a head (sas).", rich_help_panel=HOW)
+    ] = 2,
+    simulated_head_dim: Annotated[
+        int | None, typer.Option(help="Features of a simulated head (sas).", rich_help_panel=HOW)
+    ] = None,
+    kernel: Annotated[
+        int, typer.Option(help="Kernel of the head convolutions (sas), odd.", rich_help_panel=HOW)
+    ] = 1,
     symmetry: Annotated[
         str, typer.Option(help="split or even, where heads are copied.", rich_help_panel=HOW)
     ] = "split",
@@ -72,23 +105,49 @@ def convert(
     [dim]growkit convert ckpt/ --to gda --ratio 3 --out converted/[/dim]
     """
     output = open_output(json_mode, quiet, verbose)
-    from growkit.convert import convert_checkpoint
     from growkit.surgery.conversion_request import ConversionRequest
 
-    request = ConversionRequest(to=to, ratio=ratio, mirror=mirror, symmetry=symmetry, seed=seed)
+    request = ConversionRequest(
+        to=to,
+        ratio=ratio,
+        mirror=mirror,
+        kv_heads=kv_heads,
+        merge=merge,
+        rank=rank,
+        wgqa_weights=wgqa_weights,
+        simulated_heads=simulated_heads,
+        simulated_head_dim=simulated_head_dim,
+        kernel=kernel,
+        symmetry=symmetry,
+        seed=seed,
+    )
     folder = local_folder(checkpoint, revision, output)
+    run_conversion(
+        folder,
+        out,
+        request,
+        output,
+        overwrite=overwrite,
+        verify=not no_verify,
+        max_shard_size=max_shard_size,
+    )
+
+
+def run_conversion(
+    folder: Path, out: Path, request: ConversionRequest, output: Output, **writing: Any
+) -> None:
+    """Convert, and show plan, proof and warnings."""
+    from growkit.cli.plan_view import plan_tables
+    from growkit.convert import convert_checkpoint
+
     _, manifest = convert_checkpoint(
         folder,
         out,
         request,
-        overwrite=overwrite,
-        verify=not no_verify,
-        max_shard_size=max_shard_size,
         open_progress=lambda name, total, unit: output.progress(name, total, unit=unit),
         warn=output.warn,
+        **writing,
     )
-    from growkit.cli.plan_view import plan_tables
-
     output.show(*plan_tables(manifest["plan"]))
     proof = manifest["verification"]
     output.show(f"verification {proof['summary']}" if proof else "not verified (--no-verify)")

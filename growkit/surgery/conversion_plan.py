@@ -11,8 +11,9 @@ from growkit.families.differential import LAMBDA_ROLES
 from growkit.families.layout import Sizes
 from growkit.surgery.axis_map import NEW, AxisMap
 from growkit.surgery.compose import ComposedGrowth
-from growkit.surgery.conversions.conversion import Alias, Conversion, Converted
-from growkit.surgery.growth import Growth, LayerSource, ModelShape
+from growkit.surgery.conversions.conversion import Alias, Conversion, Converted, UnitMaps
+from growkit.surgery.dim_map import DimMap
+from growkit.surgery.growth import Exactness, Growth, LayerSource, ModelShape
 from growkit.surgery.lambdas import LambdaChange
 from growkit.surgery.plan import Plan, plan_of, read_source
 from growkit.surgery.symmetry import Symmetry
@@ -70,6 +71,19 @@ class ConversionBuilder(PlanBuilder):
             return None
         return super()._lambda_change(layer, layer_source)
 
+    def _dims_of(self, tensor: Tensor, source: Tensor) -> tuple[DimMap | None, ...]:
+        if tensor.role in self.conversion.verbatim:
+            return (None,) * len(tensor.dims)
+        dims = super()._dims_of(tensor, source)
+        rows = dims[0]
+        if tensor.role in self.conversion.shared_rows and rows is not None:
+            return (replace(rows, consumes=True), *dims[1:])
+        return dims
+
+    def _unit_maps(self, tensor: Tensor) -> UnitMaps:
+        usual = (self.conversion.aliases, self.conversion.axes)
+        return self.conversion.by_role.get(tensor.role, usual)
+
     def _factor(self, tensor: Tensor, change: LambdaChange | None, dtype: str) -> float:
         factor = self.conversion.factors.get(tensor.role, 1.0)
         return factor * super()._factor(tensor, change, dtype)
@@ -96,7 +110,8 @@ def build_conversion_plan(
     family = family_of(converted.config)
     sizes = family.sizes(converted.config)
     axes = dict(converted.axes)
-    check_converted_links(shape, sizes, converted)
+    if converted.exactness is not Exactness.NOT_EXACT:
+        check_converted_links(shape, sizes, converted)
     step = Growth(
         operator="convert",
         summary=converted.summary,
@@ -127,7 +142,6 @@ def build_conversion_plan(
     builder = ConversionBuilder(
         checkpoint, source_family, family, source_sizes, growth, converted.config
     )
-    builder.aliases = converted.aliases
     return plan_of(builder, symmetry)
 
 

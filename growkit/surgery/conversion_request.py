@@ -8,6 +8,7 @@ from typing import Any
 
 from growkit.errors import UsageError, nearest
 from growkit.surgery.conversions import CONVERSIONS, Conversion
+from growkit.surgery.conversions.kv_heads import MERGES
 from growkit.surgery.symmetry import Symmetry
 
 
@@ -18,22 +19,51 @@ class ConversionRequest:
     Attributes:
         to: the attention to write, a key of ``CONVERSIONS``.
         ratio: signal heads a noise head.
-        mirror: lambda of mirrored noise heads.
+        mirror: lambda of mirrored maps.
+        kv_heads: key/value heads of ``gqa`` and ``wgqa``.
+        merge: how several key/value heads become one: ``mean`` or ``first``.
+        rank: of the updates of ``shared_diff``.
+        wgqa_weights: ``scalar``, ``column`` or ``row``.
+        simulated_heads: simulated heads a head of ``sas``.
+        simulated_head_dim: their features; None: head_dim.
+        kernel: of the head convolutions.
+        format: class of transformers to fold into (``plain``).
         symmetry, seed: as in growth; the seed is of every random number.
     """
 
     to: str
     ratio: int | None = None
     mirror: float | None = None
+    kv_heads: int | None = None
+    merge: str = "mean"
+    rank: int | None = None
+    wgqa_weights: str = "scalar"
+    simulated_heads: int = 2
+    simulated_head_dim: int | None = None
+    kernel: int = 1
+    format: str | None = None
     symmetry: str = "split"
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.merge not in MERGES:
+            raise UsageError(
+                f"--merge {self.merge!r} is not known.",
+                f"{nearest(self.merge, MERGES)}Valid values: {', '.join(MERGES)}.",
+            )
         if self.to not in CONVERSIONS:
             raise UsageError(
                 f"--to {self.to!r} is not known.",
                 f"{nearest(self.to, CONVERSIONS)}Valid values: {', '.join(CONVERSIONS)}.",
             )
+
+    def needed(self, field: str) -> int:
+        """A number that this conversion cannot do without."""
+        value: int | None = getattr(self, field)
+        if value is None:
+            option = f"--{field.replace('_', '-')}"
+            raise UsageError(f"--to {self.to} needs {option}.", f"Give {option} N.")
+        return value
 
     @staticmethod
     def from_mapping(values: Mapping[str, Any]) -> ConversionRequest:

@@ -13,7 +13,7 @@ from growkit.families import Family, Tensor
 from growkit.families.differential import LAMBDA_ROLES
 from growkit.surgery.axis_map import NEW
 from growkit.surgery.compose import ComposedGrowth
-from growkit.surgery.conversions.conversion import Alias, Computed
+from growkit.surgery.conversions.conversion import Computed, UnitMaps
 from growkit.surgery.dim_map import DimMap, map_dim
 from growkit.surgery.growth import LayerSource
 from growkit.surgery.lambdas import LambdaChange
@@ -111,7 +111,7 @@ class TensorPlan:
     def matrices(self) -> Iterator[TensorPlan]:
         """The tensor itself, or of a stack [experts, rows, columns] a plan for each matrix."""
         shape = self.output.shape
-        if len(shape) != 3 or self.action in ("copied", "zero"):
+        if len(shape) != 3 or self.action in ("copied", "zero", "computed"):
             yield self
             return
         stack, *dims = self.dims
@@ -136,8 +136,6 @@ class TensorPlan:
 
 class PlanBuilder:
     """Makes the list of written tensors; maps are computed once a role, not once a layer."""
-
-    aliases: Mapping[str, Alias] = {}
 
     def __init__(
         self,
@@ -258,19 +256,24 @@ class PlanBuilder:
 
     def _dims_of(self, tensor: Tensor, source: Tensor) -> tuple[DimMap | None, ...]:
         if tensor.role not in self._dims:
+            aliases, axes = self._unit_maps(tensor)
             self._dims[tensor.role] = tuple(
                 map_dim(
                     old.layout(self.source_sizes),
                     new.layout(self.growth.sizes),
-                    self.growth.axes,
+                    axes,
                     new,
                     self.growth.new_units,
                     self.growth.key_factor,
-                    self.aliases,
+                    aliases,
                 )
                 for old, new in zip(source.dims, tensor.dims, strict=True)
             )
         return self._dims[tensor.role]
+
+    def _unit_maps(self, tensor: Tensor) -> UnitMaps:
+        """What the axes of a tensor are called in the source, and where their units come from."""
+        return {}, self.growth.axes
 
     def _lambda_change(
         self, layer: int | None, layer_source: LayerSource | None

@@ -35,6 +35,9 @@ class Alias:
         return np.array([self.parts[int(p)] for p in written], dtype=np.int64)
 
 
+UnitMaps = tuple[Mapping[str, Alias], Mapping[str, AxisMap]]
+
+
 @dataclass(frozen=True)
 class Computed:
     """Entries of a written tensor that are calculated, not looked up.
@@ -65,6 +68,9 @@ class Converted:
         starts: role -> how a tensor that the source has not starts (``zeros``, ``ones``,
             ``normal``), where the family's own start would change the function.
         computed: role -> how its entries are calculated.
+        by_role: role -> (aliases, axes) that hold for it instead.
+        verbatim: roles whose bytes are the source's, whatever the two formats call their units.
+        shared_rows: roles of which the model adds up the copies of a row: each gets a share.
         warnings: what a user should know before training.
     """
 
@@ -77,6 +83,9 @@ class Converted:
     factors: Mapping[str, float] = field(default_factory=dict)
     starts: Mapping[str, str] = field(default_factory=dict)
     computed: Mapping[str, Computed] = field(default_factory=dict)
+    by_role: Mapping[str, UnitMaps] = field(default_factory=dict)
+    verbatim: frozenset[str] = frozenset()
+    shared_rows: frozenset[str] = frozenset()
     warnings: tuple[str, ...] = ()
 
 

@@ -69,3 +69,12 @@ def decoder_fields(shape: ModelShape) -> dict[str, Any]:
         "attention_output_bias": bool(shape.sizes["output_bias"]),
         "qk_norm": shape.family.tensor("q_norm") is not None,
     }
+
+
+def growkit_fields(shape: ModelShape, attention: str) -> dict[str, Any]:
+    """Config of our causal LM with one of the variants; head counts are the variant's."""
+    return decoder_fields(shape) | {
+        "model_type": "growkit",
+        "architectures": ["GrowkitForCausalLM"],
+        "attention": attention,
+    }

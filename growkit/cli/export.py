@@ -1,0 +1,69 @@
+"""``growkit export``: a variant as an ordinary checkpoint that every engine serves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from growkit.cli.common import (
+    CheckpointArgument,
+    JsonOption,
+    QuietOption,
+    RevisionOption,
+    VerboseOption,
+    local_folder,
+    open_output,
+)
+
+PANEL = "Grow"
+
+
+def export(
+    checkpoint: CheckpointArgument,
+    out: Annotated[Path, typer.Option("--out", "-o", "--output-dir", help="Folder to write.")],
+    fold: Annotated[
+        bool, typer.Option("--fold", help="Fold the variant into grouped-query attention.")
+    ] = False,
+    format: Annotated[
+        str | None, typer.Option(help="mistral, qwen2 or qwen3; default: what holds the model.")
+    ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace an existing checkpoint once the new is whole."),
+    ] = False,
+    no_verify: Annotated[
+        bool, typer.Option("--no-verify", help="Do not compare the written folder.")
+    ] = False,
+    max_shard_size: Annotated[
+        str, typer.Option(help="Largest shard, in bytes with a unit.")
+    ] = "5GB",
+    revision: RevisionOption = None,
+    json_mode: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Fold GDA (shared keys, no sub-layer norm) or WGQA into an ordinary checkpoint, and prove it.
+
+    [dim]growkit export ckpt/ --fold --out plain/[/dim]
+    """
+    output = open_output(json_mode, quiet, verbose)
+    from growkit.errors import UsageError
+
+    if not fold:
+        raise UsageError("growkit export was not told what to do.", "Give --fold.")
+    from growkit.cli.convert import run_conversion
+    from growkit.surgery.conversion_request import ConversionRequest
+
+    request = ConversionRequest(to="plain", format=format)
+    folder = local_folder(checkpoint, revision, output)
+    run_conversion(
+        folder,
+        out,
+        request,
+        output,
+        overwrite=overwrite,
+        verify=not no_verify,
+        max_shard_size=max_shard_size,
+    )
