@@ -165,8 +165,7 @@ def reader_rate(facts: Facts) -> str | None:
         return None
     return (
         "Adam moves every entry alike, so weights that read r copies move the function r times as "
-        "far; learning_rate / r for them would follow the ungrown run (exactly so with its "
-        "optimizer state)"
+        "far at the same rate; a rate nearer to learning_rate / r is nearer to the ungrown run"
     )
 
 

@@ -53,11 +53,12 @@ def advice_rows(advice: Advice) -> list[tuple[str, str]]:
         rows.append(
             (
                 "training FLOPs",
-                f"{human_count(budget.flops)} for {of_what} {human_count(budget.tokens)} tokens",
+                f"{budget.flops:.3e} for {of_what} {human_count(budget.tokens)} tokens",
             )
         )
     if budget.hours is not None:
-        rows.append(("hours", f"{budget.hours:,.2f} for {of_what} tokens at the given speed"))
+        hours = f"{budget.hours:,.2f}" if budget.hours < 100 else f"{budget.hours:,.0f}"
+        rows.append(("hours", f"{hours} for {of_what} tokens at the given speed"))
     return rows
 
 

@@ -4,7 +4,7 @@ A run trains float32 weights by default, whatever the source is stored in; who l
 expects a folder like the one that went in. So every tensor is stored in the dtype of the source's
 tensor of that name, rounded to nearest even, never widened. Entries that training did not touch
 come back as the bytes that they were. Lambda vectors stay in float32 unless the source's dtype
-holds their values exactly.
+holds their values exactly, and so does a tensor whose values float16 cannot hold.
 """
 
 from __future__ import annotations
@@ -76,27 +76,41 @@ def _config_dtype(outputs: list[OutputTensor]) -> str:
 
 
 def _targets(written: Checkpoint, dtype: str, source: Path | None) -> dict[str, str]:
+    """Tensor -> the dtype that it is to be stored in."""
     targets = {name: info.dtype for name, info in written.tensors.items()}
     floats = {name for name, stored in targets.items() if stored in {*NAMES.values(), "F64"}}
     if dtype != "source":
         for name in floats:
             if not is_lambda_vector(name, len(written.tensors[name].shape)):
                 targets[name] = NAMES[dtype]
-        return targets
-    if source is None:
-        return targets
+    elif source is not None:
+        targets |= _as_source(written, floats, source)
+    for name, target in targets.items():
+        stored = written.tensors[name].dtype
+        if target == "F16" != stored and _overflows(written.read(name)):
+            targets[name] = stored
+    return targets
+
+
+def _as_source(written: Checkpoint, floats: set[str], source: Path) -> dict[str, str]:
+    targets = {}
     with open_checkpoint(source) as origin:
         usual = main_dtype(stored_dtypes(origin))
         for name in floats:
+            info = written.tensors[name]
             target = origin.tensors[name].dtype if name in origin.tensors else usual
-            if DTYPES[target].bits >= DTYPES[targets[name]].bits or target not in NAMES.values():
+            if target not in NAMES.values() or DTYPES[target].bits >= DTYPES[info.dtype].bits:
                 continue
-            if is_lambda_vector(name, len(written.tensors[name].shape)) and _rounds(
-                written.read(name), target
-            ):
+            if is_lambda_vector(name, len(info.shape)) and _rounds(written.read(name), target):
                 continue
             targets[name] = target
     return targets
+
+
+def _overflows(values: np.ndarray[Any, Any]) -> bool:
+    """Whether float16 makes a finite value infinite."""
+    with np.errstate(over="ignore"):
+        return not np.array_equal(np.isfinite(values.astype(np.float16)), np.isfinite(values))
 
 
 def _rounds(values: np.ndarray[Any, Any], dtype: str) -> bool:

@@ -45,11 +45,11 @@ def gradient_norms(optimizer: GrowthOptimizer) -> dict[str, Tensor]:
         for name, parameter in zip(group["param_names"], group["params"], strict=True):
             if parameter.grad is None:
                 continue
-            squares = local(parameter.grad).float().square()
-            parts = {group["part"]: squares}
+            grad = local(parameter.grad)
+            parts = {group["part"]: grad}
             if group["part"] == "mixed":
                 is_new = optimizer.mask(name, parameter)
-                parts = {"new": squares * is_new, "old": squares * ~is_new}
+                parts = {"new": grad * is_new, "old": grad * ~is_new}
             mesh = (
                 (parameter.device_mesh, tuple(parameter.placements))
                 if is_sharded(parameter)
@@ -57,7 +57,8 @@ def gradient_norms(optimizer: GrowthOptimizer) -> dict[str, Tensor]:
             )
             for part, values in parts.items():
                 by_mesh = totals[part]
-                by_mesh[mesh] = by_mesh.get(mesh, values.new_zeros(())) + values.sum()
+                square = torch.linalg.vector_norm(values, dtype=torch.float32).square()
+                by_mesh[mesh] = by_mesh[mesh] + square if mesh in by_mesh else square
     return {part: _root(by_mesh) for part, by_mesh in totals.items()}
 
 

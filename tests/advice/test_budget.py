@@ -136,3 +136,20 @@ def test_plan_prints_it(grown: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     for part in ("Muon + AdamW", "over-trained", "1.000 B tokens seen", "a new parameter", "hours"):
         assert part in text
     assert "[2510.06548; G_stack 2405.15319" in text
+
+
+def test_train_says_it_before_the_first_step(
+    grown: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also when the run is refused right after: the data do not exist."""
+    (tmp_path / "run.yaml").write_text(
+        f"model: {{checkpoint: {grown}}}\ndata: {{files: [absent.txt]}}\n"
+        "training: {max_steps: 10, train: new, learning_rate: 1.0e-3}\n"
+    )
+    arguments = ["train", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--flops-per-second", "1e9"]) == 2
+    text = " ".join(capsys.readouterr().err.split())
+    for part in ("memory per process: ", "new parameters: ", "hours: ", "LLaMA-Pro issue 29"):
+        assert part in text
+    assert main([*arguments, "--json"]) == 2
+    assert "memory per process" not in capsys.readouterr().err

@@ -111,6 +111,14 @@ def test_lambda_follows_a_source_that_holds_it(tmp_path: Path) -> None:
     assert sorted(path.name for path in written.iterdir()) == ["config.json", "model.safetensors"]
 
 
+def test_values_that_float16_cannot_hold_stay(tmp_path: Path) -> None:
+    tensors = {"large": torch.tensor([1.0, 7e4]), "inf": torch.tensor([torch.inf, 1.0])}
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    store_in(tmp_path, "float16", None)
+    assert dtypes(tmp_path) == {"large": torch.float32, "inf": torch.float16}
+
+
 def test_lambda_of_other_families_keeps_the_stored_float32(tmp_path: Path) -> None:
     """transformers would round DiffLlama's lambda vectors to bfloat16 when it loads them."""
     from transformers import AutoModelForCausalLM, DiffLlamaConfig

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from training_runs import make
 
+from growkit.advice.facts import new_entries
 from growkit.errors import UsageError
 from growkit.training.gradients import freeze_gradients, gradient_norms
 from growkit.training.optimizer import GrowthOptimizer, library_optimizer
@@ -228,6 +231,34 @@ def test_frozen_gradients_take_no_part_in_clipping(text_file: Path) -> None:
     norm = nn.utils.clip_grad_norm_(model.parameters(), 1e9)
     torch.testing.assert_close(norm, before)
     assert gradient_norms(optimizer)["old"] == 0
+
+
+@st.composite
+def shapes_and_ranges(draw: st.DrawFn) -> tuple[tuple[int, ...], dict[str, Any]]:
+    shape = tuple(draw(st.lists(st.integers(1, 9), min_size=1, max_size=3)))
+    part: dict[str, Any] = {}
+    for label, size in zip(("rows", "columns"), shape, strict=False):
+        cuts = sorted(draw(st.sets(st.integers(0, size), max_size=6)))
+        part[label] = [[a, b] for a, b in zip(cuts[::2], cuts[1::2], strict=False)]
+    return shape, part
+
+
+@given(shapes_and_ranges())
+def test_masks_and_counts_are_those_of_single_entries(
+    case: tuple[tuple[int, ...], dict[str, Any]],
+) -> None:
+    """The two vectors, broadcast, and the closed count, against every entry by itself."""
+    shape, part = case
+    expected = torch.zeros(shape, dtype=torch.bool)
+    for index in torch.nonzero(torch.ones(shape)):
+        expected[tuple(index)] = any(
+            start <= index[dimension] < end
+            for dimension, label in enumerate(("rows", "columns")[: len(shape)])
+            for start, end in part[label]
+        )
+    mask = map_slots({"w": part}, {"w": shape}).slots("w").mask()
+    assert torch.equal(mask.expand(shape), expected)
+    assert new_entries(shape, part) == int(expected.sum())
 
 
 @pytest.mark.parametrize(
