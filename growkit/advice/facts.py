@@ -90,14 +90,15 @@ def launched() -> int:
 
 
 def new_entries(shape: Shape, part: Any) -> int:
-    """Entries of a tensor that are new: those of new rows, and of new columns in old rows."""
+    """Entries of a tensor that are new: those in a new row, column or (of a stack) expert."""
     if part == "all":
         return prod(shape)
+    labels = ("experts", "rows", "columns")[0 if len(shape) == 3 else 1 :]
     old = [
         size - sum(end - start for start, end in part.get(label, ()))
-        for size, label in zip(shape, ("rows", "columns"), strict=False)
+        for size, label in zip(shape, labels, strict=False)
     ]
-    return prod(shape) - prod([*old, *shape[2:]])
+    return prod(shape) - prod(old)
 
 
 def facts_of_plan(plan: Plan, recipe: Recipe | None = None, tokens: int | None = None) -> Facts:

@@ -130,4 +130,4 @@ def test_new_entries_are_counted_once() -> None:
     assert new_entries((4, 6), part) == int(mask.sum())
     assert new_entries((4,), {"rows": [[3, 4]]}) == 1
     assert new_entries((4, 6), "all") == 24
-    assert new_entries((3, 4, 6), {"rows": [[1, 2]]}) == 24
+    assert new_entries((3, 4, 6), {"experts": [[1, 2]]}) == 24

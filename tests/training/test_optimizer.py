@@ -233,11 +233,14 @@ def test_frozen_gradients_take_no_part_in_clipping(text_file: Path) -> None:
     assert gradient_norms(optimizer)["old"] == 0
 
 
+LABELS = {1: ("rows",), 2: ("rows", "columns"), 3: ("experts", "rows", "columns")}
+
+
 @st.composite
 def shapes_and_ranges(draw: st.DrawFn) -> tuple[tuple[int, ...], dict[str, Any]]:
     shape = tuple(draw(st.lists(st.integers(1, 9), min_size=1, max_size=3)))
     part: dict[str, Any] = {}
-    for label, size in zip(("rows", "columns"), shape, strict=False):
+    for label, size in zip(LABELS[len(shape)], shape, strict=True):
         cuts = sorted(draw(st.sets(st.integers(0, size), max_size=6)))
         part[label] = [[a, b] for a, b in zip(cuts[::2], cuts[1::2], strict=False)]
     return shape, part
@@ -247,17 +250,17 @@ def shapes_and_ranges(draw: st.DrawFn) -> tuple[tuple[int, ...], dict[str, Any]]
 def test_masks_and_counts_are_those_of_single_entries(
     case: tuple[tuple[int, ...], dict[str, Any]],
 ) -> None:
-    """The two vectors, broadcast, and the closed count, against every entry by itself."""
+    """The vectors, broadcast, and the closed count, against every entry by itself."""
     shape, part = case
     expected = torch.zeros(shape, dtype=torch.bool)
     for index in torch.nonzero(torch.ones(shape)):
         expected[tuple(index)] = any(
             start <= index[dimension] < end
-            for dimension, label in enumerate(("rows", "columns")[: len(shape)])
+            for dimension, label in enumerate(LABELS[len(shape)])
             for start, end in part[label]
         )
     mask = map_slots({"w": part}, {"w": shape}).slots("w").mask()
-    assert torch.equal(mask.expand(shape), expected)
+    assert torch.equal(mask, expected)
     assert new_entries(shape, part) == int(expected.sum())
 
 
