@@ -95,7 +95,8 @@ def test_frozen_bytes_under_two_processes(text_file: Path, tmp_path: Path) -> No
     run(2, ["train", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "two")])
     train(recipe, tmp_path / "one")
     for first, second in zip(figures(tmp_path / "two"), figures(tmp_path / "one"), strict=True):
-        assert first == pytest.approx(second, abs=1e-4)
+        for name in ("step", "loss", "eval_loss", "grad_norm_old", "grad_norm_new"):
+            assert first.get(name) == pytest.approx(second.get(name), abs=1e-4)
     frozen = changed(grown, tmp_path / "two/training/checkpoints/checkpoint-4")
     assert sum(old for old, _ in frozen.values()) == 0 < sum(new for _, new in frozen.values())
     thawed = changed(grown, tmp_path / "two")
