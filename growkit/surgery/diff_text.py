@@ -85,7 +85,8 @@ def _dim_text(label: str, dim: dict[str, Any], figures: Difference, kept: str) -
         proof = (
             f"sum off by at most {figures.max_difference:.3g}" if figures.differing else "sum exact"
         )
-        text = f"{label} {old} and copies {copies} divide the weight ({shares}, {proof})"
+        figures_text = ", ".join(filter(None, (shares, proof)))
+        text = f"{label} {old} and copies {copies} divide the weight ({figures_text})"
     else:
         text = f"{label} {old} {kept}"
         if copies:

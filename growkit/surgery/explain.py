@@ -160,11 +160,24 @@ class _Walk:
         width = self.tensor.output.shape[1]
         copies = max(rank for rank, *_ in targets) + 1
         parts = np.zeros((copies, len(old), width))
+        several = np.zeros(len(old), np.bool_)
         for rank, offset, row, count in targets:
             parts[rank, offset : offset + count] = self._read(row, count)
-        if self.columns is None:
-            self.result.look_share(copies, list(parts), old.astype(np.float64))
+            several[offset : offset + count] |= rank > 0
+        if several.any() and (self.columns is None or not self.columns.shares):
+            new, origin = self._known_columns(old.shape[1])
+            whole = self._scaled(old[:, origin], np.dtype(np.float64), factors)[several]
+            self.result.look_share(copies, list(parts[:, several][:, :, new]), whole.astype(float))
         self._compare(parts.sum(axis=0), old, factors)
+
+    def _known_columns(self, old_width: int) -> tuple[Array, Array]:
+        """Written columns with a source, and the old columns that they copy."""
+        if self.columns is None:
+            return np.arange(old_width), np.arange(old_width)
+        units, block = self.columns.source, self.columns.block
+        origin = (units[:, None] * block + np.arange(block)).reshape(-1)
+        here = np.flatnonzero(np.repeat(units != NEW, block))
+        return here, origin[here]
 
     def _read(self, row: int, count: int) -> Array:
         """Written rows that are made of old ones; what is new in them is looked at."""
