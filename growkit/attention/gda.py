@@ -20,7 +20,7 @@ sum over j) is our extension; the published operator is the case of one noise he
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,13 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attenti
 
 from .definition import Definition, lambda_of
 from .gda_heads import GdaHeads
-from .one_call import AttentionBase, OneCallAttention, Positions, ProjectionHeads
+from .one_call import (
+    HEADS_SPLIT,
+    AttentionBase,
+    OneCallAttention,
+    Positions,
+    ProjectionHeads,
+)
 
 LAMBDA_NAMES = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
 
@@ -90,6 +96,13 @@ def gda_attention_reference(
 
 class GdaAttentionBase(AttentionBase):
     """Weights, lambda and the steps around the softmax attention that both forms share."""
+
+    # A rank gets whole stripes and key/value groups if its count divides both numbers.
+    tp_plan: ClassVar[dict[str, str]] = HEADS_SPLIT | {
+        "subln": "replicated_with_grad_allreduce",
+        # the lambda vectors: whole on every rank, each of which sees the gradient of its own heads
+        "": "replicated_with_grad_allreduce",
+    }
 
     @classmethod
     def heads_of(cls, config: Any) -> GdaHeads:

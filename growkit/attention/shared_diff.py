@@ -86,6 +86,7 @@ class SharedDiffAttention(GdaAttentionBase):
     """Facts and projections of both forms; :meth:`for_config` names the form."""
 
     reference = staticmethod(shared_diff_reference)
+    tp_plan: ClassVar[dict[str, str]] = {}  # the updates of a head are read as one block
     fields: ClassVar[tuple[str, ...]] = (
         "sub_layer_norm",
         "lambda_init",

@@ -71,7 +71,9 @@ class DecoderConfig(PreTrainedConfig):
 
     def set_tp_plan(self, attention: Mapping[str, str]) -> None:
         """Tensor-parallel plan from that of the attention layer's modules ("": the layer)."""
-        absent = () if self.qk_norm else ("q_norm", "k_norm")
+        absent = {"q_norm", "k_norm"} if not self.qk_norm else set()
+        if not getattr(self, "sub_layer_norm", None):
+            absent.add("subln")
         self.base_model_tp_plan = {
             f"layers.*.self_attn.{name}".rstrip("."): style
             for name, style in attention.items()

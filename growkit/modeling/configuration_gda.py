@@ -11,7 +11,6 @@ from huggingface_hub.dataclasses import strict
 
 from ..attention.gda import GdaAttentionBase
 from ..attention.gda_heads import GdaHeads
-from ..attention.one_call import HEADS_SPLIT
 from ..families.lambda_schedule import lambda_init_schedule
 from .configuration_decoder import DecoderConfig
 
@@ -42,12 +41,6 @@ MOTIF_FIELDS = (
     "dtype",
     "torch_dtype",
 )
-
-_ATTENTION_TP_PLAN = HEADS_SPLIT | {
-    # the lambda vectors: whole on every rank, each of which sees the gradient of its own heads
-    "": "replicated_with_grad_allreduce",
-}
-_NORM_TP_PLAN = {"subln": "replicated_with_grad_allreduce"}
 
 
 @strict
@@ -94,8 +87,7 @@ class GdaConfig(DecoderConfig):
             self.num_key_value_heads = stripes * (2 if self.noise_keys == "own" else 1)
         if self.lambda_init is None:
             self.lambda_init = lambda_init_schedule(self.num_hidden_layers)
-        # A rank gets whole stripes and key/value groups if its count divides both numbers.
-        self.set_tp_plan(_ATTENTION_TP_PLAN | (_NORM_TP_PLAN if self.sub_layer_norm else {}))
+        self.set_tp_plan(GdaAttentionBase.tp_plan)
         super().__post_init__(**kwargs)
 
     @property

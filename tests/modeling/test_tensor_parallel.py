@@ -12,6 +12,7 @@ import pytest
 import torch
 from gda_cases import gda_config, scatter_weights
 from transformers.distributed import DistributedConfig
+from variant_cases import model_of
 
 from growkit.modeling import GdaForCausalLM
 
@@ -20,9 +21,13 @@ from growkit.modeling import GdaForCausalLM
     "tp_size" not in inspect.signature(DistributedConfig).parameters,
     reason="this transformers has no DistributedConfig(tp_size=)",
 )
-def test_two_ranks_equal_one_process(tmp_path):
-    config = gda_config((6, 2, 2), "own", implementation="sdpa", vocab_size=64)
-    model = scatter_weights(GdaForCausalLM(config))
+@pytest.mark.parametrize("case", ["gda", "diff_v2-normed"])
+def test_two_ranks_equal_one_process(tmp_path, case):
+    if case == "gda":
+        config = gda_config((6, 2, 2), "own", implementation="sdpa", vocab_size=64)
+        model = scatter_weights(GdaForCausalLM(config))
+    else:
+        model = model_of(case, vocab_size=64)
     model.save_pretrained(tmp_path)
     tokens = torch.randint(1, 64, (2, 9), generator=torch.Generator().manual_seed(0))
     out = model(tokens, labels=tokens)
@@ -46,6 +51,7 @@ def test_two_ranks_equal_one_process(tmp_path):
     found = torch.load(tmp_path / "found.pt")
     assert set(gradients) | {"logits"} == set(found["errors"])
     assert max(found["errors"].values()) < 1e-5
-    # really split: one of two stripes, one of two key/value groups
-    assert found["shards"]["model.layers.0.self_attn.q_proj.weight"] == (32, 32)
-    assert found["shards"]["model.layers.0.self_attn.k_proj.weight"] == (16, 32)
+    # really split: one of two stripes or pairs, one of two key/value groups
+    for name in ("q_proj", "k_proj"):
+        rows = getattr(model.model.layers[0].self_attn, name).out_features // 2
+        assert found["shards"][f"model.layers.0.self_attn.{name}.weight"] == (rows, 32)
