@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from growkit.verify.generation import compare_generation
 from growkit.verify.layerwise import load_layerwise
 from growkit.verify.options import COMPUTE_DTYPES, check_options, promised_exactness, widest_dtype
 from growkit.verify.report import HalfPrecision, LayerDifference, VerificationReport
+from growkit.verify.routing import same_choices
 from growkit.verify.tolerance import tolerance as tolerance_rule
 from growkit.verify.verdict import verdict
 from growkit.verify.windows import comparison_windows
@@ -118,15 +120,19 @@ def verify_checkpoints(
     progress.advance(20)
 
     progress.describe("compare logits")
-    figures = LogitFigures()
-    for ids in batches:
-        logits_a = _logits(model_a, ids, folder_a, batches)
-        logits_b = _logits(model_b, ids, folder_b, batches)
-        figures.add(logits_a, logits_b, inputs.predicted_ids(model_a, ids))
-        progress.advance(40 / len(batches))
+    figures, rounding = LogitFigures(), exactness == "rounded"
+    choices = partial(
+        same_choices, model_a, model_b, folder_b, compute=compute, storage_rounding=rounding
+    )
+    with choices() as ties:
+        for ids in batches:
+            logits_a = _logits(model_a, ids, folder_a, batches)
+            logits_b = _logits(model_b, ids, folder_b, batches)
+            figures.add(logits_a, logits_b, inputs.predicted_ids(model_a, ids))
+            progress.advance(40 / len(batches))
+    notes.extend([ties.note] if ties.note else [])
 
     depth = max(inputs.depth(model_a), inputs.depth(model_b))
-    rounding = exactness == "rounded"
     allowed = tolerance
     if allowed is None:
         allowed = tolerance_rule(
@@ -150,15 +156,16 @@ def verify_checkpoints(
     compared: list[LayerDifference] = []
     if all_layers or (exactness != "not-exact" and not same):
         progress.describe("compare layers")
-        compared, note = layers.compare_layers(
-            model_a,
-            model_b,
-            batches,
-            folder_b,
-            compute=compute,
-            storage=folder_b.storage_dtype,
-            storage_rounding=rounding,
-        )
+        with choices():
+            compared, note = layers.compare_layers(
+                model_a,
+                model_b,
+                batches,
+                folder_b,
+                compute=compute,
+                storage=folder_b.storage_dtype,
+                storage_rounding=rounding,
+            )
         notes.extend([note] if note else [])
     progress.advance(10)
     names = (type(model_a).__name__, type(model_b).__name__)
