@@ -35,7 +35,8 @@ def group_text(group: Group) -> str:
     if not group.experts:
         return _text(group)
     of = f" (copies of {span(sorted(set(group.expert_sources)))})" if group.expert_copies else ""
-    return f"experts {span(group.experts)}{of}: {_text(group)}"
+    word = "expert" if len(group.experts) == 1 else "experts"
+    return f"{word} {span(group.experts)}{of}: {_text(group)}"
 
 
 def _text(group: Group) -> str:

@@ -109,6 +109,11 @@ METHODS: dict[str, tuple[tiny.Config, dict[str, int], str]] = {
         {"query_head": 8, "kv_head": 8, "ffn": 48, "hidden": 32},
         "exact",
     ),
+    "sparse-upcycling-8x": (
+        tiny.llama_config(4, 2, **SIZES),
+        {"expert": 8, "active_expert": 2},
+        "exact",
+    ),
     "gda-signal-x2": (
         tiny.gda_config(4, 2, **SIZES),
         {"signal_head": 8, "noise_head": 2, "kv_head": 2},

@@ -32,7 +32,7 @@ def test_upcycling_is_explained(tmp_path: Path) -> None:
     assert report["as_grown"]
     assert texts(report, "gate.weight") == ["new, without a source"]
     assert texts(report, "experts.{expert}.w1.weight") == [
-        "experts 0: unchanged",
+        "expert 0: unchanged",
         "experts 1-3 (copies of 0): unchanged",
     ]
 
