@@ -27,16 +27,24 @@ class ShardWriter:
     Args:
         folder: an existing folder.
         plan: from :func:`growkit.checkpoint.plan_shards`.
+        create: False for a further writer of files that another one (in another process, say) has
+            created by the same plan; each writes ranges of its own.
 
     Raises:
         GrowkitError: the disk is full (also from ``write``, ``copy`` and ``close``).
         FileExistsError: the folder already has one of the files.
     """
 
-    def __init__(self, folder: Path, plan: ShardPlan) -> None:
+    def __init__(self, folder: Path, plan: ShardPlan, *, create: bool = True) -> None:
         self.folder, self.plan = folder, plan
         self._descriptors: dict[str, int] = {}
         try:
+            if not create:
+                for shard in plan.shards:
+                    self._descriptors[shard.name] = os.open(
+                        folder / shard.name, os.O_RDWR | os.O_CLOEXEC
+                    )
+                return
             for shard in plan.shards:
                 self._create(shard.name, shard.header, shard.size)
             if plan.index is not None:

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from growkit.checkpoint import open_checkpoint
+from growkit.checkpoint import Checkpoint, open_checkpoint
 from growkit.errors import CheckpointError
 from growkit.training.checkpoints import damage, list_checkpoints
+from growkit.training.sharded_files import local_part, read_rows
 
 
 def last_whole(folder: Path, count: int) -> list[Path]:
@@ -36,24 +37,34 @@ def average_into(model: Any, folders: Sequence[Path]) -> None:
 
     Sums are in float64 and the mean is rounded once, to the parameter's dtype (float32 unless the
     recipe trains bfloat16 weights), so values that all checkpoints share come out as they are. One
-    tensor is in memory at a time; where parameters have other names on the disk (stacked experts),
-    one more model for each checkpoint.
+    tensor is in memory at a time, of a sharded one the rows that this process holds; where
+    parameters have other names on the disk (stacked experts), one more model for each checkpoint.
     """
     with ExitStack() as stack:
         sources = [_reader(model, folder, stack) for folder in folders]
         for name, parameter in model.named_parameters():
-            total = torch.zeros(tuple(parameter.shape), dtype=torch.float64)
+            local, first = local_part(parameter)
+            total = torch.zeros(tuple(local.shape), dtype=torch.float64)
             for read in sources:
-                total += read(name).double()
-            parameter.copy_((total / len(sources)).to(parameter.dtype))
+                total += read(name, first, local)
+            local.copy_((total / len(sources)).to(parameter.dtype))
 
 
-def _reader(model: Any, folder: Path, stack: ExitStack) -> Callable[[str], torch.Tensor]:
-    """From a parameter's name to its values in a checkpoint."""
+def _reader(
+    model: Any, folder: Path, stack: ExitStack
+) -> Callable[[str, int, torch.Tensor], torch.Tensor]:
+    """From a parameter's name, its first row here and its rows to their values in a checkpoint."""
     checkpoint = stack.enter_context(open_checkpoint(folder))
     names = {name for name, _ in model.named_parameters()}
     if names <= checkpoint.tensors.keys():
-        # numpy has no bfloat16 that torch knows; float64 holds everything.
-        return lambda name: torch.from_numpy(checkpoint.read(name).astype("float64"))
+        return lambda name, first, rows: _rows(checkpoint, name, first, rows)
     loaded = dict(type(model).from_pretrained(folder, dtype="auto").named_parameters())
-    return lambda name: loaded[name].detach()
+    return lambda name, first, rows: loaded[name].detach().double()
+
+
+def _rows(checkpoint: Checkpoint, name: str, first: int, like: torch.Tensor) -> torch.Tensor:
+    """Rows of a stored tensor in float64, which holds everything (torch has numpy's)."""
+    values = torch.empty(like.numel(), dtype=torch.float64)
+    for position, piece in read_rows(checkpoint, name, first, tuple(like.shape)):
+        values[position : position + piece.size] = torch.from_numpy(piece.astype("float64"))
+    return values.view(like.shape)

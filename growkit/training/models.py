@@ -36,13 +36,35 @@ def build_model(section: ModelSection, tokenizer: Any, seed: int) -> Any:
         assert section.config is not None
         model = _from_scratch(section.config, section, tokenizer, seed)
     _keep_lambda_in_float32(model, section.checkpoint)
+    check_vocabulary(model, tokenizer)
+    return model
+
+
+def check_vocabulary(model: Any, tokenizer: Any) -> None:
+    """Raises:
+    UsageError: the tokenizer makes ids that the model does not have.
+    """
     vocabulary = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > vocabulary:
         raise UsageError(
             f"The tokenizer has {len(tokenizer)} tokens and the model's vocabulary {vocabulary}.",
             "Use the model's own tokenizer, or set vocab_size in model.config.",
         )
-    return model
+
+
+def check_folder(path: Path) -> None:
+    """Let the folder's own checks name what is wrong with a file.
+
+    Raises:
+        CheckpointError: the folder is damaged.
+        UsageError: it holds no decoder-only model.
+    """
+    with open_checkpoint(path) as folder:
+        if folder.config.get("is_encoder_decoder"):
+            raise UsageError(
+                f"{str(path)!r} is an encoder-decoder; growkit trains decoder-only models.",
+                "Train it with the sequence-to-sequence trainer of transformers.",
+            )
 
 
 def _keep_lambda_in_float32(model: Any, source: Path | None) -> None:
@@ -73,7 +95,8 @@ def _keep_lambda_in_float32(model: Any, source: Path | None) -> None:
         parameter.data = torch.from_numpy(stored[name]) if name in stored else value
 
 
-def _options(section: ModelSection) -> dict[str, Any]:
+def options(section: ModelSection) -> dict[str, Any]:
+    """What from_pretrained and from_config are told besides the dtype."""
     options: dict[str, Any] = {"trust_remote_code": section.trust_remote_code}
     if section.attn_implementation is not None:
         options["attn_implementation"] = section.attn_implementation
@@ -83,20 +106,14 @@ def _options(section: ModelSection) -> dict[str, Any]:
 def _load(path: Path, section: ModelSection) -> Any:
     from transformers import AutoModelForCausalLM
 
-    # Opening it lets the folder's own checks name what is wrong with a file.
-    with open_checkpoint(path) as folder:
-        if folder.config.get("is_encoder_decoder"):
-            raise UsageError(
-                f"{str(path)!r} is an encoder-decoder; growkit trains decoder-only models.",
-                "Train it with the sequence-to-sequence trainer of transformers.",
-            )
+    check_folder(path)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=section.dtype,
             local_files_only=True,
             output_loading_info=True,
-            **_options(section),
+            **options(section),
         )
     except Exception as error:  # whatever transformers objects to, the folder does not load
         remedy = "Check it with: growkit inspect."
@@ -123,7 +140,7 @@ def _from_scratch(values: dict[str, Any], section: ModelSection, tokenizer: Any,
     set_seed(seed)
     dtype = torch.bfloat16 if section.dtype == "bfloat16" else torch.float32
     try:
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, **_options(section))
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, **options(section))
     except (ValueError, KeyError, ImportError) as error:
         raise UsageError(
             f"No model can be made from model.config: {reason(error)}.",
@@ -192,13 +209,15 @@ def publish_model(
     ``growkit`` block in config.json stays.
 
     Args:
+        model: None when the weights and config are in ``staging`` already.
         staging: a folder on the same file system, removed afterwards.
         record: what the run was; becomes ``growkit_training.json``.
         save_dtype: see :func:`growkit.training.final_dtype.store_in`.
     """
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    model.save_pretrained(staging)
+    if model is not None:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        model.save_pretrained(staging)
     store_in(staging, save_dtype, source)
     copy_tokenizer(tokenizer_folder, staging)
     copy_lineage(source, staging)

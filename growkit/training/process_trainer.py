@@ -5,11 +5,13 @@
 * random numbers go on where they were; with another number of processes than the checkpoint has,
   every process gets numbers of its own from (seed, step, rank);
 * the loss that was summed since the last log line goes on being summed, so that a stop between two
-  lines does not change the next one.
+  lines does not change the next one;
+* of a sharded model every process saves and loads its own part; nothing is gathered.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -18,12 +20,17 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from transformers import Trainer, set_seed
+from transformers.trainer import SCHEDULER_NAME
 
+from growkit.errors import UsageError
 from growkit.training import checkpoints
 from growkit.training.models import copy_lineage
 from growkit.training.processes import Processes
 from growkit.training.recipe import Recipe
+from growkit.training.sharded_optimizer import load_optimizer, save_optimizer
+from growkit.training.sharding import ShardedModel
 from growkit.training.tokenizer import copy_tokenizer
 
 RUNNING_LOSS = "running_loss.json"
@@ -36,10 +43,33 @@ class ProcessTrainer(Trainer):
     folder: Path
     tokenizer_folder: Path
     processes: Processes
+    sharded: ShardedModel | None = None
     _use_cache: bool
     _writing: Path | None = None
     _resumed_from: str | None = None
     _begun: bool = False
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        if self.sharded is None:
+            return
+        if not hasattr(self, "is_distributed_loading_by_transformers"):
+            raise UsageError(
+                f"transformers {transformers.__version__} cannot train a model that is sharded "
+                "already.",
+                "Install a newer transformers, or set parallel.strategy: ddp.",
+            )
+        # The model has its place, and reduces its gradients itself: accelerate must not wrap it.
+        # (Said to Trainer.__init__, this would forbid checkpoints, which are made below.)
+        self.is_distributed_loading_by_transformers = True
+
+    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
+        if self.sharded is None:
+            super()._move_model_to_device(model, device)
+
+    def _defer_fsdp_gradient_reduction(self) -> Any:
+        # Gradients are scattered after every micro-batch: they are never there as a whole.
+        return contextlib.nullcontext()
 
     def train(self, resume_from_checkpoint: Any = None, **options: Any) -> Any:
         self._resumed_from, self._begun = resume_from_checkpoint, False
@@ -109,6 +139,39 @@ class ProcessTrainer(Trainer):
             if self.processes.first:
                 shutil.rmtree(partial, ignore_errors=True)
             self._writing = None
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if self.sharded is None:
+            super()._save(output_dir, state_dict)
+        else:
+            assert output_dir is not None
+            self.sharded.save_pretrained(Path(output_dir))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.sharded is None:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        save_optimizer(self._bare_optimizer(), Path(output_dir), self.processes)
+        if self.processes.first:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.sharded is None:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self.sharded.load(Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if self.sharded is None or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        load_optimizer(self._bare_optimizer(), Path(checkpoint), self.processes)
+        state = torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True)
+        self.lr_scheduler.load_state_dict(state)
+
+    def _bare_optimizer(self) -> Any:
+        """The optimizer without accelerate's wrapper."""
+        return getattr(self.optimizer, "optimizer", self.optimizer)
 
     def _publish(self, written: Path, step: int) -> None:
         copy_tokenizer(self.tokenizer_folder, written)

@@ -52,6 +52,7 @@ from growkit.training.trackers import check_trackers
 if TYPE_CHECKING:
     from growkit.training.packing import PackedDataset
     from growkit.training.processes import Processes
+    from growkit.training.sharding import ShardedModel
     from growkit.training.trainer import RunTrainer
 
 
@@ -124,21 +125,33 @@ class _Run:
 
     def run(self) -> TrainingResult:
         from growkit.training.models import build_model, publish_model
+        from growkit.training.sharding import build_sharded
 
         check_trackers(self.recipe.training.report_to)
         train_set, held_out, tokenizer, tokenizer_folder = self._inputs()
         checkpoint, finished = self.processes.from_first(self._where_to_begin)
         if finished is not None:
             return make_result(finished, self.out, self.folder, self.started, str(checkpoint))
-        model = build_model(self.recipe.model, tokenizer, self.recipe.training.seed)
+        sharded = None
+        if self.recipe.parallel.strategy == "fsdp":
+            sharded = build_sharded(self.recipe, tokenizer, self.processes)
+            model = sharded.model
+        else:
+            model = build_model(self.recipe.model, tokenizer, self.recipe.training.seed)
         _check_length(model, self.recipe)
-        trainer = self._train(model, train_set, held_out, tokenizer_folder, checkpoint)
+        trainer = self._train(model, sharded, train_set, held_out, tokenizer_folder, checkpoint)
         record = self._record(trainer, model)
+        staging = self.folder / "final.partial"
+        if sharded is not None:
+            self.processes.from_first(lambda: shutil.rmtree(staging, ignore_errors=True))
+            sharded.save_pretrained(staging)
         self.processes.from_first(
             lambda: publish_model(
-                trainer.accelerator.unwrap_model(model, keep_torch_compile=False),
+                trainer.accelerator.unwrap_model(model, keep_torch_compile=False)
+                if sharded is None
+                else None,
                 self.out,
-                self.folder / "final.partial",
+                staging,
                 tokenizer_folder=tokenizer_folder,
                 source=self.recipe.model.checkpoint,
                 record=record,
@@ -205,6 +218,7 @@ class _Run:
     def _train(
         self,
         model: Any,
+        sharded: ShardedModel | None,
         train_set: PackedDataset,
         held_out: PackedDataset | None,
         tokenizer_folder: Path,
@@ -233,6 +247,7 @@ class _Run:
                 *GrownOptimizer.of(recipe.model, self.reporter),
             ],
             processes=self.processes,
+            sharded=sharded,
         )
         steps_done = checkpoints.step_of(checkpoint) if checkpoint else 0
         remaining = max(recipe.total_steps - steps_done, 0) * recipe.tokens_per_step

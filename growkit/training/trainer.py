@@ -35,6 +35,7 @@ from growkit.training.process_trainer import ProcessTrainer
 from growkit.training.processes import Processes, on_cpu
 from growkit.training.recipe import Recipe
 from growkit.training.schedule import learning_rate_factor
+from growkit.training.sharding import ShardedModel
 from growkit.training.trackers import log_beside
 
 
@@ -110,10 +111,11 @@ class RunTrainer(ProcessTrainer):
         tokenizer_folder: Path,
         callbacks: list[TrainerCallback],
         processes: Processes | None = None,
+        sharded: ShardedModel | None = None,
     ) -> None:
         self.recipe, self.folder, self.tokenizer_folder = recipe, folder, tokenizer_folder
         self.held_out = held_out
-        self.processes = processes or Processes()
+        self.processes, self.sharded = processes or Processes(), sharded
         self.optimizer: Any
         self.lr_scheduler: Any
         self._averaged = 0
@@ -196,6 +198,8 @@ class RunTrainer(ProcessTrainer):
             batch_size=section.per_device_eval_batch_size or section.per_device_train_batch_size,
             processes=self.processes,
         )
+        if self.sharded is not None:
+            self.sharded.reshard()
         if self._averaged:
             metrics["averaged_checkpoints"] = self._averaged
         self.log(dict(metrics))

@@ -18,8 +18,7 @@ from typing import Any
 import pytest
 import yaml
 from process_runs import growkit, run, start
-from safetensors.numpy import load_file
-from training_runs import TINY_GDA, cut_back, figures, recipe_values, weights
+from training_runs import TINY_GDA, assert_close, cut_back, figures, recipe_values, weights
 
 from growkit.training import train
 from growkit.training.checkpoints import damage, list_checkpoints
@@ -37,16 +36,6 @@ def write_recipe(path: Path, text: Path, model: dict[str, Any], **training: Any)
     values["model"]["config"] = dict(model)
     path.write_text(yaml.safe_dump(values))
     return path
-
-
-def assert_close(one: Path, other: Path, tolerance: float) -> None:
-    """Same steps, losses within ``tolerance``, weights too."""
-    for row, expected in zip(figures(one), figures(other), strict=True):
-        assert row == pytest.approx(expected, abs=tolerance, rel=0), row
-    first, second = (load_file(out / "model.safetensors") for out in (one, other))
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        assert abs(value - second[name]).max() <= tolerance, name
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
+from safetensors.numpy import load_file
+
 from growkit.training.checkpoints import list_checkpoints
 from growkit.training.metrics import read_metrics
 from growkit.training.recipe import Recipe, make_recipe
@@ -95,3 +98,15 @@ def cut_back(out: Path, step: int) -> None:
     for path in out.iterdir():
         if path.is_file():
             path.unlink()
+
+
+def assert_close(one: Path, other: Path, tolerance: float) -> None:
+    """Same steps, losses within ``tolerance``, weights too."""
+    # The probes of a grown model see whole parameters only.
+    rows, others = ([r for r in figures(out) if "probe" not in r] for out in (one, other))
+    for row, expected in zip(rows, others, strict=True):
+        assert row == pytest.approx(expected, abs=tolerance, rel=0), row
+    first, second = (load_file(out / "model.safetensors") for out in (one, other))
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert abs(value - second[name]).max() <= tolerance, name

@@ -1,0 +1,85 @@
+"""The optimizer state of a sharded model, by torch's distributed checkpoint (DCP).
+
+Layout: that of accelerate (``optimizer_0/`` with ``optimizer.state.NAME.exp_avg`` ...), so that
+what reads one reads the other. Every process writes its part; any number of processes reads it, as
+each takes the parts of each file that it needs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from growkit.errors import CheckpointError
+from growkit.training.processes import Processes
+
+FOLDER = "optimizer_0"
+_STATE = "optimizer.state."
+
+
+def _names(optimizer: Any) -> dict[str, Tensor]:
+    return {
+        name: parameter
+        for group in optimizer.param_groups
+        for name, parameter in zip(group["param_names"], group["params"], strict=True)
+    }
+
+
+def _groups(optimizer: Any) -> list[dict[str, Any]]:
+    """The param groups with names in place of parameters."""
+    return [{**group, "params": list(group["param_names"])} for group in optimizer.param_groups]
+
+
+def save_optimizer(optimizer: Any, checkpoint: Path, processes: Processes) -> None:
+    """Write the state of every parameter that has one; all processes together."""
+    state = {
+        name: dict(optimizer.state[parameter])
+        for name, parameter in _names(optimizer).items()
+        if parameter in optimizer.state
+    }
+    dcp.save(
+        {"optimizer": {"state": state, "param_groups": _groups(optimizer)}},
+        checkpoint_id=checkpoint / FOLDER,
+        process_group=processes.group,
+    )
+
+
+def load_optimizer(optimizer: Any, checkpoint: Path, processes: Processes) -> None:
+    """Read the state into an optimizer of the same parameters, in any number of processes.
+
+    Raises:
+        CheckpointError: it is the state of other parameters.
+    """
+    parameters = _names(optimizer)
+    stored = dcp.FileSystemReader(checkpoint / FOLDER).read_metadata().state_dict_metadata
+    state: dict[str, dict[str, Any]] = {}
+    for key, entry in stored.items():
+        if not key.startswith(_STATE) or not isinstance(entry, TensorStorageMetadata):
+            continue
+        name, slot = key.removeprefix(_STATE).rsplit(".", 1)
+        if name not in parameters:
+            raise CheckpointError(
+                f"{checkpoint.name} has optimizer state of {name!r}, which is not trained.",
+                "Begin anew with --overwrite, or go on with the recipe that wrote it.",
+            )
+        parameter, dtype = parameters[name].detach(), entry.properties.dtype
+        state.setdefault(name, {})[slot] = (
+            torch.zeros_like(parameter, dtype=dtype)
+            if entry.size == parameter.shape
+            else torch.zeros(entry.size, dtype=dtype, device=parameter.device)
+        )
+    groups = _groups(optimizer)
+    target: dict[str, Any] = {"optimizer": {"state": state, "param_groups": groups}}
+    dcp.load(target, checkpoint_id=checkpoint / FOLDER, process_group=processes.group)
+    optimizer.state.clear()
+    for name, values in state.items():
+        optimizer.state[parameters[name]] = values
+    for group, loaded in zip(
+        optimizer.param_groups, target["optimizer"]["param_groups"], strict=True
+    ):
+        group |= {key: value for key, value in loaded.items() if key != "params"}
