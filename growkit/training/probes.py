@@ -96,7 +96,8 @@ def probes_of(recipe: Recipe, model: Any, dataset: PackedDataset, metrics: Path)
 
     A new-parameter map whose names are not those of the model in memory is left aside.
     """
-    if recipe.training.probe_interval == 0 or any(p.is_meta for p in model.parameters()):
+    hidden = any(p.is_meta or is_sharded(p) for p in model.parameters())
+    if recipe.training.probe_interval == 0 or hidden:
         return []
     try:
         slots = slots_of(model, recipe)
