@@ -142,6 +142,8 @@ def cells(family: str, operator: str) -> tuple[Cell, ...]:
         return ()
     ties = (True,) if operator == "--untie-embeddings" else (True, False)
     biases = (False, True) if family in BIASES else (False,)
+    if (family, operator) == ("llama", "--experts"):
+        biases = (False,)  # MixtralConfig has none
     return tuple(
         Cell(family, operator, *levels)
         for levels in product(ties, attentions(family, operator), biases, DTYPES, SHARDS)
