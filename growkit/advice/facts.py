@@ -106,10 +106,11 @@ def facts_of_plan(plan: Plan, recipe: Recipe | None = None, tokens: int | None =
     report = plan_report(plan)
     context = recipe.data.sequence_length if recipe is not None else cost_context(plan.config)
     dtype = main_dtype(stored_dtypes(plan.checkpoint))
+    cost = cost_of(plan.family, plan.sizes, dtype, context, plan.config)
     return Facts(
         shapes={tensor.output.name: tuple(tensor.output.shape) for tensor in plan.tensors},
         new=new_parameters(plan),
-        flops_per_token=cost_of(plan.family, plan.sizes, dtype, context).flops_per_token,
+        flops_per_token=cost.flops_per_token,
         context=context,
         growth=report,
         base_parameters=report["before"]["parameters"],
@@ -134,7 +135,7 @@ def facts_of_recipe(recipe: Recipe) -> Facts | None:
         try:
             family = family_of(checkpoint.config)
             sizes = family.sizes_of(checkpoint.config, checkpoint.tensors)
-            flops = cost_of(family, sizes, dtype, context).flops_per_token
+            flops = cost_of(family, sizes, dtype, context, checkpoint.config).flops_per_token
         except GrowkitError:
             flops = None  # an architecture that growkit trains but cannot grow
     manifest = read_manifest(source) or {}

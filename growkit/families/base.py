@@ -192,6 +192,7 @@ class Family:
         per_layer_fields: config lists with one entry a layer.
         layer_rules: for such a list that config.json may leave out, what the class makes of
             (config, layers) then; listed after the fields that its rule reads.
+        windows_everywhere: the class applies ``sliding_window`` to every layer.
         layer_counts: config fields that count leading layers (``max_window_layers``).
         stacks: the stacks of layers, in the order in which a token passes them.
         ties_by_values: the class ties the output projection to the embedding whenever a
@@ -227,6 +228,7 @@ class Family:
     links: tuple[Link, ...] = ()
     per_layer_fields: tuple[str, ...] = ("layer_types",)
     layer_rules: Mapping[str, LayerRule] = field(default_factory=dict)
+    windows_everywhere: bool = False
     layer_counts: tuple[str, ...] = ()
     stacks: tuple[Stack, ...] = (Stack(),)
     stored_facts: Callable[[Collection[str]], dict[str, int]] = no_facts
@@ -320,6 +322,19 @@ class Family:
                 )
             return values[:layers]
         return self.layer_rules[name](config, layers) if name in self.layer_rules else None
+
+    def attention_windows(self, config: Config, layers: int) -> list[int | None]:
+        """How many tokens each layer of the first stack looks back on; None: all of them.
+
+        A window that the config leaves to the class is not known here.
+        """
+        width = config.get("sliding_window")
+        if not isinstance(width, int) or not width:
+            return [None] * layers
+        kinds = self.layer_list(config, "layer_types", layers)
+        if kinds is None:
+            return [width if self.windows_everywhere else None] * layers
+        return [width if kind == "sliding_attention" else None for kind in kinds]
 
     def check_tensors(self, shapes: Mapping[str, tuple[int, ...]], sizes: Sizes) -> None:
         """Raise CheckpointError unless the stored tensors are exactly the declared ones."""

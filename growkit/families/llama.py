@@ -36,5 +36,6 @@ MISTRAL = decoder(
     "mistral",
     LLAMA_TENSORS,
     sizes_with({"num_key_value_heads": 8}, NO_BIASES),
+    windows_everywhere=True,
 )
 GRANITE = decoder("granite", LLAMA_TENSORS, sizes_with())

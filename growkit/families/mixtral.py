@@ -50,6 +50,7 @@ MIXTRAL = decoder(
     _sizes,
     config_fields=_fields,
     norm=Norm(eps=1e-5),
+    windows_everywhere=True,
     refusal=aligned("mixtral", "intermediate_size"),
     stored_facts=stored_layout,
 )

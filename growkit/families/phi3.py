@@ -54,5 +54,6 @@ PHI3 = decoder(
     sizes_with(facts=NO_BIASES),
     norm=Norm(eps=1e-5),
     head_dim=HeadDimRule(rotary=PartialRotary("partial_rotary_factor", 1.0)),
+    windows_everywhere=True,
     refusal=_refusal,
 )

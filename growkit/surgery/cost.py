@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import prod
+from typing import Any
 
 from growkit.checkpoint import DTYPES
 from growkit.families import Family
@@ -23,8 +24,9 @@ class Cost:
             values of every attention map averaged over the context. Of an encoder-decoder: one
             source and one target token together, each in a text of ``context`` tokens.
         context: tokens of context assumed.
-        kv_cache_bytes_per_token: all layers, in ``dtype``; of an encoder-decoder for one source
-            and one target token.
+        kv_cache_bytes_per_token: the cache of ``context`` tokens in ``dtype``, all layers, over
+            their number (a layer with a window keeps no more than that); of an encoder-decoder
+            for one source and one target token.
         dtype: safetensors dtype of the KV cache (that of the weights).
     """
 
@@ -40,8 +42,14 @@ class Cost:
         return asdict(self)
 
 
-def cost_of(family: Family, sizes: Mapping[str, int], dtype: str, context: int) -> Cost:
-    """Count a model of ``sizes``. ``context`` is in tokens."""
+def cost_of(
+    family: Family,
+    sizes: Mapping[str, int],
+    dtype: str,
+    context: int,
+    config: Mapping[str, Any] | None = None,
+) -> Cost:
+    """Count a model of ``sizes``. ``context`` is in tokens; ``config`` tells attention windows."""
     layered = outer = embeddings = head = idle = 0
     for tensor in family.tensors:
         if not tensor.when(sizes):
@@ -61,8 +69,7 @@ def cost_of(family: Family, sizes: Mapping[str, int], dtype: str, context: int) 
             outer += count
         if tensor.role == "embed":
             head = count
-    attended = sum(stack.attended * sizes[stack.axis] for stack in family.stacks)
-    caches = sum(stack.caches * sizes[stack.axis] for stack in family.stacks)
+    attended, caches = _attention(family, sizes, context, config or {})
     return Cost(
         parameters=layered + outer + embeddings,
         non_embedding_parameters=layered + outer,
@@ -70,6 +77,25 @@ def cost_of(family: Family, sizes: Mapping[str, int], dtype: str, context: int) 
         flops_per_token=2 * (layered - idle + outer + head)
         + int(family.attention_flops(sizes) * attended * context),
         context=context,
-        kv_cache_bytes_per_token=family.kv_elements(sizes) * caches * DTYPES[dtype].bits // 8,
+        kv_cache_bytes_per_token=int(family.kv_elements(sizes) * caches * DTYPES[dtype].bits // 8),
         dtype=dtype,
     )
+
+
+def _attention(
+    family: Family, sizes: Mapping[str, int], context: int, config: Mapping[str, Any]
+) -> tuple[float, float]:
+    """(part of the context that is attended to, KV caches), each summed over the layers.
+
+    A layer with a window of w < C tokens keeps w of C, and its tokens see min(t, w) before them.
+    """
+    attended = caches = 0.0
+    for stack in family.stacks:
+        layers = sizes[stack.axis]
+        windows: list[int | None] = [None] * layers
+        if stack.axis == "layer":
+            windows = family.attention_windows(config, layers)
+        parts = [min(1.0, window / context) if window else 1.0 for window in windows]
+        caches += stack.caches * sum(parts)
+        attended += stack.attended * sum(part * (2.0 - part) for part in parts)
+    return attended, caches

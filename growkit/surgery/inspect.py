@@ -58,7 +58,8 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     sizes = family.sizes_of(checkpoint.config, checkpoint.tensors)
     dtypes = stored_dtypes(checkpoint)
     family.check_tensors({n: i.shape for n, i in checkpoint.tensors.items()}, sizes)
-    cost = cost_of(family, sizes, main_dtype(dtypes), cost_context(checkpoint.config))
+    config = checkpoint.config
+    cost = cost_of(family, sizes, main_dtype(dtypes), cost_context(config), config)
     report: dict[str, Any] = {
         "family": family.name,
         "model_type": checkpoint.config.get("model_type"),

@@ -53,8 +53,9 @@ def costs(plan: Plan) -> tuple[Cost, Cost]:
     """Cost of the source and of the grown model, at the same context."""
     dtype = main_dtype(stored_dtypes(plan.checkpoint))
     context = cost_context(plan.config)
-    before = cost_of(plan.source_family, plan.source_sizes, dtype, context)
-    return before, cost_of(plan.family, plan.sizes, dtype, context)
+    source = plan.source_family, plan.source_sizes
+    before = cost_of(*source, dtype, context, plan.checkpoint.config)
+    return before, cost_of(plan.family, plan.sizes, dtype, context, plan.config)
 
 
 def axis_label(axis: str, sizes: Mapping[str, int]) -> str:

@@ -23,10 +23,9 @@ def shrink(plan: Plan, grown: Tensors) -> Tensors:
     dtypes = {}
     for tensor in plan.tensors:
         array = grown[tensor.output.name]
-        kind = "kept" if tensor.layer is None else plan.growth.layers[tensor.layer].kind
         if tensor.action == "zero":
             assert not array.any()
-        if kind != "kept" or tensor.source is None:
+        if tensor.in_new_layer or tensor.source is None:
             continue
         dtype = array.dtype
         wide = array.astype(np.float64)
