@@ -22,7 +22,9 @@ from family_checkpoints import (
     BIASES,
     EXPERTS,
     FAMILIES,
+    LAYER_NORM_FAMILIES,
     family_config,
+    layer_norm_config,
     write_checkpoint,
     write_t5,
 )
@@ -39,7 +41,7 @@ from growkit.verify.tolerance import tolerance
 
 DIFFERENTIAL = ("gda", "motif", "diffllama")
 T5 = ("t5", "t5 gated")
-ALL_FAMILIES = (*FAMILIES, *T5, *DIFFERENTIAL)
+ALL_FAMILIES = (*FAMILIES, *LAYER_NORM_FAMILIES, *T5, *DIFFERENTIAL)
 KV_HEADS = {"MHA": 4, "GQA": 2, "MQA": 1}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SHARDS = {"single": 1, "sharded": 3}
@@ -63,6 +65,7 @@ OPERATORS: dict[str, Request] = {
     "--hidden x2": {"hidden": "x2"},
     "--hidden x4": {"hidden": "x4"},
     "--hidden +8": {"hidden": "+8"},
+    "--head-dim +4": {"head_dim": "+4"},
     "--layers +2": {"layers": "+2"},
     "--layers, stack": {"layers": "x2", "depth_method": "stack"},
     "--layers, interpolate": {"layers": "+1", "depth_method": "interpolate"},
@@ -71,6 +74,18 @@ OPERATORS: dict[str, Request] = {
     "--experts": {"experts": "x4"},
     "--untie-embeddings": {"untie_embeddings": True},
     "together": {"ffn": "x2", "hidden": "x2", "layers": "+1"},
+}
+
+# In the LayerNorm families heads fill the hidden size: what has to grow beside it (3 layers).
+WITH_LAYER_NORM: dict[str, Request] = {
+    "--heads x2": {"hidden": "x2"},
+    "--heads x2, zero": {"hidden": "x2"},
+    "--hidden x2": {"heads": "x2"},
+    "--hidden x4": {"heads": "x4"},
+    "--hidden +8": {"heads": "+1"},
+    "--head-dim +4": {"hidden": "+16"},
+    "--layers, solar": {"layers": "+1"},
+    "together": {"heads": "x2"},
 }
 
 
@@ -91,6 +106,8 @@ class Cell:
         request = OPERATORS[self.operator]
         if self.family in EXPERTS and "experts" in request:
             return {"experts": "x2"}
+        if self.family in LAYER_NORM_FAMILIES:
+            return request | WITH_LAYER_NORM.get(self.operator, {})
         return request
 
     @property
@@ -112,6 +129,10 @@ def families_of(operator: str) -> tuple[str, ...]:
         families = [family for family in families if family not in DIFFERENTIAL]
     if "query-heads" in operator or operator in ("--kv-heads x2", "--untie-embeddings"):
         families = [family for family in families if family not in T5]
+    if "query-heads" in operator or operator == "--kv-heads x2":
+        families = [family for family in families if family not in LAYER_NORM_FAMILIES]
+    if operator == "--head-dim +4":
+        families = ["phi3", *T5, *LAYER_NORM_FAMILIES]
     if "heads x2, zero" in operator:
         # A norm over all heads: only whole copies of all of them keep it.
         families = [family for family in families if not family.startswith("olmo")]
@@ -128,7 +149,7 @@ def families_of(operator: str) -> tuple[str, ...]:
 
 def attentions(family: str, operator: str) -> tuple[str, ...]:
     """Head groupings that the family has and the operator can grow."""
-    if family in T5:
+    if family in (*T5, *LAYER_NORM_FAMILIES):
         return ("MHA",)
     if operator == "--kv-heads x2":
         return ("GQA", "MQA")  # every query head has one of its own already
@@ -196,6 +217,9 @@ def write_source(path: Path, cell: Cell) -> Path:
         write_t5(path, kind, dtype, feed_forward_proj=gated)
     elif cell.family in DIFFERENTIAL:
         _write_differential(path, cell, kv)
+    elif cell.family in LAYER_NORM_FAMILIES:
+        config = layer_norm_config(cell.family, tie_word_embeddings=cell.tied)
+        write_checkpoint(path, config, dtype)
     else:
         config = family_config(
             cell.family,
