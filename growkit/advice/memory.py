@@ -115,8 +115,9 @@ def _has_muon(name: str, shape: Shape, setup: TrainingSetup) -> bool:
     if setup.optimizer != "muon" or len(shape) != 2 or is_lambda(name):
         return False
     # Experts are stacked in memory, which makes them no matrices.
-    others = ("embed_tokens", "lm_head", "shared", "experts")
-    return not any(part in name.split(".") for part in others)
+    others = {"lm_head", "wte", "wpe", "shared", "experts"}
+    parts = name.split(".")
+    return not others & set(parts) and not any(part.startswith("embed") for part in parts)
 
 
 def _gathered(shapes: Mapping[str, Shape], width: int) -> int:

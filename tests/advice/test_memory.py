@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 import tiny_checkpoints as tiny
 import torch
+from family_checkpoints import FAMILIES, family_config, write_checkpoint
 from torch import Tensor
 
 from growkit.advice.facts import Facts, facts_of_recipe, new_entries
 from growkit.advice.memory import TrainingSetup, training_memory
 from growkit.training.growth_training import GrowthTraining
 from growkit.training.models import build_model
+from growkit.training.parameter_groups import parameter_groups
 from growkit.training.recipe import Recipe, make_recipe
-from growkit.training.slots import local
+from growkit.training.slots import SlotMap, local
 
 
 def nbytes(tensors: Any) -> int:
@@ -75,6 +77,23 @@ def test_one_process_holds_what_the_formula_says(
     assert memory.total == memory.weights + memory.gradients + memory.optimizer
     everything = training_memory(facts.shapes, {}, facts.setup)
     assert (everything.gradients == memory.gradients) == ("train" not in training)  # control
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_muon_takes_the_same_matrices_in_every_family(family: str, tmp_path: Path) -> None:
+    """The formula knows names on the disk, the optimizer modules; step counters aside."""
+    write_checkpoint(tmp_path / "m", family_config(family))
+    recipe = recipe_of(tmp_path / "m", "float32", optimizer="muon")
+    model = build_model(recipe.model, range(256), 0)
+    groups = parameter_groups(model, recipe.training, SlotMap({}))
+    expected = sum(
+        parameter.numel() * 4 * (1 if group["kind"] == "muon" else 2)
+        for group in groups
+        for _, parameter in group["params"]
+    )
+    facts = facts_of(recipe)
+    memory = training_memory(facts.shapes, facts.new, facts.setup)
+    assert 0 < memory.optimizer - expected <= 4 * len(facts.shapes)
 
 
 @pytest.fixture
