@@ -42,6 +42,18 @@ def parse_yaml(text: str, source: str, loader: type[yaml.SafeLoader] = yaml.Safe
         ) from error
 
 
+class IncrementLoader(yaml.SafeLoader):
+    """YAML in which +8 is an increment (text), not the number 8."""
+
+
+def _whole_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int | str:
+    text = str(node.value)
+    return text if text.startswith("+") else int(loader.construct_yaml_int(node))
+
+
+IncrementLoader.add_constructor("tag:yaml.org,2002:int", _whole_number)
+
+
 def _refuse_duplicates(node: yaml.Node, source: str) -> None:
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()

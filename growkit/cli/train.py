@@ -46,6 +46,12 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Throw away an earlier run in the output folder.")
     ] = False,
+    grow_now: Annotated[
+        bool,
+        typer.Option(
+            "--grow-now", help="Ask the staged run in the output folder to grow at its next step."
+        ),
+    ] = False,
     tokens_per_second: TokensPerSecondOption = None,
     flops_per_second: FlopsPerSecondOption = None,
     json_mode: JsonOption = False,
@@ -66,6 +72,12 @@ def train(
     recipe = find_recipe(recipe)
     loaded = load_recipe(recipe, overrides or [], max_steps)
     target = out or loaded.out or Path("checkpoints") / recipe.stem
+    if grow_now:
+        from growkit.training.stage_files import ask_for_growth
+
+        ask_for_growth(target)
+        output.note(f"The run in {target} grows at the end of its next step.")
+        return
     output.note(f"Training into {target}.")
     if first:
         _advise(output, loaded, Throughput(tokens_per_second, flops_per_second))

@@ -165,19 +165,9 @@ def read_recipe(path: Path) -> GrowthRequest:
     Raises:
         UsageError: not a file, not YAML, no ``grow`` section, an unknown key.
     """
-    import yaml
+    from growkit.yaml_text import IncrementLoader, parse_yaml, read_text
 
-    from growkit.yaml_text import parse_yaml, read_text
-
-    class Loader(yaml.SafeLoader):
-        """YAML in which +8 is an increment, not the number 8."""
-
-    def whole_number(loader: Any, node: Any) -> int | str:
-        text = str(node.value)
-        return text if text.startswith("+") else int(loader.construct_yaml_int(node))
-
-    Loader.add_constructor("tag:yaml.org,2002:int", whole_number)
-    content = parse_yaml(read_text(path), str(path), Loader)
+    content = parse_yaml(read_text(path), str(path), IncrementLoader)
     if not isinstance(content, dict) or not isinstance(content.get("grow"), dict):
         raise UsageError(
             f"The recipe {str(path)!r} has no 'grow' section.",

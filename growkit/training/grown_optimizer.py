@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 from growkit.optimizer_state.load import load_into
 from growkit.optimizer_state.store import FOLDER, INDEX, index_of, read_store
 from growkit.progress import Reporter
-from growkit.training.recipe import ModelSection
+from growkit.training.recipe import Recipe
 
 SHOWN = 3
 
@@ -23,22 +23,23 @@ class GrownOptimizer(TrainerCallback):
     recipe's own and starts at its beginning, with the warm-up that it states.
     """
 
-    def __init__(self, checkpoint: Path, reporter: Reporter) -> None:
+    def __init__(self, checkpoint: Path, reporter: Reporter, first_step: int = 0) -> None:
         self.folder, self.reporter = checkpoint / FOLDER, reporter
+        self.first_step = first_step
 
     @classmethod
-    def of(cls, section: ModelSection, reporter: Reporter) -> list[GrownOptimizer]:
+    def of(cls, recipe: Recipe, reporter: Reporter) -> list[GrownOptimizer]:
         """One, if the run's checkpoint holds optimizer state and the recipe does not reset it."""
-        start = section.checkpoint
-        wanted = start is not None and section.optimizer_state == "auto"
+        start = recipe.model.checkpoint
+        wanted = recipe.model.optimizer_state == "auto"
         if start is None or not wanted or not (start / FOLDER / INDEX).is_file():
             return []
-        return [cls(start, reporter)]
+        return [cls(start, reporter, recipe.first_step)]
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, **given: Any
     ) -> None:
-        if state.global_step:
+        if state.global_step > self.first_step:
             return
         stored = read_store(self.folder)
         result = load_into(given["optimizer"], model, stored)

@@ -222,6 +222,11 @@ def publish_model(
     copy_tokenizer(tokenizer_folder, staging)
     copy_lineage(source, staging)
     (staging / "growkit_training.json").write_text(json.dumps(record, indent=2) + "\n")
+    move_into(staging, out)
+
+
+def move_into(staging: Path, out: Path) -> None:
+    """Make a finished model durable and move it into ``out``, config.json last."""
     sync_tree(staging)
     (out / CONFIG).unlink(missing_ok=True)
     for stale in [*out.glob("*.safetensors"), *out.glob("*.safetensors.index.json")]:

@@ -18,8 +18,9 @@ from growkit.training.recipe_data import DataSection
 from growkit.training.recipe_errors import explain
 from growkit.training.recipe_parallel import ParallelSection
 from growkit.training.recipe_section import Positive, Section
+from growkit.training.recipe_stages import Position, Stage, check_stages
 from growkit.training.recipe_training import TrainingSection
-from growkit.yaml_text import parse_yaml, read_text
+from growkit.yaml_text import IncrementLoader, parse_yaml, read_text
 
 
 class ModelSection(Section):
@@ -71,6 +72,8 @@ class Recipe(Section):
     data: DataSection
     training: TrainingSection
     parallel: ParallelSection = Field(default_factory=ParallelSection)
+    stages: list[Stage] = Field(default_factory=list)
+    position: Position | None = None
     out: Path | None = None
 
     @model_validator(mode="after")
@@ -96,6 +99,16 @@ class Recipe(Section):
             return self.training.max_steps
         assert self.training.max_tokens is not None
         return math.ceil(self.training.max_tokens / self.tokens_per_step)
+
+    @property
+    def first_step(self) -> int:
+        """Steps of the whole run before this one: those of earlier stages."""
+        return self.position.first_step if self.position is not None else 0
+
+    @property
+    def end_step(self) -> int:
+        """The step of the whole run at which this one ends: that of the next growth, or the end."""
+        return self.position.end_step if self.position is not None else self.total_steps
 
     def steps(self, value: float) -> int:
         """A number of steps that may have been given as a fraction of all steps."""
@@ -124,6 +137,7 @@ def make_recipe(values: Any, source: str = "recipe", text: str = "") -> Recipe:
     check_schedule(recipe, source)
     check_thaw(recipe, source)
     check_averaging(recipe, source)
+    check_stages(recipe, source)
     return recipe
 
 
@@ -134,7 +148,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), max_steps: int | None
         UsageError: the file cannot be read, is not YAML, or says something that no recipe can.
     """
     text = read_text(path)
-    values = parse_yaml(text, str(path))
+    values = parse_yaml(text, str(path), IncrementLoader)
     for override in overrides:
         _apply(values, override)
     if max_steps is not None and isinstance(values, dict):

@@ -26,6 +26,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,7 @@ def train(
     resume: str = "auto",
     overwrite: bool = False,
     reporter: Reporter | None = None,
+    callbacks: tuple[Sequence[Any], Sequence[Any]] = ((), ()),
 ) -> TrainingResult:
     """Run a recipe, or go on with it.
 
@@ -70,6 +72,7 @@ def train(
         resume: ``auto`` (the newest whole checkpoint in ``out``, if any), ``never``, or the path of
             a checkpoint folder.
         overwrite: throw away an earlier run in ``out``.
+        callbacks: of transformers, called before and after the one that writes metrics.
 
     Raises:
         UsageError: the recipe, the data and ``out`` do not go together; an earlier run in ``out``
@@ -80,6 +83,12 @@ def train(
     reporter = reporter or Silent()
     started = time.monotonic()
     out = out.resolve()
+    if recipe.stages:
+        from growkit.training.stages import train_stages
+
+        return train_stages(
+            recipe, out, train, resume=resume, overwrite=overwrite, reporter=reporter
+        )
     count = check_launch(recipe)
     corpus = corpus_of(recipe.data)  # checks the files before anything is written
     check_source(recipe, out)
@@ -91,7 +100,7 @@ def train(
     with quiet_transformers(), ExitStack() as stack:
         processes = join(recipe, count)
         run = _Run(recipe, corpus, out, resume, reporter if processes.first else Silent(),
-                   processes, started)  # fmt: skip
+                   processes, started, callbacks)  # fmt: skip
         opened = open_run(recipe, out, run.folder, resume, overwrite, run.reporter)
         processes.from_first(lambda: stack.enter_context(opened))
         run.check_shared()
@@ -109,6 +118,7 @@ class _Run:
     reporter: Reporter
     processes: Processes
     started: float
+    callbacks: tuple[Sequence[Any], Sequence[Any]] = ((), ())
 
     @property
     def folder(self) -> Path:
@@ -209,7 +219,7 @@ class _Run:
         step = checkpoints.step_of(checkpoint) if checkpoint else -1
         if checkpoint is not None and done.is_file():
             record = json.loads(done.read_text())
-            if record["steps"] == step >= self.recipe.total_steps:
+            if record["steps"] == step >= self.recipe.end_step:
                 self.reporter.note(f"{self.out} is finished: {record['steps']} steps.")
                 return checkpoint, record
         metrics.truncate_metrics(folder / "metrics.jsonl", step)
@@ -241,22 +251,24 @@ class _Run:
             held_out,
             tokenizer_folder=tokenizer_folder,
             callbacks=[
+                *self.callbacks[0],
                 RunCallback(recipe, self.folder / "metrics.jsonl", lambda: bars[0]),
                 *probes_of(recipe, model, held_out or train_set, self.folder / "metrics.jsonl"),
                 stop,
-                *GrownOptimizer.of(recipe.model, self.reporter),
+                *GrownOptimizer.of(recipe, self.reporter),
+                *self.callbacks[1],
             ],
             processes=self.processes,
             sharded=sharded,
         )
-        steps_done = checkpoints.step_of(checkpoint) if checkpoint else 0
-        remaining = max(recipe.total_steps - steps_done, 0) * recipe.tokens_per_step
+        steps_done = checkpoints.step_of(checkpoint) if checkpoint else recipe.first_step
+        remaining = max(recipe.end_step - steps_done, 0) * recipe.tokens_per_step
         with self.reporter.progress("training", remaining, unit="tokens") as bar, stop, waiting():
             bars.append(bar)
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if stop.stopped:
             raise RunStopped(
-                f"SIGTERM at step {trainer.state.global_step} of {recipe.total_steps}, which is "
+                f"SIGTERM at step {trainer.state.global_step} of {recipe.end_step}, which is "
                 "saved.",
                 "The same command goes on from there.",
             )
@@ -290,7 +302,9 @@ class _Run:
             "format": 1,
             "steps": steps,
             "tokens": steps * self.recipe.tokens_per_step,
-            "trained_tokens": tokens_with_source(self.recipe, steps * self.recipe.tokens_per_step),
+            "trained_tokens": tokens_with_source(
+                self.recipe, (steps - self.recipe.first_step) * self.recipe.tokens_per_step
+            ),
             "parameters": sum(p.numel() for p in model.parameters()),
             "loss": losses[-1] if losses else None,
             **{k: last.get(k) for k in ("eval_loss", "perplexity", "bits_per_byte")},

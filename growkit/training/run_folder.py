@@ -36,6 +36,7 @@ MAY_CHANGE = {
     "training.dataloader_num_workers",
     "parallel.processes",
     "parallel.timeout_minutes",
+    "position.end_step",
 }
 DONE = "growkit_training.json"
 DATA = "data.json"

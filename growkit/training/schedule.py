@@ -53,7 +53,11 @@ def cycles(recipe: Recipe) -> list[tuple[int, int, int, int]]:
 
 
 def learning_rate_factor(recipe: Recipe) -> Callable[[int], float]:
-    """The factor as a function of the number of optimizer steps already taken."""
+    """The factor as a function of the number of optimizer steps already taken.
+
+    A stage counts its own steps: they go on with the schedule of the whole run, which a stage may
+    warm up once more.
+    """
     section, total = recipe.training, recipe.total_steps
     warmup, floor = recipe.steps(section.warmup_steps), section.min_learning_rate_ratio
 
@@ -83,4 +87,12 @@ def learning_rate_factor(recipe: Recipe) -> Callable[[int], float]:
             return max(0.0, _decayed("cosine", progress, floor))
         return 1.0
 
-    return factor
+    first = recipe.first_step
+    rewarmup = recipe.position.warmup_steps if recipe.position is not None else 0
+
+    def of_stage(step: int) -> float:
+        # The first step after a growth moves already, as in the rates of new slots.
+        rise = ramp(step + 1, rewarmup + 1) if rewarmup else 1.0
+        return rise * factor(first + step)
+
+    return of_stage if recipe.position is not None else factor

@@ -47,7 +47,7 @@ def training_arguments(
     batch_size, accumulation_steps = shares(recipe, processes)
     arguments = TrainingArguments(
         output_dir=str(folder),
-        max_steps=recipe.total_steps,
+        max_steps=recipe.end_step,
         learning_rate=section.learning_rate,
         per_device_train_batch_size=batch_size,
         gradient_accumulation_steps=accumulation_steps,
@@ -154,6 +154,12 @@ class RunTrainer(ProcessTrainer):
             if self.held_out is not None:
                 self.evaluate()
 
+    def _init_training_state(self, *arguments: Any, **options: Any) -> Any:
+        result = super()._init_training_state(*arguments, **options)
+        # A stage begins where the one before ended; a resumed one knows its step.
+        self.state.global_step = max(self.state.global_step, self.recipe.first_step)
+        return result
+
     def _get_train_sampler(self, train_dataset: Any = None) -> RunSampler:
         return RunSampler(
             order=sample_order(self.recipe, self.train_dataset),
@@ -165,9 +171,12 @@ class RunTrainer(ProcessTrainer):
     def create_optimizer(self, model: Any = None) -> Any:
         if self.optimizer is None:
             target = self.model if model is None else model
-            self.growth = GrowthTraining(target, self.recipe, lambda: self.state.global_step)
+            self.growth = GrowthTraining(target, self.recipe, self._steps_taken)
             self.optimizer = self.growth.optimizer
         return self.optimizer
+
+    def _steps_taken(self) -> int:
+        return self.state.global_step - self.recipe.first_step
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.lr_scheduler is None:
@@ -237,6 +246,8 @@ class RunCallback(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
         step, tokens = state.global_step, state.global_step * self.recipe.tokens_per_step
         row: dict[str, Any] = {"step": step, "tokens": tokens}
+        if self.recipe.position is not None:
+            row["stage"] = self.recipe.position.stage
         if "loss" in logs:
             now = time.monotonic()
             done = (step - self.clock_step) * self.recipe.tokens_per_step
