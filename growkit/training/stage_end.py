@@ -15,6 +15,7 @@ import numpy as np
 from transformers import TrainerCallback
 
 from growkit.errors import VerificationFailed
+from growkit.progress import Reporter
 from growkit.training.metrics import read_metrics
 from growkit.training.recipe_stages import Plateau, Trigger
 from growkit.training.stage_files import write_stop

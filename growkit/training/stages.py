@@ -38,6 +38,7 @@ from growkit.training.stage_end import NoJump, PlateauEnd, StageEnd
 from growkit.training.stage_files import GROW_NOW, STOP, read_stop
 from growkit.training.stage_metrics import (
     grown_folder,
+    plot,
     record_of,
     stage_folder,
     write_merged,
