@@ -54,6 +54,11 @@ def always(sizes: Sizes) -> bool:
     return True
 
 
+def once(sizes: Sizes) -> int:
+    """A token meets every weight once."""
+    return 1
+
+
 def every_layer(sizes: Sizes, layer: int) -> bool:
     """Every layer has the tensor."""
     return True
@@ -80,6 +85,7 @@ class Tensor:
         stack: the axis that counts the layers it belongs to (see :class:`Stack`).
         layers: whether a layer of a model of these sizes has it (layers with and without experts).
         of_experts: weights of the experts, of which a token meets only those it is routed to.
+        uses: how often a token meets every weight (a convolution over the channels of a head).
         expert: index of the expert that it belongs to, once ``{expert}`` is filled in.
     """
 
@@ -93,6 +99,7 @@ class Tensor:
     stack: str = "layer"
     layers: Callable[[Sizes, int], bool] = every_layer
     of_experts: bool = False
+    uses: Callable[[Sizes], int] = once
     expert: int | None = None
 
     @property

@@ -40,6 +40,16 @@ def _width(*names: str) -> Any:
     return fixed(width)
 
 
+def _channels(sizes: Sizes) -> int:
+    """A convolution over heads is applied at every channel of a head."""
+    return sizes["head_dim"]
+
+
+def _simulated_heads(sizes: Sizes) -> int:
+    """A map of features is applied to every simulated head."""
+    return sizes["simulated_heads"]
+
+
 def _simulation(kind: str, heads: str, features: bool) -> tuple[Tensor, ...]:
     """Weights and biases of one simulation."""
     layers: dict[str, tuple[str, ...]] = {
@@ -55,6 +65,7 @@ def _simulation(kind: str, heads: str, features: bool) -> tuple[Tensor, ...]:
             f"simulate_{kind}.{layer}.{part}",
             f"{name}.{layer}.{part}",
             tuple(produces(_width(size)) for size in (sizes if part == "weight" else sizes[:1])),
+            uses=_channels if layer.startswith("heads") else _simulated_heads,
         )
         for layer, sizes in layers.items()
         for part in ("weight", "bias")

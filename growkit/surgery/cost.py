@@ -50,7 +50,7 @@ def cost_of(
     config: Mapping[str, Any] | None = None,
 ) -> Cost:
     """Count a model of ``sizes``. ``context`` is in tokens; ``config`` tells attention windows."""
-    layered = outer = embeddings = head = idle = 0
+    layered = outer = embeddings = head = idle = again = 0
     for tensor in family.tensors:
         if not tensor.when(sizes):
             continue
@@ -63,6 +63,7 @@ def cost_of(
             if tensor.of_experts:
                 idle += count // sizes["expert"] * (sizes["expert"] - sizes["active_expert"])
             layered += count
+            again += count * (tensor.uses(sizes) - 1)
         elif tensor.role in ("embed", "lm_head"):
             embeddings += count
         else:
@@ -74,7 +75,7 @@ def cost_of(
         parameters=layered + outer + embeddings,
         non_embedding_parameters=layered + outer,
         active_parameters=layered + outer + embeddings - idle,
-        flops_per_token=2 * (layered - idle + outer + head)
+        flops_per_token=2 * (layered + again - idle + outer + head)
         + int(family.attention_flops(sizes) * attended * context),
         context=context,
         kv_cache_bytes_per_token=int(family.kv_elements(sizes) * caches * DTYPES[dtype].bits // 8),

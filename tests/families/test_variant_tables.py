@@ -40,6 +40,20 @@ def test_every_parameter_is_declared_once_and_counted(name, tied, act):
     assert cost.kv_cache_bytes_per_token == real.kv_cache_bytes()
 
 
+def test_a_simulation_costs_more_than_its_weights():
+    """arXiv 2507.07694: 6d(HH'k + H'^2 k) + 4H'(dD' + D'^2) FLOPs a token, beside the biases."""
+    config = variant_config("sas").to_dict()
+    table = family_of(config)
+    sizes = table.sizes(config)
+    weights = tuple(t for t in table.tensors if "simulate" in t.role and t.role.endswith("weight"))
+    without = replace(table, tensors=tuple(t for t in table.tensors if t not in weights))
+    d, heads, simulated, kernel, wide = 8, 2, 4, 3, 12
+    expected = 6 * d * (heads * simulated * kernel + simulated**2 * kernel)
+    expected += 4 * simulated * (d * wide + wide**2)
+    costs = [cost_of(family, sizes, "BF16", 64).flops_per_token for family in (table, without)]
+    assert costs[0] - costs[1] == 3 * expected
+
+
 @EVERY_VARIANT
 def test_sizes_and_fields_are_inverse(name):
     config = variant_config(name).to_dict()

@@ -22,6 +22,7 @@ from transformers import (
 from variant_cases import CASES, config_of, model_of, tokens
 
 from growkit.attention.gda import LAMBDA_NAMES
+from growkit.attention.sas import HeadSimulation
 from growkit.modeling import GdaForCausalLM, GrowkitForCausalLM, GrowkitModel
 
 EVERY_CASE = pytest.mark.parametrize("case", CASES)
@@ -66,6 +67,22 @@ def test_a_later_token_never_changes_an_earlier_output(case, ids, at, token, imp
     assert torch.allclose(before[:, :at], after[:, :at], atol=1e-6)
     if changed != ids:
         assert (before[:, at:] - after[:, at:]).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_control_a_simulation_that_mixes_tokens_is_seen(monkeypatch):
+    """Each token reads its successor too."""
+    model, simulate = model_of("sas"), HeadSimulation.forward
+
+    def mixed(self, states):
+        return simulate(self, states) + simulate(self, states.roll(-1, dims=2))
+
+    ids = tokens(1, 8)
+    changed = ids.clone()
+    changed[0, 6] = ids[0, 6] % 60 + 1
+    assert torch.allclose(model(ids).logits[:, :6], model(changed).logits[:, :6], atol=1e-6)
+    monkeypatch.setattr(HeadSimulation, "forward", mixed)
+    assert (model(ids).logits[:, :6] - model(changed).logits[:, :6]).abs().max() > 1e-3
 
 
 @needs_compiler
