@@ -19,6 +19,7 @@ COMMANDS = {
     "eval": "eval",
     "diff": "diff",
     "train": "train",
+    "report": "report",
     "demo": "demo",
 }
 

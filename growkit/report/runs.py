@@ -1,0 +1,174 @@
+"""Training runs as a report sees them: their lines, and which one goes on from which."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from growkit.checkpoint import open_checkpoint
+from growkit.errors import GrowkitError, UsageError
+from growkit.families import family_of
+from growkit.surgery.cost import cost_of
+from growkit.surgery.manifest import read_manifest
+from growkit.surgery.report import main_dtype, stored_dtypes
+from growkit.surgery.trained_tokens import TRAINING_RECORD, trained_tokens
+from growkit.training.checkpoints import newest_whole
+from growkit.training.metrics import read_metrics
+
+# Forward once, gradients of activations and of weights (Kaplan et al. 2020, arXiv 2001.08361).
+PASSES = 3
+
+
+@dataclass(frozen=True)
+class Run:
+    """One output folder of ``growkit train``.
+
+    Attributes:
+        source: the folder that the run started from, or None.
+        grown: that folder came out of a growth and had not been trained since.
+        rows: the lines of metrics.jsonl.
+        record: growkit_training.json; empty while the run is not finished.
+        flops_per_token: of a training step; None for an architecture without family.
+        parent: the run among those of the report that this one goes on from.
+        tokens_before, flops_before: spent before its first step.
+    """
+
+    name: str
+    folder: Path
+    source: Path | None
+    grown: bool
+    recipe: dict[str, Any]
+    rows: list[dict[str, Any]]
+    record: dict[str, Any]
+    flops_per_token: float | None
+    parent: str | None = None
+    tokens_before: int = 0
+    flops_before: float = 0.0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of this run so far."""
+        return max((row["tokens"] for row in self.rows), default=0)
+
+    @property
+    def loss_before_growth(self) -> float | None:
+        """Held-out loss that a grown run has to beat."""
+        loss = self.record.get("loss_before_growth")
+        return None if loss is None else float(loss)
+
+    def series(self, key: str, *, probe: bool = False) -> tuple[list[int], list[Any]]:
+        """(tokens, values) of a key of the lines, or of their probes; tokens over all growths."""
+        found = [
+            (row["tokens"] + self.tokens_before, part[key])
+            for row in self.rows
+            for part in [row.get("probe", {}) if probe else row]
+            if part.get(key) is not None
+        ]
+        return [tokens for tokens, _ in found], [value for _, value in found]
+
+    def flops(self, tokens: Sequence[int]) -> list[float]:
+        """FLOPs over all growths after so many tokens."""
+        per_token = self.flops_per_token or 0.0
+        return [self.flops_before + (t - self.tokens_before) * per_token for t in tokens]
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """The runs in the order in which they were named, each after what it goes on from.
+
+    Raises:
+        UsageError: a folder holds no training run, or is named twice.
+    """
+    paths = [folder.resolve() for folder in folders]
+    twice = next((path for path in paths if paths.count(path) > 1), None)
+    if twice is not None:
+        raise UsageError(f"The run {str(twice)!r} is named twice.", "Name every run once.")
+    names = [path.name for path in paths]
+    runs = [
+        _read(path, path.name if names.count(path.name) == 1 else f"{path.parent.name}/{path.name}")
+        for path in paths
+    ]
+    return _placed(runs)
+
+
+def _read(folder: Path, name: str) -> Run:
+    metrics, stored = folder / "training" / "metrics.jsonl", folder / "training" / "recipe.yaml"
+    rows = read_metrics(metrics)
+    if not rows or not stored.is_file():
+        raise UsageError(
+            f"{str(folder)!r} holds no training run with metrics.",
+            "Give output folders of growkit train: they hold training/metrics.jsonl.",
+        )
+    recipe = yaml.safe_load(stored.read_text())
+    checkpoint = recipe.get("model", {}).get("checkpoint")
+    source = Path(checkpoint).resolve() if checkpoint else None
+    record_file = folder / TRAINING_RECORD
+    return Run(
+        name=name,
+        folder=folder,
+        source=source,
+        grown=source is not None
+        and read_manifest(source) is not None
+        and not (source / TRAINING_RECORD).exists(),
+        recipe=recipe,
+        rows=rows,
+        record=json.loads(record_file.read_text()) if record_file.is_file() else {},
+        flops_per_token=_flops_per_token(folder, source, recipe),
+    )
+
+
+def _flops_per_token(folder: Path, source: Path | None, recipe: dict[str, Any]) -> float | None:
+    """FLOPs of a training step a token: three times the forward pass at the sequence length."""
+    newest = newest_whole(folder / "training" / "checkpoints")[0]
+    places = [place for place in (folder, newest, source) if place is not None]
+    place = next((place for place in places if (place / "config.json").is_file()), None)
+    if place is None:
+        return None
+    try:
+        with open_checkpoint(place) as checkpoint:
+            family = family_of(checkpoint.config, checkpoint.tensors)
+            sizes = family.sizes_of(checkpoint.config, checkpoint.tensors)
+            dtype = main_dtype(stored_dtypes(checkpoint))
+    except GrowkitError:
+        return None
+    length = recipe["data"].get("sequence_length", 512)
+    return float(PASSES * cost_of(family, sizes, dtype, length).flops_per_token)
+
+
+def _parent(run: Run, runs: Sequence[Run]) -> Run | None:
+    """The run whose result this one starts from: by its folder, or through a growth of it."""
+    if run.source is None:
+        return None
+    candidates = [run.source]
+    if run.grown:
+        manifest = read_manifest(run.source) or {}
+        candidates.append(run.source.parent / str(manifest.get("parent", {}).get("name")))
+    return next((other for path in candidates for other in runs if other.folder == path), None)
+
+
+def _placed(runs: list[Run]) -> list[Run]:
+    """The runs with their parents' tokens and FLOPs behind them."""
+    done: dict[Path, Run] = {}
+
+    def place(run: Run) -> Run:
+        if run.folder not in done:
+            parent = _parent(run, runs)
+            if parent is not None:
+                before = place(parent)
+                flops = before.flops_before + before.tokens * (before.flops_per_token or 0.0)
+                run = replace(
+                    run,
+                    parent=before.name,
+                    tokens_before=before.tokens_before + before.tokens,
+                    flops_before=flops,
+                )
+            elif run.source is not None:
+                run = replace(run, tokens_before=trained_tokens(run.source) or 0)
+            done[run.folder] = run
+        return done[run.folder]
+
+    return [place(run) for run in runs]
