@@ -42,7 +42,7 @@ def report(
     title = "growkit report: " + ", ".join(run.name for run in read)
     figures = write_report(read, target, title)
     shown = [figure for figure in figures if figure.svg]
-    output.show(f"{target}: {len(read)} runs, {len(shown)} figures")
+    output.show(f"{target}: runs {', '.join(run.name for run in read)}; {len(shown)} figures")
     for figure in figures:
         if not figure.svg:
             output.note(f"{figure.title}. {figure.caption}")

@@ -163,7 +163,7 @@ def _layers(
                 axes.plot(
                     tokens,
                     [value[layer] for value in values],
-                    ("-", "--", ":")[number % 3],
+                    (".-", ".--", ".:")[number % 3],
                     color=colormaps[colors](0.35 + 0.5 * depth),
                     linewidth=1.2,
                     label=f"{run.name}: {label}layer {layer}" if ends else None,
@@ -242,7 +242,7 @@ def draw_figures(runs: Sequence[Run]) -> list[Figure]:
     for key, title, caption, draw, needs in FIGURES:
         # Text stays text (searchable, small), and the same data give the same bytes.
         with rc_context({"svg.fonttype": "none", "svg.hashsalt": key, "font.size": 9}):
-            canvas = Canvas(figsize=(7, 3.6), layout="constrained")
+            canvas = Canvas(figsize=(5.4, 3.4), layout="constrained")
             FigureCanvasSVG(canvas)
             axes = canvas.add_subplot()
             if not draw(axes, runs):
@@ -251,7 +251,7 @@ def draw_figures(runs: Sequence[Run]) -> list[Figure]:
             axes.xaxis.set_major_formatter(EngFormatter())
             axes.grid(alpha=0.3)
             if axes.get_legend_handles_labels()[1]:
-                axes.legend(fontsize=7.5)
+                axes.legend(fontsize=7)
             figures.append(Figure(key, title, caption, _svg(canvas, key)))
     return figures
 

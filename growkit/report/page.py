@@ -22,6 +22,7 @@ th:first-child, td:first-child { text-align: left; }
            margin-top: 1.5rem; }
 figure { margin: 0; padding: .8rem; border: 1px solid #ddd; border-radius: .4rem; min-width: 0; }
 figure svg { width: 100%; height: auto; }
+footer { margin-top: 1.5rem; }
 figcaption, footer, .missing { font-size: .85rem; color: #555; }
 """
 
