@@ -74,11 +74,11 @@ def test_one_wrong_weight_block_fails_and_names_the_layer(
 
 
 @pytest.mark.parametrize("option", ["--query-heads=x2", "--kv-heads=x3", "--ffn=x1.5"])
-def test_perplexity_is_unchanged_to_four_digits(smollm2: Path, tmp_path: Path, option: str) -> None:
+def test_perplexity_is_unchanged_to_five_digits(smollm2: Path, tmp_path: Path, option: str) -> None:
     """Width growth adds in another order; depth growth, above, does not even do that."""
     out = tmp_path / "grown"
     assert main(["grow", str(smollm2), option, "--out", str(out), "--quiet"]) == 0
     proof = json.loads((out / "growkit.json").read_text())["verification"]
     shutil.rmtree(out)  # half a gigabyte and more
     assert proof["status"] == "passed" and proof["top1_agreement"] == 1.0
-    assert f"{proof['perplexity_a']:.4f}" == f"{proof['perplexity_b']:.4f}"
+    assert proof["perplexity_b"] == pytest.approx(proof["perplexity_a"], rel=5e-6)
