@@ -18,7 +18,7 @@ from growkit.optimizer_state.torch_files import read_torch_files
 LAYOUTS = (
     "growkit_optimizer/ (a grown folder), optimizer.pt (Trainer), optimizer.bin (accelerate, FSDP "
     "full state), optimizer_0/ or another folder of torch.distributed.checkpoint (FSDP sharded), "
-    "or training/checkpoints/checkpoint-N (a growkit run)"
+    "or the last checkpoint under training/ (a growkit run)"
 )
 _DEEPSPEED = re.compile(r"global_step\d+")
 _PER_RANK = re.compile(r"optimizer_\d+_rank\d+\.bin|rank\d+-of-\d+-optimizer\.pt")
@@ -90,12 +90,11 @@ def _is_file(folder: Path, name: str) -> bool:
 
 def _last_of_run(place: Path) -> Path | None:
     """The last checkpoint of a finished growkit run, whose weights are those of the folder."""
-    record = place / "growkit_training.json"
-    if not record.is_file():
-        return None
     try:
-        step = int(json.loads(record.read_text(encoding="utf-8"))["steps"])
+        record = json.loads((place / "growkit_training.json").read_text(encoding="utf-8"))
+        step, stages = int(record["steps"]), int(record.get("stages", 0))
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    last = place / "training" / "checkpoints" / f"checkpoint-{step}"
+    run = place / "training" / "stages" / str(stages - 1) if stages else place
+    last = run / "training" / "checkpoints" / f"checkpoint-{step}"
     return last if last.is_dir() else None

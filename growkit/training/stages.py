@@ -29,6 +29,7 @@ from growkit.grow import grow_checkpoint
 from growkit.progress import Reporter
 from growkit.surgery.growth import Exactness
 from growkit.surgery.manifest import read_manifest
+from growkit.training.grown import tokens_with_source
 from growkit.training.recipe import Recipe, make_recipe
 from growkit.training.recipe_stages import Position, training_of
 from growkit.training.rehearsal import rehearse
@@ -168,7 +169,8 @@ class _StagedRun:
             values["model"] = {
                 key: value for key, value in values["model"].items() if key != "config"
             } | {"checkpoint": str(self._grown(stage))}
-            values["model"].pop("trained_tokens", None)
+            tokens = tokens_with_source(self.recipe, first * self.recipe.tokens_per_step)
+            values["model"]["trained_tokens"] = tokens
             own = self._stage(0) / "training" / "tokenizer"
             if own.is_dir():
                 values["tokenizer"] = {"path": str(own)}
@@ -229,7 +231,11 @@ class _StagedRun:
         """The final model of the last stage as that of the run."""
         from growkit.training.models import move_into
 
-        record = dict(record) | {"recipe": self.recipe.to_dict(), "stages": last + 1}
+        record = dict(record) | {
+            "trained_tokens": tokens_with_source(self.recipe, record["tokens"]),
+            "recipe": self.recipe.to_dict(),
+            "stages": last + 1,
+        }
         done = self.out / DONE
         if done.is_file() and json.loads(done.read_text()) == record:
             return record

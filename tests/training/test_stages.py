@@ -61,9 +61,10 @@ def test_sizes_state_and_figures(finished: Path) -> None:
     for row in growths:
         assert abs(row["loss_before"] - row["loss_after"]) < 1e-5
         assert row["parameters_before"] < row["parameters"]
-    last = find_state(finished / "training" / "stages" / "2" / "training" / "checkpoints" /
-                      "checkpoint-12")  # fmt: skip
-    assert last is not None
+    record = json.loads((finished / "growkit_training.json").read_text())
+    assert record["stages"] == 3 and record["trained_tokens"] == 12 * 64
+    last = find_state(finished)  # of the last stage
+    assert last is not None and last.step == 12
     # The inserted layer is 4 steps old, everything else 12.
     assert {p.step for p in last.parameters.values()} == {12.0, 4.0}
     rates = {row["step"]: row["learning_rate"] for row in rows if "loss" in row}
