@@ -159,7 +159,10 @@ ONE_CALL = {GdaSharedKeyAttention} | {
 }
 
 
-@pytest.mark.parametrize("attention", ONE_CALL, ids=lambda kind: kind.__name__)
+# In order: every worker of a parallel run has to collect the same tests.
+@pytest.mark.parametrize(
+    "attention", sorted(ONE_CALL, key=lambda kind: kind.__name__), ids=lambda kind: kind.__name__
+)
 def test_serving_engines_find_one_attention_call(attention):
     """vLLM's transformers backend parses the source of ``forward`` for exactly this shape."""
     forward = ast.parse(textwrap.dedent(inspect.getsource(attention.forward)))
