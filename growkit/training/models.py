@@ -52,6 +52,19 @@ def check_vocabulary(model: Any, tokenizer: Any) -> None:
         )
 
 
+def check_attention(section: ModelSection, error: Exception) -> None:
+    """Raises:
+    UsageError: ``error`` says that the recipe's attention implementation is not to be had.
+    """
+    name = section.attn_implementation
+    text = str(error).lower().replace(" ", "")
+    if name is not None and any(s in text for s in ("attn_implementation", "flashattention")):
+        raise UsageError(
+            f"model.attn_implementation {name!r} cannot be used: {reason(error)}.",
+            "Install what it needs, or say sdpa or eager.",
+        ) from error
+
+
 def check_folder(path: Path) -> None:
     """Let the folder's own checks name what is wrong with a file.
 
@@ -116,6 +129,7 @@ def _load(path: Path, section: ModelSection) -> Any:
             **options(section),
         )
     except Exception as error:  # whatever transformers objects to, the folder does not load
+        check_attention(section, error)
         remedy = "Check it with: growkit inspect."
         if "trust_remote_code" in str(error):
             remedy = "Read the code that it brings, then set model.trust_remote_code: true."
@@ -142,6 +156,7 @@ def _from_scratch(values: dict[str, Any], section: ModelSection, tokenizer: Any,
     try:
         return AutoModelForCausalLM.from_config(config, dtype=dtype, **options(section))
     except (ValueError, KeyError, ImportError) as error:
+        check_attention(section, error)
         raise UsageError(
             f"No model can be made from model.config: {reason(error)}.",
             "See the config class of its model_type for fields that go together.",

@@ -17,12 +17,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from growkit.errors import UsageError
-from growkit.training.models import build_model, check_folder, check_vocabulary, options
+from growkit.errors import CheckpointError, UsageError
+from growkit.training.models import (
+    build_model,
+    check_attention,
+    check_folder,
+    check_vocabulary,
+    options,
+)
 from growkit.training.processes import Processes, on_cpu
 from growkit.training.recipe import ModelSection, Recipe
 from growkit.training.sharded_files import read_model, write_model
-from growkit.verify.loading import register_own_models
+from growkit.verify.loading import reason, register_own_models
 
 
 class ShardedModel:
@@ -112,8 +118,15 @@ def empty_model(path: Path, section: ModelSection) -> Any:
     dtype = config.dtype or torch.float32
     if section.dtype != "auto":
         dtype = getattr(torch, section.dtype)
-    with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, **options(section))
+    try:
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, **options(section))
+    except (ValueError, ImportError) as error:
+        check_attention(section, error)
+        raise CheckpointError(
+            f"transformers cannot make the model of {str(path)!r}: {reason(error)}.",
+            "Check it with: growkit inspect.",
+        ) from error
     model.tie_weights()
     if (path / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)

@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,12 +12,13 @@ import pytest
 import torch
 import yaml
 from grown_runs import continue_recipe, grow, make_source
+from process_runs import run, start
 from training_runs import TINY_GDA, cut_back, figures, make, recipe_values, weights
 from transformers import Trainer
 
 from growkit.errors import CheckpointError, UsageError
 from growkit.training import Recipe, train
-from growkit.training.checkpoints import damage, newest_whole
+from growkit.training.checkpoints import damage, list_checkpoints, newest_whole, publish
 from growkit.training.metrics import read_metrics
 from growkit.training.recipe import make_recipe
 
@@ -133,38 +131,52 @@ def test_dropout_continues_with_its_own_random_numbers(
     assert (weights(tmp_path / "cut") == weights(tmp_path / "whole")) == restored
 
 
-def test_run_killed_at_any_moment_goes_on(text_file: Path, tmp_path: Path) -> None:
-    """kill -9 of a real process, wherever it happens to be; then the same command."""
-    values = recipe_values(text_file, save_steps=4, max_steps=40, save_total_limit=2)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_run_killed_at_any_moment_goes_on(workers: int, text_file: Path, tmp_path: Path) -> None:
+    """kill -9 of a real process, wherever it happens to be; then the same command.
+
+    With and without data loading workers; the data are read almost twice, so that
+    an epoch ends in the middle of the run.
+    """
+    values = recipe_values(
+        text_file, save_steps=4, max_steps=40, save_total_limit=2,
+        per_device_train_batch_size=4, dataloader_num_workers=workers,
+    )  # fmt: skip
     values["model"]["config"] = dict(TINY_GDA)
+    values["data"]["sequence_length"] = 64
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(values))
-    program = (
-        "import sys; from growkit.cli import train as t; import typer; a = typer.Typer();"
-        "a.command()(t.train); a(sys.argv[1:])"
-    )
-    command = [sys.executable, "-c", program, str(path), "-q", "--out"]
     killed = tmp_path / "killed"
+    command = ["train", str(path), "-q", "--out", str(killed)]
     metrics = killed / "training" / "metrics.jsonl"
-    step = random.randint(5, 30)
-    process = subprocess.Popen([*command, str(killed)])
-    while process.poll() is None:
-        rows = read_metrics(metrics)
-        if rows and rows[-1]["step"] >= step:
-            break
-        time.sleep(0.001)
-    assert process.poll() is None, "the run ended before it could be killed"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (killed / "config.json").exists()
-    subprocess.run([*command, str(killed)], check=True)
+    for step in sorted(random.sample(range(5, 36), 2)):
+        launch = start(1, command)
+        (process,) = launch.processes
+        while process.is_alive():
+            rows = read_metrics(metrics)
+            if rows and rows[-1]["step"] >= step:
+                break
+            time.sleep(0.001)
+        assert process.is_alive(), "the run ended before it could be killed"
+        process.kill()
+        assert launch.wait() == [-9]
+        assert not (killed / "config.json").exists()
+    run(1, command)
     train(make_recipe(values), tmp_path / "whole")
+    record = json.loads((killed / "growkit_training.json").read_text())
+    assert 1.5 < record["data"]["data"]["epochs"] < 1.9
     assert weights(killed) == weights(tmp_path / "whole")
     assert figures(killed) == figures(tmp_path / "whole")
     assert not list(killed.rglob("*.partial"))
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "model.safetensors", "manifest.json"])
+PARTS = [
+    "config.json", "model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth",
+    "trainer_state.json", "running_loss.json", "manifest.json",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARTS)
 @pytest.mark.parametrize("how", ["missing", "truncated"])
 def test_damaged_newest_checkpoint_is_skipped(
     name: str, how: str, recipe: Recipe, finished: Path, tmp_path: Path
@@ -182,6 +194,23 @@ def test_damaged_newest_checkpoint_is_skipped(
     assert newest == folder / "checkpoint-3"
     assert [path.name for path, _ in skipped] == ["checkpoint-6"]
     assert name in skipped[0][1]
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_checkpoint_that_never_had_its_state_is_no_checkpoint(
+    name: str, finished: Path, tmp_path: Path
+) -> None:
+    """Also when its manifest agrees with what is there."""
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    newest = list_checkpoints(out / "training" / "checkpoints")[-1]
+    (newest / name).unlink()
+    manifest = json.loads((newest / "manifest.json").read_text())
+    del manifest["files"][name]
+    (newest / "manifest.json").write_text(json.dumps(manifest))
+    assert damage(newest) == f"{name} was never in it"
+    with pytest.raises(CheckpointError, match=f"{name} was not written"):
+        publish(newest, tmp_path / "checkpoint-12", 12)
 
 
 def test_run_says_that_it_skips_and_ends_the_same(
