@@ -22,6 +22,7 @@ from growkit.training.metrics import read_metrics
 
 # Forward once, gradients of activations and of weights (Kaplan et al. 2020, arXiv 2001.08361).
 PASSES = 3
+METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,14 @@ class Run:
     flops_before: float = 0.0
 
     @property
+    def first_tokens(self) -> int:
+        """What its lines begin to count at: a stage counts on from the stage before it."""
+        return min(row["tokens"] for row in self.rows) if self.recipe.get("position") else 0
+
+    @property
     def tokens(self) -> int:
         """Tokens of this run so far."""
-        return max((row["tokens"] for row in self.rows), default=0)
+        return max(row["tokens"] for row in self.rows) - self.first_tokens
 
     @property
     def loss_before_growth(self) -> float | None:
@@ -64,7 +70,7 @@ class Run:
     def series(self, key: str, *, probe: bool = False) -> tuple[list[int], list[Any]]:
         """(tokens, values) of a key of the lines, or of their probes; tokens over all growths."""
         found = [
-            (row["tokens"] + self.tokens_before, part[key])
+            (row["tokens"] - self.first_tokens + self.tokens_before, part[key])
             for row in self.rows
             for part in [row.get("probe", {}) if probe else row]
             if part.get(key) is not None
@@ -83,20 +89,30 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     Raises:
         UsageError: a folder holds no training run, or is named twice.
     """
-    paths = [folder.resolve() for folder in folders]
+    paths = [path for folder in folders for path in _stages(folder.resolve())]
     twice = next((path for path in paths if paths.count(path) > 1), None)
     if twice is not None:
         raise UsageError(f"The run {str(twice)!r} is named twice.", "Name every run once.")
     names = [path.name for path in paths]
-    runs = [
-        _read(path, path.name if names.count(path.name) == 1 else f"{path.parent.name}/{path.name}")
-        for path in paths
-    ]
-    return _placed(runs)
+    return _placed([_read(path, _name(path, names.count(path.name) > 1)) for path in paths])
+
+
+def _stages(folder: Path) -> list[Path]:
+    """The runs of a folder: its stages where it was grown while it was trained, or itself."""
+    stages = folder / "training" / "stages"
+    numbers = sorted(int(path.name) for path in stages.glob("*") if path.name.isdigit())
+    begun = [stages / str(number) for number in numbers]
+    return [path for path in begun if read_metrics(path / "training" / METRICS)] or [folder]
+
+
+def _name(folder: Path, ambiguous: bool) -> str:
+    if folder.parent.name == "stages":
+        return f"{folder.parents[2].name}, stage {folder.name}"
+    return f"{folder.parent.name}/{folder.name}" if ambiguous else folder.name
 
 
 def _read(folder: Path, name: str) -> Run:
-    metrics, stored = folder / "training" / "metrics.jsonl", folder / "training" / "recipe.yaml"
+    metrics, stored = folder / "training" / METRICS, folder / "training" / "recipe.yaml"
     rows = read_metrics(metrics)
     if not rows or not stored.is_file():
         raise UsageError(
@@ -144,6 +160,8 @@ def _parent(run: Run, runs: Sequence[Run]) -> Run | None:
     if run.source is None:
         return None
     candidates = [run.source]
+    if run.folder.parent.name == "stages":
+        candidates.append(run.folder.parent / str(int(run.folder.name) - 1))
     if run.grown:
         manifest = read_manifest(run.source) or {}
         candidates.append(run.source.parent / str(manifest.get("parent", {}).get("name")))

@@ -16,7 +16,7 @@ def loss_before_growth(recipe: Recipe, rows: Sequence[dict[str, Any]]) -> float 
     """Held-out loss of the parent in nats a token; None where the source is not freshly grown.
 
     A run of the parent beside the source that was measured on the same data section says it.
-    Otherwise growth that keeps the function says it too: then it is the loss at step 0.
+    Otherwise growth that keeps the function says it too: then it is the loss at the first step.
 
     Args:
         rows: the metrics of this run so far.
@@ -30,7 +30,8 @@ def loss_before_growth(recipe: Recipe, rows: Sequence[dict[str, Any]]) -> float 
         return recorded
     if manifest["plan"]["exactness"] == "not-exact":
         return None
-    return next((row["eval_loss"] for row in rows if "eval_loss" in row and row["step"] == 0), None)
+    first = (row for row in rows if "eval_loss" in row and row["step"] == recipe.first_step)
+    return next((row["eval_loss"] for row in first), None)
 
 
 def _recorded(parent: Path, recipe: Recipe) -> float | None:

@@ -17,7 +17,8 @@ probes is bit for bit the run without.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,11 +46,19 @@ class Probes(TrainerCallback):
         model: with the weights that the run starts from: what is a copy of what is seen in them.
         slots: its new-parameter map.
         held_out: where the attention maps are made.
+        pause: told the seconds that a probe took, which are no training time.
     """
 
     def __init__(
-        self, model: Any, recipe: Recipe, slots: SlotMap, held_out: PackedDataset, metrics: Path
+        self,
+        model: Any,
+        recipe: Recipe,
+        slots: SlotMap,
+        held_out: PackedDataset,
+        metrics: Path,
+        pause: Callable[[float], None],
     ) -> None:
+        self.pause = pause
         self.recipe, self.slots, self.metrics = recipe, slots, metrics
         self.every = recipe.training.probe_interval
         self.batch = probe_batch(held_out)
@@ -59,7 +68,7 @@ class Probes(TrainerCallback):
         self._model = model
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == 0 and self._wanted(state):
+        if state.global_step == self.recipe.first_step and self._wanted(state):
             self._write(state, {})
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -85,13 +94,20 @@ class Probes(TrainerCallback):
         return bool(state.is_world_process_zero) and not sharded
 
     def _write(self, state: Any, updates: dict[str, float]) -> None:
-        step = state.global_step
+        step, started = state.global_step, time.monotonic()
         figures = {**updates, **probe(self._model, self.batch, self.slots, self.copies)}
         row = {"step": step, "tokens": step * self.recipe.tokens_per_step, "probe": figures}
         append_metrics(self.metrics, row)
+        self.pause(time.monotonic() - started)
 
 
-def probes_of(recipe: Recipe, model: Any, dataset: PackedDataset, metrics: Path) -> list[Probes]:
+def probes_of(
+    recipe: Recipe,
+    model: Any,
+    dataset: PackedDataset,
+    metrics: Path,
+    pause: Callable[[float], None],
+) -> list[Probes]:
     """The probes of a run; none where the recipe says so, or parameters are not here to be seen.
 
     A new-parameter map whose names are not those of the model in memory is left aside.
@@ -103,7 +119,7 @@ def probes_of(recipe: Recipe, model: Any, dataset: PackedDataset, metrics: Path)
         slots = slots_of(model, recipe)
     except UsageError:
         slots = SlotMap({})
-    return [Probes(model, recipe, slots, dataset, metrics)]
+    return [Probes(model, recipe, slots, dataset, metrics, pause)]
 
 
 def probe_batch(dataset: PackedDataset) -> dict[str, Tensor]:

@@ -243,6 +243,7 @@ class _Run:
         recipe = self.recipe
         bars: list[Progress] = []
         stop = StopOnSignal(self.processes)
+        log = RunCallback(recipe, self.folder / "metrics.jsonl", lambda: bars[0])
         trainer = RunTrainer(
             model,
             recipe,
@@ -252,8 +253,8 @@ class _Run:
             tokenizer_folder=tokenizer_folder,
             callbacks=[
                 *self.callbacks[0],
-                RunCallback(recipe, self.folder / "metrics.jsonl", lambda: bars[0]),
-                *probes_of(recipe, model, held_out or train_set, self.folder / "metrics.jsonl"),
+                log,
+                *probes_of(recipe, model, held_out or train_set, log.metrics, log.pause),
                 stop,
                 *GrownOptimizer.of(recipe, self.reporter),
                 *self.callbacks[1],

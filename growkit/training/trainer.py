@@ -243,6 +243,10 @@ class RunCallback(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.clock, self.clock_step = time.monotonic(), state.global_step
 
+    def pause(self, seconds: float) -> None:
+        """Leave out time that was not spent on training."""
+        self.clock += seconds
+
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
         step, tokens = state.global_step, state.global_step * self.recipe.tokens_per_step
         row: dict[str, Any] = {"step": step, "tokens": tokens}

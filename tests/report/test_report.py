@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -135,6 +136,29 @@ def test_runs_are_placed_behind_each_other(runs: list[Path]) -> None:
     reversed_ = read_runs(runs[::-1])
     assert [run.name for run in reversed_] == ["grown <trained>", "base"]
     assert reversed_[0].tokens_before == 192
+
+
+def test_stages_of_one_run(runs: list[Path], tmp_path: Path) -> None:
+    """A run that grows while it trains: its stages behind each other, growths where they were."""
+    from stage_runs import staged_values
+
+    from growkit.training.recipe import make_recipe
+
+    out = train(make_recipe(staged_values(runs[0].parent / "king.txt")), tmp_path / "run").out
+    read = read_runs([out])
+    assert [run.name for run in read] == [f"run, stage {i}" for i in range(len(read))]
+    assert len(read) > 1
+    whole = [row for row in read_metrics(out / "training" / "metrics.jsonl") if "eval_loss" in row]
+    assert [t for run in read for t in run.series("eval_loss")[0]] == [r["tokens"] for r in whole]
+    for before, after in itertools.pairwise(read):
+        assert after.parent == before.name and after.grown
+        assert after.tokens_before == before.tokens_before + before.tokens
+        start, end = after.series("eval_loss")[1][0], before.series("eval_loss")[1][-1]
+        assert start == pytest.approx(end, abs=1e-4)
+        assert after.loss_before_growth == pytest.approx(end, abs=1e-4)
+        kind = "head" if after is read[1] else "unit"  # the second growth is of FFN units
+        tokens, alike = after.series(f"{kind}_similarity", probe=True)
+        assert tokens[0] == after.tokens_before and alike[0] == pytest.approx(1, abs=1e-5)
 
 
 def test_lines_that_are_drawn_are_the_data(runs: list[Path]) -> None:

@@ -85,6 +85,24 @@ def test_resumed_mixture_is_the_uninterrupted_one(
     assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_read_the_mixture_of_one(strategy: str, tmp_path: Path) -> None:
+    """With separate documents, so that the two have different numbers of predicted tokens."""
+    from process_runs import run
+    from training_runs import TINY_GDA, assert_close
+
+    values = mixture_values(tmp_path / "text")
+    values["model"]["config"] = dict(TINY_GDA)
+    values["data"] |= {"document_attention": "separate", "sequence_length": 64}
+    values["data"]["max_eval_tokens"] = 640
+    train(make_recipe(values), tmp_path / "one")
+    values["parallel"] = {"strategy": strategy}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(values))
+    run(2, ["train", str(recipe), "--out", str(tmp_path / "two")])
+    assert_close(tmp_path / "two", tmp_path / "one", 1e-5)
+
+
 def test_length_of_a_changing_mixture_is_kept(finished: tuple[Recipe, Path]) -> None:
     _, out = finished
     folder = out.parent / "text"
