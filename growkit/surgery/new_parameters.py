@@ -18,15 +18,17 @@ def new_parameters(plan: Plan) -> dict[str, Any]:
     """
     result: dict[str, Any] = {}
     for tensor in plan.tensors:
-        part = _new_part(tensor)
+        part = _new_part(plan, tensor)
         if part:
             result[tensor.output.name] = part
     return result
 
 
-def _new_part(tensor: TensorPlan) -> Any:
+def _new_part(plan: Plan, tensor: TensorPlan) -> Any:
     if tensor.computed is not None:
-        return {}  # made of old weights
+        # Made of old weights, or a tensor that the source's attention has not.
+        known = plan.source_family.tensor(tensor.role)
+        return {} if known is not None and known.when(plan.source_sizes) else "all"
     if tensor.source is None or tensor.expert_copy or tensor.action in ("zero", "closed"):
         return "all"
     if tensor.in_new_layer:
