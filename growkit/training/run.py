@@ -41,11 +41,11 @@ from growkit.training.launch import check_launch
 from growkit.training.recipe import Recipe
 from growkit.training.run_folder import (
     DONE,
-    check_data,
     check_source,
     open_run,
     resume_point,
 )
+from growkit.training.run_inputs import run_inputs
 from growkit.training.run_result import TrainingResult, make_result
 from growkit.training.sources import Corpus, corpus_of
 from growkit.training.trackers import check_trackers
@@ -138,7 +138,8 @@ class _Run:
         from growkit.training.sharding import build_sharded
 
         check_trackers(self.recipe.training.report_to)
-        train_set, held_out, tokenizer, tokenizer_folder = self._inputs()
+        inputs = run_inputs(self.recipe, self.corpus, self.folder, self.processes, self.reporter)
+        train_set, held_out, tokenizer, tokenizer_folder = inputs
         checkpoint, finished = self.processes.from_first(self._where_to_begin)
         if finished is not None:
             return make_result(finished, self.out, self.folder, self.started, str(checkpoint))
@@ -170,47 +171,6 @@ class _Run:
         )
         begin = str(checkpoint) if checkpoint else None
         return make_result(record, self.out, self.folder, self.started, begin)
-
-    def _inputs(self) -> tuple[PackedDataset, PackedDataset | None, Any, Path]:
-        """Training and held-out sequences, tokenizer and its folder.
-
-        The first process makes what is missing.
-        """
-        from growkit.training.data_use import warn_of_repeats
-        from growkit.training.packing import PackedText, datasets, pack
-        from growkit.training.tokenizer import load_tokenizer, tokenizer_fingerprint
-
-        recipe, folder = self.recipe, self.folder
-        tokenizer_folder = self.processes.from_first(
-            lambda: _tokenizer_folder(recipe, self.corpus, folder, self.reporter)
-        )
-        tokenizer = load_tokenizer(
-            tokenizer_folder, trust_remote_code=recipe.model.trust_remote_code
-        )
-        fingerprint = tokenizer_fingerprint(tokenizer_folder)
-        cache = recipe.data.cache_dir or folder / "data"
-
-        def tokens() -> PackedText:
-            return pack(
-                self.corpus,
-                tokenizer,
-                fingerprint,
-                cache,
-                self.reporter,
-                workers=recipe.data.workers,
-            )
-
-        made = self.processes.from_first(lambda: tokens().key)
-        packed = tokens()
-        if packed.key != made:
-            raise GrowkitError(
-                f"Process {self.processes.rank} reads other data files than the first process.",
-                "Give all machines the same files under the same paths.",
-            )
-        self.processes.from_first(lambda: check_data(folder, packed.key))
-        train_set, held_out = datasets(packed, recipe.data)
-        warn_of_repeats(recipe, train_set, self.reporter)
-        return train_set, held_out, tokenizer, tokenizer_folder
 
     def _where_to_begin(self) -> tuple[Path | None, dict[str, Any] | None]:
         """The checkpoint to go on from, and the record of a run that is finished."""
@@ -313,28 +273,6 @@ class _Run:
             "data": data_use(self.recipe, trainer.train_dataset, steps),
             "recipe": self.recipe.to_dict(),
         }
-
-
-def _tokenizer_folder(recipe: Recipe, corpus: Corpus, folder: Path, reporter: Reporter) -> Path:
-    """The folder that holds the tokenizer; a trained one is trained now, once."""
-    from growkit.training.tokenizer import train_bpe
-
-    section = recipe.tokenizer
-    if section is None:
-        assert recipe.model.checkpoint is not None
-        return recipe.model.checkpoint
-    if section.path is not None:
-        return section.path
-    target = folder / "tokenizer"
-    if not target.is_dir():
-        partial = folder / "tokenizer.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        size = section.train_bpe or 257
-        if section.train_bpe:
-            reporter.note(f"Training a BPE tokenizer of {size} tokens on the training text.")
-        train_bpe(corpus.train_documents(), size, partial)
-        partial.rename(target)
-    return target
 
 
 def _check_length(model: Any, recipe: Recipe) -> None:
