@@ -15,7 +15,7 @@ PANEL = "Train"
 
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN [RUN ...]", help="Output folders of growkit train.")
+        list[Path], typer.Argument(metavar="RUN", help="Output folders of growkit train.")
     ],
     out: Annotated[
         Path | None,
