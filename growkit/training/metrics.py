@@ -5,6 +5,7 @@ model also grad_norm_old and grad_norm_new, over old and over new slots. Norms a
 step, before clipping; a frozen slot's gradient counts as zero.
 Keys of an evaluation line: step, tokens, eval_loss, perplexity, bits_per_byte; where the weights
 are a mean of checkpoints, averaged_checkpoints says of how many.
+Of a mixture also eval_loss/NAME of each source. A line with the key probe: growkit.training.probes.
 Losses are in nats a token; a training loss is the mean over the steps since the line before.
 """
 
