@@ -309,6 +309,6 @@ def test_no_process_holds_a_model_that_is_sharded(text_file: Path, tmp_path: Pat
         growth[strategy] = [
             int(launch.output(rank).split("GROWTH")[1].split()[0]) / size for rank in (0, 1)
         ]
-    assert max(growth["fsdp"]) < 0.85, growth
-    assert min(growth["ddp"]) > 1, growth  # the measure sees a whole model
+    assert max(growth["fsdp"]) < 0.95, growth  # half of it, and some 100 MB whatever its size
+    assert min(growth["ddp"]) > 1.2, growth  # the measure sees a whole model
     assert_close(tmp_path / "fsdp", tmp_path / "ddp", 1e-2)
