@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PANEL = "Grow"
 HOW, OUTPUT = "How", "Output"
 TARGETS = (
-    "mha, gqa, mqa, gda, gda_gated, diff_v1, diff_v2, shared_diff, wgqa, sas, or plain "
+    "mha, gqa, mqa, gda, gda_gated, diff_v1, diffllama, diff_v2, shared_diff, wgqa, sas, or plain "
     "(see growkit export)."
 )
 

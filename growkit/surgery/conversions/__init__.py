@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from growkit.surgery.conversions.conversion import Conversion
 from growkit.surgery.conversions.diff_v1 import ToDiffV1
+from growkit.surgery.conversions.differential import ToDifferential
 from growkit.surgery.conversions.fold import Fold
 from growkit.surgery.conversions.gated import ToGated
 from growkit.surgery.conversions.gda import ToGda
@@ -27,6 +28,7 @@ CONVERSIONS: dict[str, Callable[[ConversionRequest], Conversion]] = {
     "gda": lambda request: ToGda(request.ratio, request.mirror),
     "gda_gated": lambda request: ToGated("gda_gated", request.ratio or 1),
     "diff_v1": lambda request: ToDiffV1(),
+    "diffllama": lambda request: ToDifferential("diffllama"),
     "diff_v2": lambda request: ToGated("diff_v2"),
     "shared_diff": lambda request: ToSharedDiff(request.needed("rank"), request.mirror or 0.5),
     "wgqa": lambda request: ToWgqa(request.kv_heads, request.wgqa_weights),

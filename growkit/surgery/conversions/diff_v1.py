@@ -1,5 +1,7 @@
 """Ordinary attention -> DIFF V1 with its norm: another function, to be trained.
 
+(A checkpoint of another differential format becomes DIFF V1 exactly: see ``differential.py``.)
+
 The projections keep their bytes: query heads 2i and 2i + 1 become the two maps of head i, key and
 value heads likewise (the same counts as a Llama's, DIFF Transformer section 3). The lambda vectors
 and the norm of every head begin as in a new model.
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 from growkit.errors import UsageError
 from growkit.families.lambda_schedule import lambda_init_schedule
 from growkit.surgery.conversions.conversion import Converted
+from growkit.surgery.conversions.differential import OWN_KEYS, ToDifferential
 from growkit.surgery.conversions.ordinary import check_ordinary, growkit_fields
 from growkit.surgery.growth import Exactness, ModelShape
 
@@ -21,6 +24,8 @@ class ToDiffV1:
     """To DIFF V1 of the same parameter count."""
 
     def apply(self, shape: ModelShape) -> Converted:
+        if shape.family.name in OWN_KEYS:
+            return ToDifferential("diff_v1").apply(shape)
         check_ordinary(shape)
         heads, kv = shape.sizes["query_head"], shape.sizes["kv_head"]
         if heads % 2 or kv % 2:

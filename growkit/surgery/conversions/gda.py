@@ -23,6 +23,7 @@ from growkit.errors import UsageError
 from growkit.families.differential import divisors
 from growkit.surgery.axis_map import NEW, AxisMap
 from growkit.surgery.conversions.conversion import Alias, Converted
+from growkit.surgery.conversions.differential import OWN_KEYS, ToDifferential
 from growkit.surgery.conversions.ordinary import check_ordinary, decoder_fields
 from growkit.surgery.growth import Exactness, ModelShape
 
@@ -40,6 +41,8 @@ class ToGda:
     mirror: float | None = None
 
     def apply(self, shape: ModelShape) -> Converted:
+        if shape.family.name in OWN_KEYS:
+            return self._from_differential(shape)
         check_ordinary(shape)
         heads, kv = shape.sizes["query_head"], shape.sizes["kv_head"]
         ratio = self._ratio(heads, kv)
@@ -78,6 +81,14 @@ class ToGda:
                 "has one from the start",
             ),
         )
+
+    def _from_differential(self, shape: ModelShape) -> Converted:
+        if self.ratio is not None or self.mirror is not None:
+            raise UsageError(
+                f"--ratio and --mirror are for ordinary sources; this is {shape.family.name}.",
+                "Leave them out, and change the ratio by growkit grow --noise-heads.",
+            )
+        return ToDifferential("gda").apply(shape)
 
     def _exactness(self, factor: float) -> Exactness:
         if self.mirror is None:
