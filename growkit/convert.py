@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,9 @@ def convert_checkpoint(
         plan = build_conversion_plan(
             checkpoint, request.conversion(), symmetry=request.symmetry_choice()
         )
+        if plan.growth.conversion is not None and plan.growth.conversion.measure is not None:
+            measured = plan.growth.conversion.measure(checkpoint)
+            plan = replace(plan, warnings=(*plan.warnings, *measured))
         check_tied_head(checkpoint, plan.source_family, plan.source_sizes)
         manifest = publish_plan(plan, out, {"convert": request.to_dict()}, **writing)
     return plan, manifest

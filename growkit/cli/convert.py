@@ -60,6 +60,13 @@ def convert(
     rank: Annotated[
         int | None, typer.Option(help="Rank of the updates (shared_diff).", rich_help_panel=HOW)
     ] = None,
+    key_rank: Annotated[
+        int | None,
+        typer.Option(
+            help="Rank of the keys' updates (DIFF V1 to shared_diff); default: --rank.",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
     wgqa_weights: Annotated[
         str, typer.Option(help="scalar, column or row.", rich_help_panel=HOW)
     ] = "scalar",
@@ -114,6 +121,7 @@ def convert(
         kv_heads=kv_heads,
         merge=merge,
         rank=rank,
+        key_rank=key_rank,
         wgqa_weights=wgqa_weights,
         simulated_heads=simulated_heads,
         simulated_head_dim=simulated_head_dim,

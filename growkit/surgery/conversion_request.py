@@ -22,7 +22,7 @@ class ConversionRequest:
         mirror: lambda of mirrored maps.
         kv_heads: key/value heads of ``gqa`` and ``wgqa``.
         merge: how several key/value heads become one: ``mean`` or ``first``.
-        rank: of the updates of ``shared_diff``.
+        rank, key_rank: of the updates of ``shared_diff``; of the keys' only from DIFF V1.
         wgqa_weights: ``scalar``, ``column`` or ``row``.
         simulated_heads: simulated heads a head of ``sas``.
         simulated_head_dim: their features; None: head_dim.
@@ -37,6 +37,7 @@ class ConversionRequest:
     kv_heads: int | None = None
     merge: str = "mean"
     rank: int | None = None
+    key_rank: int | None = None
     wgqa_weights: str = "scalar"
     simulated_heads: int = 2
     simulated_head_dim: int | None = None

@@ -30,7 +30,9 @@ CONVERSIONS: dict[str, Callable[[ConversionRequest], Conversion]] = {
     "diff_v1": lambda request: ToDiffV1(),
     "diffllama": lambda request: ToDifferential("diffllama"),
     "diff_v2": lambda request: ToGated("diff_v2"),
-    "shared_diff": lambda request: ToSharedDiff(request.needed("rank"), request.mirror or 0.5),
+    "shared_diff": lambda request: ToSharedDiff(
+        request.needed("rank"), request.mirror, request.key_rank
+    ),
     "wgqa": lambda request: ToWgqa(request.kv_heads, request.wgqa_weights),
     "sas": lambda request: ToSas(
         request.simulated_heads, request.simulated_head_dim, request.kernel, request.seed

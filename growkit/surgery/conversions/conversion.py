@@ -72,6 +72,7 @@ class Converted:
         verbatim: roles whose bytes are the source's, whatever the two formats call their units.
         shared_rows: roles of which the model adds up the copies of a row: each gets a share.
         warnings: what a user should know before training.
+        measure: further lines to say, from the source's weights; calculated when it is converted.
     """
 
     config: dict[str, Any]
@@ -87,6 +88,7 @@ class Converted:
     verbatim: frozenset[str] = frozenset()
     shared_rows: frozenset[str] = frozenset()
     warnings: tuple[str, ...] = ()
+    measure: Callable[[Checkpoint], tuple[str, ...]] | None = None
 
 
 class Conversion(Protocol):
