@@ -25,6 +25,7 @@ SOURCES: dict[str, Config] = {
     "mqa": {"family": "llama", "num_key_value_heads": 1},
     "tied": {"family": "llama", "tie_word_embeddings": True},
     "biases": {"family": "llama", "bias": True, "mlp_bias": False},
+    "mistral": {"family": "mistral", "sliding_window": None},
     "qwen2": {"family": "qwen2", "use_sliding_window": False},
     "qwen3": {"family": "qwen3"},
 }

@@ -104,7 +104,7 @@ REFUSED: dict[str, tuple[str, list[str], str]] = {
     "kernel": ("gqa", ["--to", "sas", "--kernel", "2"], "kernels odd"),
     "features": ("gqa", ["--to", "sas", "--simulated-head-dim", "6"], "from 8 on"),
     "row weights": ("qwen2", ["--to", "wgqa", "--wgqa-weights", "row"], "scalar, column"),
-    "windows": ("mistral", ["--to", "gda"], "windows"),
+    "windows": ("mistral windows", ["--to", "gda"], "windows"),
     "multipliers": ("granite", ["--to", "gda"], "granite"),
     "other families": ("gemma2", ["--to", "diff_v2"], "Families that can"),
     "fold an ordinary model": ("gqa", ["--to", "plain"], "ordinary attention already"),
@@ -125,8 +125,8 @@ def refused_source(path: Path, name: str, llama: Path) -> Path:
     if name in ("diff_v2", "shared_diff", "sas"):
         convert(llama, path, name, **({"rank": 2} if name == "shared_diff" else {}))
         return path
-    if name in ("mistral", "granite", "gemma2"):
-        return write_checkpoint(path, family_config(name, num_hidden_layers=2))
+    if name in ("mistral windows", "granite", "gemma2"):
+        return write_checkpoint(path, family_config(name.split()[0], num_hidden_layers=2))
     return write_source(path, name)
 
 

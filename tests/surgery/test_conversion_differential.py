@@ -31,6 +31,9 @@ def write_source(path: Path, name: str, dtype: str = "F32") -> Path:
         kind = {"F32": torch.float32, "BF16": torch.bfloat16}[dtype]
         extras = dict.fromkeys(("qk_norm", "attention_bias", "attention_output_bias"), False)
         return write_variant(path, name, kind, num_hidden_layers=LAYERS, **extras)
+    if name in ("diff_v1 extras", "diff_v1-plain"):
+        kind = {"F32": torch.float32, "BF16": torch.bfloat16}[dtype]
+        return write_variant(path, name.split()[0], kind, num_hidden_layers=LAYERS)
     made = {
         "gda": lambda: tiny.gda_config(4, 4, 2, **SIZES),
         "gda eps": lambda: tiny.gda_config(4, 4, 2, **SIZES, attn_rms_norm_eps=1e-3),
@@ -47,6 +50,8 @@ WAYS = [
     ("gda eps", "diffllama", "rounded"),
     ("diff_v1", "gda", "exact"),
     ("diff_v1", "diffllama", "rounded"),
+    ("diff_v1 extras", "gda", "exact"),  # biases and head norms
+    ("diff_v1-plain", "gda", "exact"),  # no norm over a head
     ("diffllama", "gda", "exact"),
     ("diffllama", "diff_v1", "exact"),
     ("motif", "gda", "exact"),
