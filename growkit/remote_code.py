@@ -12,7 +12,8 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent
-MODEL_TYPES = ("gda", "growkit")
+MODEL_TYPES = ("gda", "growkit", "growkit_t5")
+ENCODER_DECODERS = ("growkit_t5",)
 
 _RELATIVE_IMPORT = re.compile(r"^(\s*from )(\.+)([\w.]+)(?= import )", re.MULTILINE)
 _GROWKIT_IMPORT = re.compile(r"^\s*(?:from|import)\s+growkit\b", re.MULTILINE)
@@ -20,11 +21,14 @@ _GROWKIT_IMPORT = re.compile(r"^\s*(?:from|import)\s+growkit\b", re.MULTILINE)
 
 def auto_map(model_type: str) -> dict[str, str]:
     """Where transformers finds the classes: vLLM needs AutoModel, from_pretrained the others."""
-    name = model_type.capitalize()
+    name = "".join(word.capitalize() for word in model_type.split("_"))
+    language_model = ("AutoModelForCausalLM", "ForCausalLM")
+    if model_type in ENCODER_DECODERS:
+        language_model = ("AutoModelForSeq2SeqLM", "ForConditionalGeneration")
     return {
         "AutoConfig": f"configuration_{model_type}.{name}Config",
         "AutoModel": f"modeling_{model_type}.{name}Model",
-        "AutoModelForCausalLM": f"modeling_{model_type}.{name}ForCausalLM",
+        language_model[0]: f"modeling_{model_type}.{name}{language_model[1]}",
     }
 
 

@@ -43,6 +43,43 @@ WEIGHTS = ("scalar", "column", "row")
 INITS = ("mean", "random")
 
 
+def weight_shape(kind: str, heads: int, head_dim: int, hidden_size: int) -> tuple[int, ...]:
+    """Shape of w_k and of w_v: [H], [H, d] or [H, E]."""
+    return (heads, *{"scalar": (), "column": (head_dim,), "row": (hidden_size,)}[kind])
+
+
+def start_weights(weights: Tensor, start: str, group: int) -> None:
+    """Mean pooling of ``group`` heads, or the paper's random start; in place."""
+    if start == "mean":
+        init.constant_(weights, 1 / group)
+    else:
+        init.normal_(weights, mean=0.0, std=1.0)
+
+
+def merged_projection(
+    projection: nn.Linear, weights: Tensor, kind: str, group: int, head_dim: int
+) -> tuple[Tensor, Tensor | None]:
+    """Weight [G d, E] and bias [G d] of the projection whose heads are the merged ones.
+
+    Args:
+        projection: of all H heads, weight [H d, E].
+        weights: w_k or w_v, of :func:`weight_shape`.
+        kind: what a weight multiplies, of ``WEIGHTS``.
+        group: heads merged to one.
+        head_dim: d.
+    """
+    heads = (-1, group, head_dim)
+    by_head = projection.weight.unflatten(0, heads)  # [G, H/G, d, E]
+    # One number an input row, or one a head, or d.
+    factors = weights[:, None, :] if kind == "row" else weights.reshape(len(weights), -1, 1)
+    factors = factors.unflatten(0, heads[:2])  # [G, H/G, 1 or d, 1 or E]
+    weight = (by_head * factors).sum(1).flatten(0, 1)
+    if projection.bias is None:
+        return weight, None
+    bias = (projection.bias.unflatten(0, heads) * factors.squeeze(-1)).sum(1).flatten()
+    return weight, bias
+
+
 def wgqa_reference(
     module: Any,
     hidden_states: Tensor,
@@ -109,8 +146,9 @@ class WeightedGroupedQueryAttention(GroupedQueryAttention):
     @classmethod
     def weight_shape(cls, config: Any) -> tuple[int, ...]:
         """Shape of w_k and of w_v."""
-        tail = {"scalar": (), "column": (config.head_dim,), "row": (config.hidden_size,)}
-        return (config.num_attention_heads, *tail[config.wgqa_weights])
+        return weight_shape(
+            config.wgqa_weights, config.num_attention_heads, config.head_dim, config.hidden_size
+        )
 
     @classmethod
     def extra_parameters(cls, config: Any) -> int:
@@ -132,25 +170,12 @@ class WeightedGroupedQueryAttention(GroupedQueryAttention):
     def init_weights(self) -> None:
         """Mean pooling, or the paper's random start."""
         for weights in (self.w_k, self.w_v):
-            if self.config.wgqa_init == "mean":
-                init.constant_(weights, 1 / self.num_key_value_groups)
-            else:
-                init.normal_(weights, mean=0.0, std=1.0)
+            start_weights(weights, self.config.wgqa_init, self.num_key_value_groups)
 
     def merged(self, projection: nn.Linear, weights: Tensor) -> tuple[Tensor, Tensor | None]:
         """Weight [G d, E] and bias [G d] of the k_proj or v_proj of the folded GQA model."""
-        heads = (-1, self.num_key_value_groups, self.head_dim)
-        by_head = projection.weight.unflatten(0, heads)  # [G, H/G, d, E]
-        if self.config.wgqa_weights == "row":
-            factors = weights[:, None, :]
-        else:
-            factors = weights.reshape(len(weights), -1, 1)  # one number a head, or d
-        factors = factors.unflatten(0, heads[:2])  # [G, H/G, 1 or d, 1 or E]
-        weight = (by_head * factors).sum(1).flatten(0, 1)
-        if projection.bias is None:
-            return weight, None
-        bias = (projection.bias.unflatten(0, heads) * factors.squeeze(-1)).sum(1).flatten()
-        return weight, bias
+        kind, group = self.config.wgqa_weights, self.num_key_value_groups
+        return merged_projection(projection, weights, kind, group, self.head_dim)
 
     def project(
         self, hidden_states: Tensor, position_embeddings: Positions

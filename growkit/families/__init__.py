@@ -27,6 +27,7 @@ from growkit.families.sas import SAS
 from growkit.families.shared_diff import SHARED_DIFF
 from growkit.families.smollm3 import SMOLLM3
 from growkit.families.t5 import T5
+from growkit.families.t5_grouped import T5_GQA, T5_WGQA
 from growkit.families.wgqa import WGQA
 
 # One line a family.
@@ -51,6 +52,8 @@ _ALL = (
     GPT_NEOX,
     OPT,
     T5,
+    T5_GQA,
+    T5_WGQA,
     GQA,
     DIFF_V1,
     DIFF_V2,
@@ -81,13 +84,14 @@ def family_of(config: Config, names: Collection[str] = ()) -> Family:
 
 
 def _by_attention(candidates: list[Family], config: Config) -> Family:
-    asked = config.get("attention", "gqa")  # the class's default
+    field = candidates[0].attention_field
+    asked = config.get(field, "gqa")  # the classes' default
     for family in candidates:
         if family.attention == asked:
             return family
     known = sorted(str(family.attention) for family in candidates)
     raise UsageError(
-        f"config.json has attention = {asked!r}, which growkit does not know.",
+        f"config.json has {field} = {asked!r}, which growkit does not know.",
         f"{nearest(str(asked), known)}Valid values: {', '.join(known)}.",
     )
 

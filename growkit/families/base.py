@@ -190,7 +190,8 @@ class Family:
     Attributes:
         name: our name for it.
         model_types: values of ``model_type`` in config.json.
-        attention: value of its field ``attention`` where one model type has several families.
+        attention: value of its field ``attention_field`` where one model type has several families.
+        attention_field: config field that names the attention.
         tensors: every tensor of a checkpoint.
         links: which heads work together.
         sizes: axis sizes (and layout facts) of a config.
@@ -248,6 +249,7 @@ class Family:
     aliases: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = (r".*rotary_emb\.inv_freq",)
     attention: str | None = None
+    attention_field: str = "attention"
     wider: str | None = None
     adopt: Callable[[Config, Family, Sizes], dict[str, Any]] | None = None
     refused: Mapping[str, str] = field(default_factory=dict)

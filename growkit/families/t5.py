@@ -17,6 +17,7 @@ from typing import Any
 
 from growkit.families.base import (
     Config,
+    Dim,
     Family,
     Norm,
     Stack,
@@ -108,14 +109,16 @@ def _norm(role: str, name: str, stack: str) -> Tensor:
     return Tensor(role, name, (hidden_normed,), init="ones", stack=stack)
 
 
-def _attention(role: str, name: str, stack: str) -> tuple[Tensor, ...]:
+def _attention(
+    role: str, name: str, stack: str, keys: Dim = key_rows, values: Dim = kv_rows
+) -> tuple[Tensor, ...]:
     """q, k, v, o and the norm in front of them; ``name`` is the block's, up to the module."""
     inside, outside = name + ".", name.rpartition(".")[0] + "."
     return (
         _norm(f"{role}input_norm", outside + "layer_norm.weight", stack),
         Tensor(f"{role}q", inside + "q.weight", (query_rows, hidden_in), stack=stack),
-        Tensor(f"{role}k", inside + "k.weight", (key_rows, hidden_in), stack=stack),
-        Tensor(f"{role}v", inside + "v.weight", (kv_rows, hidden_in), stack=stack),
+        Tensor(f"{role}k", inside + "k.weight", (keys, hidden_in), stack=stack),
+        Tensor(f"{role}v", inside + "v.weight", (values, hidden_in), stack=stack),
         Tensor(
             f"{role}o", inside + "o.weight", (hidden_out, query_columns), always, True, stack=stack
         ),
@@ -146,23 +149,35 @@ def _position_bias(role: str, stack: str) -> Tensor:
 _BLOCK = "{stack}.block.{{layer}}.layer.{place}."
 _ENCODER_BLOCKS = tuple(_BLOCK.format(stack="encoder", place=place) for place in range(2))
 _DECODER_BLOCKS = tuple(_BLOCK.format(stack="decoder", place=place) for place in range(3))
+SELF_ATTENTION = _DECODER_BLOCKS[0] + "SelfAttention"
+CROSS_ATTENTION = _DECODER_BLOCKS[1] + "EncDecAttention"
+
+
+def t5_tensors(encoder: tuple[Dim, Dim], decoder: tuple[Dim, Dim]) -> tuple[Tensor, ...]:
+    """Every tensor of a T5 checkpoint.
+
+    Args:
+        encoder, decoder: rows of the keys and of the values in that stack.
+    """
+    return (
+        Tensor("embed", "shared.weight", (vocab, hidden_out)),
+        _position_bias("position_bias", "encoder"),
+        *_attention("", _ENCODER_BLOCKS[0] + "SelfAttention", ENCODER, *encoder),
+        *_ffn("", _ENCODER_BLOCKS[1], ENCODER),
+        _norm("encoder_norm", "encoder.final_layer_norm.weight", ENCODER),
+        _position_bias("decoder_position_bias", "decoder"),
+        *_attention("decoder_", SELF_ATTENTION, DECODER, *decoder),
+        *_attention("cross_", CROSS_ATTENTION, DECODER, *decoder),
+        *_ffn("decoder_", _DECODER_BLOCKS[2], DECODER),
+        _norm("final_norm", "decoder.final_layer_norm.weight", DECODER),
+        Tensor("lm_head", "lm_head.weight", (vocab, consumes(plain("hidden"))), when=untied),
+    )
+
 
 T5 = Family(
     name="t5",
     model_types=("t5",),
-    tensors=(
-        Tensor("embed", "shared.weight", (vocab, hidden_out)),
-        _position_bias("position_bias", "encoder"),
-        *_attention("", _ENCODER_BLOCKS[0] + "SelfAttention", ENCODER),
-        *_ffn("", _ENCODER_BLOCKS[1], ENCODER),
-        _norm("encoder_norm", "encoder.final_layer_norm.weight", ENCODER),
-        _position_bias("decoder_position_bias", "decoder"),
-        *_attention("decoder_", _DECODER_BLOCKS[0] + "SelfAttention", DECODER),
-        *_attention("cross_", _DECODER_BLOCKS[1] + "EncDecAttention", DECODER),
-        *_ffn("decoder_", _DECODER_BLOCKS[2], DECODER),
-        _norm("final_norm", "decoder.final_layer_norm.weight", DECODER),
-        Tensor("lm_head", "lm_head.weight", (vocab, consumes(plain("hidden"))), when=untied),
-    ),
+    tensors=t5_tensors((key_rows, kv_rows), (key_rows, kv_rows)),
     # A target token meets its own past and the whole source, in two caches.
     stacks=(Stack(ENCODER, attended=1.0, caches=0), Stack(DECODER, attended=1.5, caches=2)),
     links=(evenly_shared("query_head", "kv_head"),),

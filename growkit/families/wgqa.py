@@ -47,7 +47,7 @@ def _weights() -> tuple[Tensor, ...]:
     )
 
 
-_OTHER_GROUPS = (
+OTHER_GROUPS = (
     "its key/value heads are sums over the heads of a group, and a new group would need heads of "
     "its own"
 )
@@ -63,5 +63,5 @@ WGQA = variant(
     links=(evenly_shared("query_head", "kv_head"),),
     kv_elements=lambda sizes: 2 * sizes["kv_head"] * sizes["head_dim"],
     attention_flops=lambda sizes: 4 * sizes["query_head"] * sizes["head_dim"],
-    refused={"--kv-heads": _OTHER_GROUPS, "--heads": _OTHER_GROUPS},
+    refused={"--kv-heads": OTHER_GROUPS, "--heads": OTHER_GROUPS},
 )

@@ -1,20 +1,28 @@
 """The Hugging Face models around the attention variants.
 
 Importing this package registers our configs and models with the Auto classes of transformers (and
-imports torch): ``gda`` (Grouped Differential Attention) and ``growkit`` (any other variant).
+imports torch): ``gda`` (Grouped Differential Attention), ``growkit`` (any other variant) and
+``growkit_t5`` (T5 with grouped or weighted grouped attention in its decoder).
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from growkit.modeling.configuration_gda import GdaConfig
 from growkit.modeling.configuration_growkit import GrowkitConfig
+from growkit.modeling.configuration_growkit_t5 import GrowkitT5Config
 from growkit.modeling.decoder import DecoderPreTrainedModel
 from growkit.modeling.modeling_gda import GdaForCausalLM, GdaModel, GdaPreTrainedModel
 from growkit.modeling.modeling_growkit import GrowkitForCausalLM, GrowkitModel
+from growkit.modeling.modeling_growkit_t5 import (
+    GrowkitT5ForConditionalGeneration,
+    GrowkitT5Model,
+    GrowkitT5PreTrainedModel,
+)
 from growkit.modeling.poly_norm import PolyNorm
 from growkit.remote_code import export_code
 
 DecoderPreTrainedModel.code_exporter = staticmethod(export_code)
+GrowkitT5PreTrainedModel.code_exporter = staticmethod(export_code)
 
 for _config, _base, _causal in (
     (GdaConfig, GdaModel, GdaForCausalLM),
@@ -23,6 +31,9 @@ for _config, _base, _causal in (
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
     AutoModel.register(_config, _base, exist_ok=True)
     AutoModelForCausalLM.register(_config, _causal, exist_ok=True)
+AutoConfig.register(GrowkitT5Config.model_type, GrowkitT5Config, exist_ok=True)
+AutoModel.register(GrowkitT5Config, GrowkitT5Model, exist_ok=True)
+AutoModelForSeq2SeqLM.register(GrowkitT5Config, GrowkitT5ForConditionalGeneration, exist_ok=True)
 
 __all__ = [
     "GdaConfig",
@@ -32,5 +43,8 @@ __all__ = [
     "GrowkitConfig",
     "GrowkitForCausalLM",
     "GrowkitModel",
+    "GrowkitT5Config",
+    "GrowkitT5ForConditionalGeneration",
+    "GrowkitT5Model",
     "PolyNorm",
 ]

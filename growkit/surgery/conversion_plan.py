@@ -109,6 +109,8 @@ def build_conversion_plan(
     converted = conversion.apply(shape)
     family = family_of(converted.config)
     sizes = family.sizes(converted.config)
+    if family.ties_by_values:
+        sizes["tied"] = source_sizes["tied"]  # what the source stores decides, not its config
     axes = dict(converted.axes)
     if converted.exactness is not Exactness.NOT_EXACT:
         check_converted_links(shape, sizes, converted)

@@ -14,6 +14,7 @@ from growkit.surgery.conversions.gda import ToGda
 from growkit.surgery.conversions.kv_heads import ToKvHeads
 from growkit.surgery.conversions.sas import ToSas
 from growkit.surgery.conversions.shared_diff import ToSharedDiff
+from growkit.surgery.conversions.t5 import with_t5
 from growkit.surgery.conversions.wgqa import ToWgqa
 
 if TYPE_CHECKING:
@@ -38,5 +39,7 @@ CONVERSIONS: dict[str, Callable[[ConversionRequest], Conversion]] = {
         request.simulated_heads, request.simulated_head_dim, request.kernel, request.seed
     ),
 }
+
+CONVERSIONS = with_t5(CONVERSIONS)
 
 __all__ = ["CONVERSIONS", "Conversion"]

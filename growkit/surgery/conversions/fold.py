@@ -189,7 +189,7 @@ def _fold_wgqa(shape: ModelShape, config: dict[str, Any]) -> Converted:
         f"their {kind} weights",
         exactness=Exactness.ROUNDED,
         reason="the merge is linear in the projections",
-        computed={role: _merged(shape, role, kind) for role in roles},
+        computed={role: merged_heads(shape, role, f"w_{role[0]}_{kind}", kind) for role in roles},
     )
 
 
@@ -198,12 +198,19 @@ def _present(shape: ModelShape, role: str) -> bool:
     return tensor is not None and tensor.when(shape.sizes)
 
 
-def _merged(shape: ModelShape, role: str, kind: str) -> Computed:
-    """Rows of a merged projection, or entries of a merged bias."""
+def merged_heads(shape: ModelShape, role: str, weights_role: str, kind: str) -> Computed:
+    """Rows of a projection, or entries of a bias, whose heads WGQA's weights merge.
+
+    Args:
+        shape: the weighted model.
+        role: of the projection or bias.
+        weights_role: of its w_k or w_v.
+        kind: what a weight multiplies.
+    """
     sizes = shape.sizes
     dim, group = sizes["head_dim"], sizes["query_head"] // sizes["kv_head"]
     projection = shape.family.tensor(role)
-    weights = shape.family.tensor(f"w_{role[0]}_{kind}")
+    weights = shape.family.tensor(weights_role)
     assert projection is not None and weights is not None
 
     def rows(checkpoint: Checkpoint, layer: int, first: int, count: int) -> Array:
