@@ -191,7 +191,7 @@ def test_fold_without_sharing_is_plain_t5(tmp_path: Path) -> None:
     rewrite(tmp_path / "w", scatter_weights)
     plan, manifest = convert(tmp_path / "w", tmp_path / "f", "plain")
     assert plan.config["model_type"] == "t5" and manifest["verification"]["passed"]
-    assert not list((tmp_path / "f").glob("*.py"))
+    assert "auto_map" not in plan.config
 
 
 def weights_of_another_group(tensors: Tensors) -> None:
@@ -218,7 +218,6 @@ def test_a_wrong_fold_fails_verification(tmp_path: Path, damage: Callable[[Tenso
     """The folded folder against a model with other weights: as if the fold had used those."""
     source = weighted(tmp_path)
     convert(source, tmp_path / "f", "plain")
-    assert verify_checkpoints(source, tmp_path / "f").passed
     rewrite(source, damage)
     assert verify_checkpoints(source, tmp_path / "f").passed is False
 
@@ -226,9 +225,6 @@ def test_a_wrong_fold_fails_verification(tmp_path: Path, damage: Callable[[Tenso
 # -- growth ---------------------------------------------------------------------------------------
 
 REQUESTS: dict[str, dict[str, Any]] = {
-    "query heads": {"query_heads": "x2"},
-    "ffn": {"ffn": "x1.5"},
-    "hidden": {"hidden": "x4"},
     "both stacks": {"layers": "+1", "decoder_layers": "+1"},
     "together": {"query_heads": "x2", "ffn": "x2", "hidden": "x4", "decoder_layers": "+1"},
 }
@@ -241,9 +237,9 @@ GROUPED = {
 
 @pytest.mark.parametrize(
     ("kind", "request_"),
-    [(k, r) for k in ("scalar", "column", "row") for r in ("together", "query heads")]
+    [(kind, "together") for kind in ("scalar", "column", "row")]
     + [("gqa", name) for name in {**GROUPED, "together": 0}]
-    + [("scalar", "both stacks"), ("row", "hidden"), ("column", "ffn")],
+    + [("scalar", "both stacks")],
 )
 def test_growth_keeps_the_function(tmp_path: Path, kind: str, request_: str) -> None:
     if kind == "gqa":

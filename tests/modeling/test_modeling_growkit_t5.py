@@ -54,7 +54,7 @@ def model_of(kind: str, **changes: Any) -> Any:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_cached_generation_equals_uncached(kind: str) -> None:
-    model = model_of(kind)
+    model = model_of(kind).double()  # scores are not scaled: float32 rounds visibly
     mask = torch.ones_like(SOURCE)
     mask[0, :4] = 0
     made, cache = [], EncoderDecoderCache(DynamicCache(), DynamicCache())
@@ -74,7 +74,7 @@ def test_cached_generation_equals_uncached(kind: str) -> None:
         )
     assert torch.equal(made[0].sequences, made[1].sequences)
     for cached, plain in zip(made[0].logits, made[1].logits, strict=True):
-        torch.testing.assert_close(cached, plain, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(cached, plain, atol=1e-9, rtol=1e-9)
     tokens = {"self_attention_cache": 8, "cross_attention_cache": 11}
     for name, length in tokens.items():
         for layer in getattr(cache, name).layers:
@@ -88,7 +88,7 @@ def test_eager_equals_sdpa_with_padding_and_in_bfloat16(kind: str) -> None:
     logits = []
     mask = torch.ones_like(SOURCE)
     mask[0, :4] = 0
-    model = model_of(kind)
+    model = model_of(kind).double()
     for implementation in ("eager", "sdpa"):
         model.set_attn_implementation(implementation)
         found = model(input_ids=SOURCE, attention_mask=mask, decoder_input_ids=TARGET).logits
@@ -97,9 +97,9 @@ def test_eager_equals_sdpa_with_padding_and_in_bfloat16(kind: str) -> None:
         moved[0, :4] = 63  # padding is not read
         again = model(input_ids=moved, attention_mask=mask, decoder_input_ids=TARGET).logits
         torch.testing.assert_close(again, found)
-    torch.testing.assert_close(*logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(*logits, atol=1e-9, rtol=1e-9)
     half = model.bfloat16()(input_ids=SOURCE, attention_mask=mask, decoder_input_ids=TARGET)
-    assert (half.logits.float() - logits[0]).abs().max() < 0.1 * logits[0].std()
+    assert (half.logits.float() - logits[0]).abs().mean() < 0.05 * logits[0].std()
 
 
 @pytest.mark.parametrize("kind", ["scalar", "column", "row"])
@@ -108,13 +108,11 @@ def test_two_steps_move_every_merge_weight(kind: str) -> None:
     before = {n: p.detach().clone() for n, p in model.named_parameters() if ".w_" in n}
     assert len(before) == 8  # keys and values of two attentions in two blocks
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    losses = []
     for _ in range(2):
         loss = model(input_ids=SOURCE, labels=TARGET).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
     for name, parameter in model.named_parameters():
         if name in before:
             assert not torch.equal(parameter, before[name]), name
