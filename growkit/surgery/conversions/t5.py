@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from growkit.errors import UsageError, nearest
-from growkit.families.differential import divisors
 from growkit.families.wgqa import WEIGHTS
 from growkit.surgery.axis_map import AxisMap
 from growkit.surgery.conversions.constants import constant_rows
@@ -64,11 +63,17 @@ def _refuse_weighted(shape: ModelShape, to: str) -> None:
         )
 
 
-def _check_groups(shape: ModelShape, groups: int, related: bool) -> None:
-    """The query heads are a multiple of ``groups``, and so is (or are) what the source has."""
+def _check_groups(shape: ModelShape, groups: int, *, merged_only: bool) -> None:
+    """``groups`` has to divide the query heads and the source's heads, or be a multiple of these.
+
+    ``merged_only`` excludes multiples.
+    """
     heads, kv = shape.sizes["query_head"], shape.sizes["kv_head"]
-    fitting = [n for n in map(int, divisors(heads).split(", ")) if not kv % n or related]
-    fitting = [n for n in fitting if not kv % n or not n % kv]
+    fitting = [
+        n
+        for n in range(1, heads + 1)
+        if heads % n == 0 and (kv % n == 0 or (not merged_only and n % kv == 0))
+    ]
     if groups not in fitting:
         raise UsageError(
             f"--kv-heads {groups}: a decoder of {heads} query heads on {kv} key/value heads cannot "
@@ -92,7 +97,7 @@ class T5ToKvHeads:
         _refuse_weighted(shape, "gqa")
         kv = shape.sizes["kv_head"]
         groups = shape.sizes["query_head"] if self.heads is None else self.heads
-        _check_groups(shape, groups, related=True)
+        _check_groups(shape, groups, merged_only=False)
         config = _config(shape, groups)
         summary = f"the decoder's key/value heads {kv} -> {groups}"
         if groups >= kv:
@@ -141,7 +146,7 @@ class T5ToWgqa:
                 f"--wgqa-weights {self.weights!r} is not known.",
                 f"{nearest(self.weights, WEIGHTS)}Valid values: {', '.join(WEIGHTS)}.",
             )
-        _check_groups(shape, groups, related=False)
+        _check_groups(shape, groups, merged_only=True)
         fields = {"decoder_attention": "wgqa", "wgqa_weights": self.weights, "wgqa_init": "mean"}
         config = _config(shape, groups, **fields)
         tail = {"scalar": (), "column": (dim,), "row": (shape.sizes["hidden"],)}[self.weights]
