@@ -47,6 +47,21 @@ LAMBDA_NAMES = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
 WIDE_VALUE_BACKENDS = ("eager", "sdpa", "flex_attention")
 
 
+def takes_wide_values(implementation: str, device: str) -> bool:
+    """Whether own-keys attention makes one call with values 2d wide, or two with their halves.
+
+    * On the CPU, SDPA's fused kernel wants equal widths; wider values fall back to explicit n x n
+      maps. Two calls compute the scores twice and are still faster, forward and backward, for
+      head_dim 64 and 128 (benchmarks/README.md), and their memory does not grow with n^2.
+    * On a GPU, SDPA has fused kernels for unequal widths (memory-efficient for all, cuDNN where
+      both are at most 128), so the scores are computed once. Not measured.
+    * eager and flex_attention compute the scores once for a value of any width.
+    """
+    if implementation == "sdpa" and device == "cpu":
+        return False
+    return implementation in WIDE_VALUE_BACKENDS
+
+
 def gda_attention_reference(
     module: GdaAttentionBase,
     hidden_states: Tensor,
@@ -190,7 +205,7 @@ class GdaAttention(GdaAttentionBase):
     """DIFF V1 and Motif-2 form: noise heads have keys of their own, values are 2d wide.
 
     One attention call for the signal heads on k1 and one for the noise heads on k2; twice as many
-    on backends that want keys and values of one width (WIDE_VALUE_BACKENDS). k1, k2 and v1, v2 are
+    where that is needed or faster (:func:`takes_wide_values`). k1, k2 and v1, v2 are
     cached as ordinary heads of width d, which every cache class of transformers can hold.
     """
 
@@ -215,7 +230,7 @@ class GdaAttention(GdaAttentionBase):
         stripe = [self.heads.signal_per_group, self.heads.noise_per_group]
         queries = query.unflatten(1, (-1, sum(stripe))).split(stripe, dim=2)
         pairs = value.unflatten(1, (-1, 2))  # [b, n_kv, 2, n, d]
-        if self.config._attn_implementation in WIDE_VALUE_BACKENDS:
+        if takes_wide_values(self.config._attn_implementation, value.device.type):
             values = [pairs.transpose(2, 3).flatten(3)]
         else:
             values = [pairs[:, :, 0], pairs[:, :, 1]]

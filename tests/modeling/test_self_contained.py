@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import ast
-import inspect
 import json
-import os
-import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 import torch
 from gda_cases import gda_config, scatter_weights
 from transformers import AutoModelForCausalLM
-from variant_cases import CASES, TWO_CALLS, config_of, model_of
+from variant_cases import CASES, model_of
+from without_growkit import run_without_growkit
 
-from growkit.attention.gda import GdaSharedKeyAttention
 from growkit.modeling import GdaForCausalLM
 from growkit.remote_code import MODEL_TYPES, auto_map, code_files, export_code, flattened
 
@@ -25,8 +21,7 @@ TOKENS = [[5, 9, 3, 8], [1, 2, 3, 4]]
 
 # Runs with growkit blocked; loads the folders, saves each again, loads those.
 STRANGER = """
-import json, sys
-sys.modules["growkit"] = None
+import json
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 report = {}
@@ -49,22 +44,6 @@ for folder in sys.argv[1:]:
     }
 print("REPORT" + json.dumps(report))
 """
-
-
-def run_without_growkit(script: str, *arguments, cache) -> str:
-    """stdout of a fresh interpreter, isolated from this checkout."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
-    environment |= {"HF_MODULES_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run(
-        [sys.executable, "-I", "-c", script, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cache,
-        env=environment,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +101,9 @@ def test_code_is_written_without_torch_transformers_or_the_model(tmp_path, model
         "print(json.dumps([auto_map, sorted(heavy)]))"
     )
     root = Path(__file__).resolve().parents[2]
-    stdout = run_without_growkit(script, root, tmp_path / "out", model_type, cache=tmp_path)
+    stdout = run_without_growkit(
+        script, root, tmp_path / "out", model_type, cache=tmp_path, forbid=False
+    )
     assert json.loads(stdout) == [auto_map(model_type), []]
     assert {p.name for p in (tmp_path / "out").iterdir()} == set(code_files(model_type))
 
@@ -152,37 +133,6 @@ def test_files_import_only_each_other_and_public_libraries(model_type):
 def test_flattening_rewrites_imports_and_nothing_else():
     source = "from ..attention.gda import X\nfrom .a import (\n    Y,\n)\nfrom os import path\n"
     assert flattened(source) == source.replace("..attention.gda", ".gda")
-
-
-ONE_CALL = {GdaSharedKeyAttention} | {
-    config_of(case).variant for case in CASES if case not in TWO_CALLS
-}
-
-
-# In order: every worker of a parallel run has to collect the same tests.
-@pytest.mark.parametrize(
-    "attention", sorted(ONE_CALL, key=lambda kind: kind.__name__), ids=lambda kind: kind.__name__
-)
-def test_serving_engines_find_one_attention_call(attention):
-    """vLLM's transformers backend parses the source of ``forward`` for exactly this shape."""
-    forward = ast.parse(textwrap.dedent(inspect.getsource(attention.forward)))
-    assigned = [
-        node.target.id if isinstance(node, ast.AnnAssign) else node.targets[0].id
-        for node in ast.walk(forward)
-        if isinstance(node, (ast.Assign, ast.AnnAssign))
-        and any(getattr(n, "id", "") == "ALL_ATTENTION_FUNCTIONS" for n in ast.walk(node.value))
-    ]
-    assert len(assigned) == 1
-    calls = [
-        node
-        for node in ast.walk(forward)
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == assigned[0]
-    ]
-    assert len(calls) == 1
-    keywords = {k.arg: ast.unparse(k.value) for k in calls[0].keywords}
-    assert keywords["scaling"] == "self.scaling"
-    assert keywords[None] == "kwargs"
-    assert GdaForCausalLM._supports_attention_backend
 
 
 def test_saving_straight_to_the_hub_is_refused_with_the_way_that_works(tmp_path):

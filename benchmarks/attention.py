@@ -1,0 +1,233 @@
+"""Speed of attention variants against plain GQA: python benchmarks/attention.py
+
+One layer of each variant, forward and forward + backward, through SDPA. Prints a table and writes
+benchmarks/results/attention.json (attention-cuda.json). See benchmarks/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from attention_flops import work_of
+from attention_memory import peak_megabytes
+from measure import machine
+from torch import Tensor, nn
+
+from growkit.attention import gda
+from growkit.modeling import GdaConfig, GrowkitConfig
+from growkit.modeling.modeling_gda import ATTENTION_CLASSES
+
+RESULTS = Path(__file__).resolve().parent / "results"
+BASELINE = "gqa"
+MODES = ("forward", "forward+backward")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def configs(heads: int, head_dim: int) -> dict[str, Any]:
+    """Name -> config: ``heads`` query heads (a multiple of 8), four to a key head, equal width.
+
+    Where a key head is a pair it counts twice; SAS simulates twice the heads, half as wide again.
+    """
+    kv = heads // 4
+    shared = {
+        "hidden_size": heads * head_dim,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "vocab_size": 8,
+        "head_dim": head_dim,
+        "num_attention_heads": heads,
+        "max_position_embeddings": 1 << 15,
+        "attn_implementation": "sdpa",
+    }
+
+    def ours(attention: str, **fields: Any) -> GrowkitConfig:
+        return GrowkitConfig(
+            **{**shared, "attention": attention, "num_key_value_heads": kv, **fields}
+        )
+
+    def grouped(keys: int, **fields: Any) -> GdaConfig:
+        return GdaConfig(**shared, num_key_value_heads=kv * keys, num_noise_heads=kv, **fields)
+
+    simulation = {
+        "num_simulated_heads": 2 * heads,
+        "simulated_head_dim": head_dim * 3 // 2,
+        "sas_kernel_size": 5,
+    }
+    return {
+        BASELINE: ours("gqa"),
+        "gda 3:1, shared keys": grouped(1, noise_keys="shared", sub_layer_norm=False),
+        "gda 3:1, own keys": grouped(2, noise_keys="own"),
+        "diff_v1": ours("diff_v1"),
+        "diff_v2": ours("diff_v2"),
+        "gda_gated 3:1": ours("gda_gated", num_noise_heads=kv),
+        "shared_diff": ours("shared_diff", query_rank=8, key_rank=8),
+        "shared_diff, queries only": ours("shared_diff", query_rank=8, key_rank=0),
+        "wgqa": ours("wgqa"),
+        "sas": ours("sas", **simulation),
+    }
+
+
+def layer_of(config: Any, device: str, dtype: torch.dtype) -> nn.Module:
+    """One attention layer with torch's start weights; lambda vectors stay fp32."""
+    torch.manual_seed(0)
+    own = config.model_type == "gda"
+    kind = ATTENTION_CLASSES[config.noise_keys] if own else config.variant
+    layer: nn.Module = kind(config, 0)
+    for name, parameter in layer.named_parameters():
+        if name not in gda.LAMBDA_NAMES:
+            parameter.data = parameter.data.to(dtype)
+    return layer.to(device)
+
+
+def inputs_of(config: Any, n: int, device: str, dtype: torch.dtype) -> tuple[Tensor, Any]:
+    """Hidden states [1, n, hidden_size] that want a gradient, and cos and sin."""
+    hidden = torch.randn(1, n, config.hidden_size, device=device, dtype=dtype, requires_grad=True)
+    angles = torch.arange(n, device=device)[:, None] * 10000.0 ** (
+        -torch.arange(0, config.head_dim, 2, device=device) / config.head_dim
+    )
+    angles = torch.cat((angles, angles), dim=-1)[None]
+    return hidden, (angles.cos().to(dtype), angles.sin().to(dtype))
+
+
+def step(layer: nn.Module, hidden: Tensor, rotary: Any, mode: str) -> None:
+    """One run of the layer."""
+    if mode == MODES[0]:
+        with torch.no_grad():
+            layer(hidden, rotary)
+        return
+    output, _ = layer(hidden, rotary)
+    output.backward(torch.ones_like(output))
+    layer.zero_grad(set_to_none=True)
+    hidden.grad = None
+
+
+def seconds_of(run: Callable[[], None], device: str) -> float:
+    """Seconds of one call, until the device is done."""
+    if device != "cpu":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run()
+        end.record()
+        torch.cuda.synchronize()
+        return float(start.elapsed_time(end)) / 1000
+    begin = perf_counter()
+    run()
+    return perf_counter() - begin
+
+
+def measure(options: argparse.Namespace, n: int) -> list[dict[str, Any]]:
+    """All variants and modes at one length: every round runs each once, beginning with another."""
+    dtype = DTYPES[options.dtype]
+    known = configs(options.heads, options.head_dim)
+    chosen = [name for name in known if name in (options.only or known) or name == BASELINE]
+    # a path is (name, whether own-keys GDA makes one call with wide values; None: as it chooses)
+    paths: dict[str, tuple[str, bool | None]] = {name: (name, None) for name in chosen}
+    if "gda 3:1, own keys" in chosen and not options.no_paths:
+        other = not gda.takes_wide_values("sdpa", options.device)
+        how = "one call with wide values" if other else "halves of the values"
+        paths[f"gda 3:1, own keys, {how}"] = ("gda 3:1, own keys", other)
+    layers = {name: layer_of(known[name], options.device, dtype) for name in chosen}
+    chooser = gda.takes_wide_values
+    rows = []
+    for mode in MODES:
+        times: dict[str, list[float]] = {path: [] for path in paths}
+        peaks: dict[str, float] = {}
+        hidden, rotary = inputs_of(known[BASELINE], n, options.device, dtype)
+        order = list(paths)
+        for number in range(options.rounds + 1):  # the first warms up and measures memory
+            shift = number % len(order)
+            for path in order[shift:] + order[:shift]:
+                name, wide = paths[path]
+                if wide is not None:
+                    gda.takes_wide_values = lambda *_, wide=wide: wide
+
+                run = partial(step, layers[name], hidden, rotary, mode)
+                if number:
+                    times[path].append(seconds_of(run, options.device))
+                else:
+                    peaks[path] = peak_megabytes(run, options.device)
+                gda.takes_wide_values = chooser
+        base = statistics.median(times[BASELINE])
+        plain = work_of(known[BASELINE], n)
+        for path, (name, wide) in paths.items():
+            if wide is None:
+                wide = chooser("sdpa", options.device)
+            computed = work_of(known[name], n, wide_values=wide)
+            least = work_of(known[name], n)
+            backward = mode != MODES[0]
+            median = statistics.median(times[path])
+            predicted = computed.flops(backward) / plain.flops(backward)
+            row = {
+                "variant": path,
+                "mode": mode,
+                "tokens": n,
+                "seconds": [round(t, 5) for t in times[path]],
+                "median_s": round(median, 5),
+                "tokens_per_second": round(n / median),
+                "peak_mb": round(peaks[path], 1),
+                "ratio": round(median / base, 3),
+                "predicted": round(predicted, 3),
+                "predicted_least": round(least.flops(backward) / plain.flops(backward), 3),
+                "of_predicted": round(median / base / predicted, 3),
+            }
+            rows.append(row)
+            print(
+                f"{n:6} {mode:17} {path:44} {1000 * median:9.1f} ms {peaks[path]:8.0f} MB "
+                f"{row['ratio']:6.2f} predicted {predicted:5.2f} -> {row['of_predicted']:.2f}",
+                flush=True,
+            )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--lengths", type=int, nargs="+")
+    parser.add_argument("--heads", type=int, default=8, help="query heads, a multiple of 8")
+    parser.add_argument("--head-dim", type=int, default=64)
+    parser.add_argument("--dtype", choices=DTYPES, help="default: float32, on cuda bfloat16")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", nargs="+", help="these variants beside the baseline")
+    parser.add_argument("--no-paths", action="store_true", help="only the path that is chosen")
+    parser.add_argument("--smoke", action="store_true", help="seconds: tiny, one round")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    cuda = options.device == "cuda"
+    options.dtype = options.dtype or ("bfloat16" if cuda else "float32")
+    options.lengths = options.lengths or [512 << i for i in range(7 if cuda else 4)]
+    if options.smoke:
+        options.lengths, options.head_dim, options.rounds = [32], 8, 1
+    torch.set_num_threads(options.threads)
+    load_before = os.getloadavg()[0]
+    rows = [row for n in options.lengths for row in measure(options, n)]
+    about = {
+        **machine(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "dtype": options.dtype,
+        "heads": options.heads,
+        "head_dim": options.head_dim,
+        "rounds": options.rounds,
+        "load_before": round(load_before, 1),
+        "load_after": round(os.getloadavg()[0], 1),
+    }
+    out = options.out or RESULTS / ("attention-cuda.json" if cuda else "attention.json")
+    text = json.dumps({"machine": about, "rows": rows}, indent=1)
+    out.write_text(text + "\n", encoding="utf-8")
+    slow = [row for row in rows if row["of_predicted"] > 1.15]
+    print(f"{len(rows) - len(slow)} of {len(rows)} within 1.15 of the prediction; wrote {out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""FLOPs of one attention layer in closed form: products with weights, scores and values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from growkit.attention.gda import GdaAttentionBase
+
+
+@dataclass(frozen=True)
+class Work:
+    """Forward FLOPs of one sequence (a multiply and an add are two).
+
+    Attributes:
+        weights: products with weights: projections, updates, simulations, gates.
+        scores: q k^T of all maps.
+        values: A v of all maps.
+    """
+
+    weights: float
+    scores: float
+    values: float
+
+    def flops(self, backward: bool) -> float:
+        """Of a forward pass, or of a forward and a backward pass.
+
+        Backward: every product has two gradients, and a fused kernel computes the scores again.
+        """
+        forward = self.weights + self.scores + self.values
+        return 3 * forward + self.scores if backward else forward
+
+
+def work_of(config: Any, n: int, *, causal: bool = True, wide_values: bool = True) -> Work:
+    """Work of one layer on ``n`` tokens.
+
+    Args:
+        causal: a token meets only itself and the tokens before it, as in fused kernels; False
+            counts all n x n products.
+        wide_values: values of 2 head_dim in one call; False: own-keys forms compute their scores
+            once for each half.
+    """
+    gda = config.model_type == "gda"
+    kind = GdaAttentionBase if gda else config.variant
+    attention = "gda" if gda else config.attention
+    d, hidden = config.head_dim, config.hidden_size
+    heads = kind.projection_heads(config)
+    rows = (heads.query + heads.key + heads.value) * d
+    maps, width, value_width, per_token = config.num_attention_heads, d, d, 0
+    if attention in ("diff_v1", "shared_diff", "gda"):
+        value_width = kind.heads_of(config).value_dim
+    if attention in ("diff_v2", "gda_gated"):
+        per_token = kind.extra_parameters(config)  # lambda_proj
+    if attention == "shared_diff":
+        layout = kind.heads_of(config)
+        updates = layout.n_signal * config.query_rank + layout.n_kv * config.key_rank
+        per_token = 2 * updates * (hidden + d)
+    if attention == "wgqa":  # merged weights; the merge itself does not grow with n
+        rows = (heads.query + 2 * config.num_key_value_heads) * d
+    if attention == "sas":
+        maps, width = config.num_simulated_heads, config.simulated_head_dim
+        k, kv = config.sas_kernel_size, config.num_key_value_heads
+        per_token = d * maps * k * (config.num_attention_heads + 2 * kv + 3 * maps)
+        per_token += 2 * maps * width * (d + width)
+    pairs = n * (n + 1) / 2 if causal else n * n
+    score_calls = 1 if wide_values or value_width == d else 2
+    return Work(
+        weights=2.0 * n * (hidden * (rows + heads.output) + per_token),
+        scores=2.0 * pairs * maps * width * score_calls,
+        values=2.0 * pairs * maps * value_width,
+    )

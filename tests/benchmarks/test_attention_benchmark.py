@@ -1,0 +1,74 @@
+"""The benchmark of attention runs, and the FLOPs it predicts with are those that are computed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+sys.path.append(str(BENCHMARKS))
+
+from attention import configs, inputs_of, layer_of, step  # noqa: E402
+from attention_flops import work_of  # noqa: E402
+
+from growkit.attention import gda  # noqa: E402
+
+CONFIGS = configs(8, 8)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_closed_form_equals_the_counted_products(name):
+    """With explicit maps, where every product of n x n is there to be counted."""
+    config = CONFIGS[name]
+    config._attn_implementation = "eager"
+    layer = layer_of(config, "cpu", torch.float32)
+    hidden, rotary = inputs_of(config, 16, "cpu", torch.float32)
+    with FlopCounterMode(display=False) as counter:
+        step(layer, hidden, rotary, "forward")
+    work = work_of(config, 16, causal=False)
+    assert counter.get_total_flops() == work.flops(backward=False)
+    with FlopCounterMode(display=False) as counter:
+        step(layer, hidden, rotary, "forward+backward")
+    # explicit maps are kept, so no scores are computed again
+    assert counter.get_total_flops() == 3 * work.flops(backward=False)
+
+
+def test_halves_of_the_values_cost_the_scores_twice():
+    config = CONFIGS["gda 3:1, own keys"]
+    wide, halves = (work_of(config, 16, wide_values=wide) for wide in (True, False))
+    assert halves.scores == 2 * wide.scores and halves.values == wide.values
+    plain = CONFIGS["gqa"]
+    assert work_of(plain, 16, wide_values=False) == work_of(plain, 16)
+
+
+def test_both_paths_of_own_keys_compute_the_same(monkeypatch):
+    config = CONFIGS["gda 3:1, own keys"]
+    config._attn_implementation = "sdpa"
+    layer = layer_of(config, "cpu", torch.float32)
+    hidden, rotary = inputs_of(config, 16, "cpu", torch.float32)
+    assert not gda.takes_wide_values("sdpa", "cpu")
+    halves = layer(hidden, rotary)[0]
+    monkeypatch.setattr(gda, "takes_wide_values", lambda *_: True)
+    assert torch.allclose(layer(hidden, rotary)[0], halves, atol=1e-6)
+
+
+def test_a_tiny_run_writes_every_variant(tmp_path):
+    out = tmp_path / "result.json"
+    command = [sys.executable, str(BENCHMARKS / "attention.py"), "--smoke", "--threads", "1"]
+    result = subprocess.run(
+        [*command, "--out", str(out)], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    report = json.loads(out.read_text())
+    rows = {(row["variant"], row["mode"]): row for row in report["rows"]}
+    assert {name for name, _ in rows} > set(CONFIGS)
+    assert any("one call with wide values" in name for name, _ in rows)
+    assert all(len(row["seconds"]) == 1 and row["tokens"] == 32 for row in rows.values())
+    assert rows["gqa", "forward"]["predicted"] == rows["gqa", "forward"]["ratio"] == 1
+    assert report["machine"]["threads"] == 1
