@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import torch
@@ -111,7 +111,10 @@ def step(layer: nn.Module, hidden: Tensor, rotary: Any, mode: str) -> None:
 
 
 def seconds_of(run: Callable[[], None], device: str) -> float:
-    """Seconds of one call, until the device is done."""
+    """Seconds of one call: of a GPU until it is done, on the CPU processor time of all threads.
+
+    Processor time does not count the time in which other processes had the core.
+    """
     if device != "cpu":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
@@ -119,9 +122,9 @@ def seconds_of(run: Callable[[], None], device: str) -> float:
         end.record()
         torch.cuda.synchronize()
         return float(start.elapsed_time(end)) / 1000
-    begin = perf_counter()
+    begin = process_time()
     run()
-    return perf_counter() - begin
+    return process_time() - begin
 
 
 def measure(options: argparse.Namespace, n: int) -> list[dict[str, Any]]:
@@ -196,7 +199,7 @@ def main() -> None:
     parser.add_argument("--head-dim", type=int, default=64)
     parser.add_argument("--dtype", choices=DTYPES, help="default: float32, on cuda bfloat16")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", nargs="+", help="these variants beside the baseline")
     parser.add_argument("--no-paths", action="store_true", help="only the path that is chosen")
     parser.add_argument("--smoke", action="store_true", help="seconds: tiny, one round")
