@@ -37,8 +37,8 @@ def work_of(config: Any, n: int, *, causal: bool = True, wide_values: bool = Tru
     Args:
         causal: a token meets only itself and the tokens before it, as in fused kernels; False
             counts all n x n products.
-        wide_values: values of 2 head_dim in one call; False: own-keys forms compute their scores
-            once for each half.
+        wide_values: values of another width than the keys' in one call; False: own-keys forms
+            compute their scores once for each half, SAS pads its values to the width of its keys.
     """
     gda = config.model_type == "gda"
     kind = GdaAttentionBase if gda else config.variant
@@ -64,6 +64,8 @@ def work_of(config: Any, n: int, *, causal: bool = True, wide_values: bool = Tru
         per_token += 2 * maps * width * (d + width)
     pairs = n * (n + 1) / 2 if causal else n * n
     score_calls = 1 if wide_values or value_width == d else 2
+    if attention == "sas" and not wide_values:
+        value_width = width
     return Work(
         weights=2.0 * n * (hidden * (rows + heads.output) + per_token),
         scores=2.0 * pairs * maps * width * score_calls,

@@ -37,6 +37,7 @@ from .one_call import (
     OneCallAttention,
     Positions,
     ProjectionHeads,
+    equal_widths_only,
 )
 
 LAMBDA_NAMES = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
@@ -57,7 +58,7 @@ def takes_wide_values(implementation: str, device: str) -> bool:
       both are at most 128), so the scores are computed once. Not measured.
     * eager and flex_attention compute the scores once for a value of any width.
     """
-    if implementation == "sdpa" and device == "cpu":
+    if equal_widths_only(implementation, device):
         return False
     return implementation in WIDE_VALUE_BACKENDS
 

@@ -44,6 +44,14 @@ def check_divides(config: Any, field: str, number: int, of: str) -> None:
         )
 
 
+def equal_widths_only(implementation: str, device: str) -> bool:
+    """Whether the fused attention of a backend takes values only as wide as keys.
+
+    True of SDPA on the CPU: other widths fall back to explicit n x n maps.
+    """
+    return implementation == "sdpa" and device == "cpu"
+
+
 class ProjectionHeads(NamedTuple):
     """Sizes of the four projections.
 
@@ -173,6 +181,10 @@ class OneCallAttention(AttentionBase):
     one call of it, taken from ``ALL_ATTENTION_FUNCTIONS`` by that name.
     """
 
+    def attended_values(self, value: Tensor) -> Tensor:
+        """Cached values [b, kv heads, n, d] as the attention call gets them."""
+        return value
+
     def combine(self, output: Tensor, hidden_states: Tensor) -> Tensor:
         """Outputs of all query heads [b, n, heads, d] -> [b, n, hidden_size]."""
         raise NotImplementedError
@@ -189,6 +201,7 @@ class OneCallAttention(AttentionBase):
         query, key, value = self.project(hidden_states, position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
+        value = self.attended_values(value)
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )

@@ -43,7 +43,13 @@ from transformers import initialization as init
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from .definition import Definition
-from .one_call import OneCallAttention, Positions, ProjectionHeads, check_divides
+from .one_call import (
+    OneCallAttention,
+    Positions,
+    ProjectionHeads,
+    check_divides,
+    equal_widths_only,
+)
 
 
 def sas_reference(
@@ -224,7 +230,13 @@ class SimulatedAttention(OneCallAttention):
         key = torch.cat((rotated[1], key[..., d:]), dim=-1)
         return query, key, value
 
+    def attended_values(self, value: Tensor) -> Tensor:
+        """Zeros up to the width of the keys, where the fused attention wants one width."""
+        if equal_widths_only(self.config._attn_implementation, value.device.type):
+            return functional.pad(value, (0, self.config.simulated_head_dim - self.head_dim))
+        return value
+
     def combine(self, output: Tensor, hidden_states: Tensor) -> Tensor:
         """PEAA: the mean of the chunks of H heads, then one projection."""
-        chunks = output.unflatten(2, (-1, self.config.num_attention_heads))
+        chunks = output[..., : self.head_dim].unflatten(2, (-1, self.config.num_attention_heads))
         return self.o_proj(chunks.mean(2).flatten(2))
