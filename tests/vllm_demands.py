@@ -79,6 +79,8 @@ def unmet(folder: str) -> list[str]:
             failed.add("integer layer_idx")
     if not type(model)._supports_attention_backend:
         failed.add("_supports_attention_backend")
+    if not linear_layers_are_only_called(model):
+        failed.add("linear layers are only called")
     if not shapes_fit(model, len(attentions)):
         failed.add("head counts and widths of the config")
     if get_checkpoint_conversion_mapping(config.model_type):
@@ -95,6 +97,32 @@ def unmet(folder: str) -> list[str]:
     if not plan or not {name.replace("*", "0") for name in plan} <= modules:
         failed.add("base_model_tp_plan")
     return sorted(failed)
+
+
+class Opaque(nn.Module):
+    """A linear layer of an engine: its weight may be packed, split or fused with others."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.call = linear.forward
+
+    def forward(self, x: Any) -> Any:
+        return self.call(x)
+
+
+def linear_layers_are_only_called(model: nn.Module) -> bool:
+    """Whether the model runs when nobody can read the weights of its linear layers."""
+    linear = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear)]
+    for name, module in linear:
+        model.set_submodule(name, Opaque(module))
+    try:
+        model(torch.tensor([[5, 9, 3]]), use_cache=False)
+    except AttributeError:
+        return False
+    finally:
+        for name, module in linear:
+            model.set_submodule(name, module)
+    return True
 
 
 def shapes_fit(model: nn.Module, layers: int) -> bool:

@@ -144,9 +144,14 @@ def test_control_a_cache_that_forgets_is_seen():
 # -- vLLM ------------------------------------------------------------------------------------------
 
 TWO = ["head counts and widths of the config", "one attention call in forward"]
+# Read weights of their projections, which an engine replaces.
+READS = ["linear layers are only called"]
 NOT_SERVED = (
     {name: TWO for name in GDA if "own" in name}
     | dict.fromkeys(TWO_CALLS, TWO)
+    | {case: READS for case in CASES if case.startswith("wgqa")}
+    | {case: READS for case in CASES if case.startswith("shared_diff-q")}
+    | {case: sorted(TWO + READS) for case in TWO_CALLS if case.startswith("shared_diff")}
     # H' simulated heads of width D', where the config counts H heads of width d
     | {case: TWO[:1] for case in CASES if case.startswith("sas")}
 )

@@ -45,7 +45,7 @@ SIZES = {"hidden_size": 64, "head_dim": 32}
 
 
 @pytest.mark.parametrize(
-    "case", ["gda-shared-norm", "gda-shared-plain", "gqa", "diff_v2", "gda_gated", "wgqa-column"]
+    "case", ["gda-shared-norm", "gda-shared-plain", "gqa", "diff_v2", "gda_gated"]
 )
 def test_vllm_gives_the_tokens_of_transformers(case, tmp_path):
     if case.startswith("gda-"):
