@@ -7,15 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from growkit.checkpoint import open_checkpoint
-from growkit.grow import publish_plan
+from growkit.grow import no_progress, publish_plan
+from growkit.surgery.alignment import FILE, Alignment
 from growkit.surgery.conversion_plan import build_conversion_plan
 from growkit.surgery.conversion_request import ConversionRequest
+from growkit.surgery.conversions.aligned import check_alignable
+from growkit.surgery.growth import ModelShape
 from growkit.surgery.plan import Plan
 from growkit.surgery.tied_head import check_tied_head
 
 
 def convert_checkpoint(
-    source: Path, out: Path, request: ConversionRequest, **writing: Any
+    source: Path,
+    out: Path,
+    request: ConversionRequest,
+    *,
+    calibration_text: str | None = None,
+    **writing: Any,
 ) -> tuple[Plan, dict[str, Any]]:
     """Convert a checkpoint folder into ``out``.
 
@@ -26,6 +34,7 @@ def convert_checkpoint(
         source: folder of the checkpoint.
         out: folder to write.
         request: to which attention, and how.
+        calibration_text: that ``merge="aligned"`` looks at; default the built-in sample.
         writing: options of :func:`growkit.grow.publish_plan`.
 
     Returns:
@@ -39,9 +48,26 @@ def convert_checkpoint(
         plan = build_conversion_plan(
             checkpoint, request.conversion(), symmetry=request.symmetry_choice()
         )
+        if request.merge == "aligned":
+            alignment = _calibrated(plan, calibration_text, writing)
+            plan = build_conversion_plan(
+                checkpoint, request.conversion(alignment), symmetry=request.symmetry_choice()
+            )
+            writing["side_files"] = {FILE: alignment.to_bytes()}
         if plan.growth.conversion is not None and plan.growth.conversion.measure is not None:
             measured = plan.growth.conversion.measure(checkpoint)
             plan = replace(plan, warnings=(*plan.warnings, *measured))
         check_tied_head(checkpoint, plan.source_family, plan.source_sizes)
         manifest = publish_plan(plan, out, {"convert": request.to_dict()}, **writing)
     return plan, manifest
+
+
+def _calibrated(plan: Plan, text: str | None, writing: dict[str, Any]) -> Alignment:
+    """The alignment of the plan's merge; imports torch once the request is known to fit."""
+    shape = ModelShape(plan.source_family, plan.source_sizes, plan.checkpoint.config)
+    check_alignable(shape)
+    from growkit.evaluation.alignment import calibrate
+
+    heads = plan.config["num_key_value_heads"]
+    with writing.get("open_progress", no_progress)("calibrate", 100, "%") as bar:
+        return calibrate(plan.checkpoint, shape, heads, text, bar)

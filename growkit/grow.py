@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +41,8 @@ SIDE_FILE_BYTES = 64 << 20
 OpenProgress = Callable[[str, float, str], AbstractContextManager[Progress]]
 
 
-def _no_progress(description: str, total: float, unit: str) -> AbstractContextManager[Progress]:
+def no_progress(description: str, total: float, unit: str) -> AbstractContextManager[Progress]:
+    """Progress that nobody sees."""
     return nullcontext(SilentProgress())
 
 
@@ -57,7 +58,7 @@ def grow_checkpoint(
     optimizer_from: Path | None = None,
     max_shard_size: int | str = "5GB",
     threads: int | None = None,
-    open_progress: OpenProgress = _no_progress,
+    open_progress: OpenProgress = no_progress,
     warn: Callable[[str], None] = lambda text: None,
 ) -> tuple[Plan, dict[str, Any]]:
     """Grow a checkpoint folder into ``out``.
@@ -126,14 +127,16 @@ def publish_plan(
     hash_content: bool = False,
     max_shard_size: int | str = "5GB",
     threads: int | None = None,
-    open_progress: OpenProgress = _no_progress,
+    open_progress: OpenProgress = no_progress,
     warn: Callable[[str], None] = lambda text: None,
     optimizer: GrownState | None = None,
+    side_files: Mapping[str, bytes] | None = None,
 ) -> dict[str, Any]:
     """Write a plan, prove the files and publish the folder; returns the manifest.
 
     Arguments and errors are those of :func:`grow_checkpoint`; ``request`` goes into the manifest,
-    ``optimizer`` is the grown optimizer state to write beside the weights.
+    ``optimizer`` is the grown optimizer state to write beside the weights, ``side_files`` further
+    files (name -> content).
     """
     shard_bytes = parse_size(max_shard_size)
     content = None
@@ -142,6 +145,7 @@ def publish_plan(
             content = content_hash(plan.checkpoint, bar)
     manifest = build_manifest(plan, request, content)
     needed = plan.total_bytes + SIDE_FILE_BYTES
+    needed += sum(map(len, (side_files or {}).values()))
     if optimizer is not None:
         manifest["optimizer_state"] = optimizer.describe() | {"summary": optimizer.summary()}
         needed += optimizer.total_bytes
@@ -153,6 +157,8 @@ def publish_plan(
         if optimizer is not None:
             _write_optimizer(optimizer, folder, threads, open_progress)
         _write_side_files(plan, folder, manifest, out.name)
+        for name, content in (side_files or {}).items():
+            (folder / name).write_bytes(content)
         if verify:
             with open_progress("verify", 100, "%") as bar:
                 manifest["verification"] = _verify(source, folder, out.name, text, bar)

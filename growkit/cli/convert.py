@@ -16,6 +16,7 @@ from growkit.cli.common import (
     local_folder,
     open_output,
 )
+from growkit.errors import UsageError
 
 if TYPE_CHECKING:
     from growkit.cli.output import Output
@@ -55,8 +56,19 @@ def convert(
     ] = None,
     merge: Annotated[
         str,
-        typer.Option(help="How key/value heads are merged: mean or first.", rich_help_panel=HOW),
+        typer.Option(
+            help="How key/value heads are merged: mean, first, or aligned (turned towards each "
+            "other on a text, then the mean).",
+            rich_help_panel=HOW,
+        ),
     ] = "mean",
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            help="UTF-8 text that --merge aligned is calibrated on; default: a built-in one.",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
     rank: Annotated[
         int | None, typer.Option(help="Rank of the updates (shared_diff).", rich_help_panel=HOW)
     ] = None,
@@ -129,6 +141,9 @@ def convert(
         symmetry=symmetry,
         seed=seed,
     )
+    if text is not None and merge != "aligned":
+        raise UsageError("--text is read by --merge aligned only.", "Add --merge aligned.")
+    given = None if text is None else _read_text(text)
     folder = local_folder(checkpoint, revision, output)
     run_conversion(
         folder,
@@ -138,7 +153,14 @@ def convert(
         overwrite=overwrite,
         verify=not no_verify,
         max_shard_size=max_shard_size,
+        calibration_text=given,
     )
+
+
+def _read_text(path: Path) -> str:
+    from growkit.verify.windows import read_text
+
+    return read_text(path)
 
 
 def run_conversion(

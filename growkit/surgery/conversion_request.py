@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from growkit.errors import UsageError, nearest
+from growkit.surgery.alignment import Alignment
 from growkit.surgery.conversions import CONVERSIONS, Conversion
+from growkit.surgery.conversions.aligned import Aligned
 from growkit.surgery.conversions.kv_heads import MERGES
 from growkit.surgery.symmetry import Symmetry
 
@@ -21,7 +23,7 @@ class ConversionRequest:
         ratio: signal heads a noise head.
         mirror: lambda of mirrored maps.
         kv_heads: key/value heads of ``gqa`` and ``wgqa``.
-        merge: how several key/value heads become one: ``mean`` or ``first``.
+        merge: how several key/value heads become one: ``mean``, ``first`` or ``aligned``.
         rank, key_rank: of the updates of ``shared_diff``; of the keys' only from DIFF V1.
         wgqa_weights: ``scalar``, ``column`` or ``row``.
         simulated_heads: simulated heads a head of ``sas``.
@@ -52,6 +54,10 @@ class ConversionRequest:
                 f"--merge {self.merge!r} is not known.",
                 f"{nearest(self.merge, MERGES)}Valid values: {', '.join(MERGES)}.",
             )
+        if self.merge == "aligned" and self.to not in ("gqa", "mqa"):
+            raise UsageError(
+                f"--merge aligned does not go with --to {self.to}.", "Give --to gqa or --to mqa."
+            )
         if self.to not in CONVERSIONS:
             raise UsageError(
                 f"--to {self.to!r} is not known.",
@@ -72,9 +78,10 @@ class ConversionRequest:
         known = {field.name for field in fields(ConversionRequest)}
         return ConversionRequest(**{k: v for k, v in values.items() if k in known})
 
-    def conversion(self) -> Conversion:
-        """The requested conversion."""
-        return CONVERSIONS[self.to](self)
+    def conversion(self, alignment: Alignment | None = None) -> Conversion:
+        """The requested conversion; ``aligned`` is complete with its alignment only."""
+        made = CONVERSIONS[self.to](self)
+        return made if alignment is None else Aligned(made, alignment)
 
     def symmetry_choice(self) -> Symmetry:
         """How copies share weights."""

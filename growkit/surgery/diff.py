@@ -175,7 +175,7 @@ def _plan(a: Checkpoint, b: Checkpoint, notes: list[str]) -> Plan | None:
         notes.append(f"B was grown from {parent!r}, whose config and tensors are not those of A")
         return None
     try:
-        plan = plan_again(a, manifest["request"])
+        plan = plan_again(a, manifest["request"], b.path)
     except GrowkitError as error:
         notes.append(f"the growth recorded in growkit.json cannot be planned again: {error.cause}")
         return None

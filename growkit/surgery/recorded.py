@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from growkit.checkpoint import Checkpoint
+from growkit.surgery.alignment import read_alignment
 from growkit.surgery.conversion_plan import build_conversion_plan
 from growkit.surgery.conversion_request import ConversionRequest
 from growkit.surgery.plan import Plan, build_plan
 from growkit.surgery.request import GrowthRequest
 
 
-def plan_again(source: Checkpoint, request: dict[str, Any]) -> Plan:
-    """The plan of a growth or of a conversion. Raises GrowkitError when it cannot be made."""
+def plan_again(source: Checkpoint, request: dict[str, Any], written: Path) -> Plan:
+    """The plan of a growth or of a conversion. Raises GrowkitError when it cannot be made.
+
+    ``written`` is the folder that was made; an alignment lies in it.
+    """
     if "convert" in request:
         asked = ConversionRequest.from_mapping(request["convert"])
-        return build_conversion_plan(source, asked.conversion(), symmetry=asked.symmetry_choice())
+        alignment = read_alignment(written) if asked.merge == "aligned" else None
+        return build_conversion_plan(
+            source, asked.conversion(alignment), symmetry=asked.symmetry_choice()
+        )
     grow = GrowthRequest.from_mapping(request)
     return build_plan(source, grow.operators(), symmetry=grow.symmetry_choice(), target=grow.format)

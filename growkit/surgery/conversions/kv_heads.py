@@ -18,7 +18,8 @@ from growkit.surgery.axis_map import AxisMap
 from growkit.surgery.conversions.conversion import Array, Computed, Converted
 from growkit.surgery.growth import Exactness, ModelShape
 
-MERGES = ("mean", "first")
+MERGES = ("mean", "first", "aligned")
+MERGED = {"mean": "mean", "first": "first", "aligned": "mean of the aligned heads"}
 ROLES = ("k", "v", "k_bias", "v_bias")
 
 
@@ -27,7 +28,8 @@ class ToKvHeads:
     """To ``heads`` key/value heads; None: as many as query heads.
 
     Attributes:
-        merge: how several heads become one, of ``MERGES``.
+        merge: how several heads become one, of ``MERGES``; ``aligned`` is the mean of what
+            :class:`growkit.surgery.conversions.aligned.Aligned` has turned.
     """
 
     heads: int | None
@@ -48,6 +50,11 @@ class ToKvHeads:
         sizes = {**shape.sizes, "kv_head": after}
         stated = shape.family.config_fields(sizes)
         config["num_key_value_heads"] = stated["num_key_value_heads"]
+        if after >= before and self.merge == "aligned":
+            raise UsageError(
+                f"--merge aligned: {before} key/value heads -> {after} merges none.",
+                f"Give fewer than {before} with --kv-heads, or leave --merge out.",
+            )
         if after >= before:
             return Converted(
                 config=config,
@@ -58,7 +65,7 @@ class ToKvHeads:
             )
         return Converted(
             config=config,
-            summary=f"key/value heads {before} -> {after} ({self.merge} of each group)",
+            summary=f"key/value heads {before} -> {after} ({MERGED[self.merge]} of each group)",
             exactness=Exactness.NOT_EXACT,
             reason="the heads of a group are merged into one (arXiv 2305.13245)",
             computed={

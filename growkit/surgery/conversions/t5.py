@@ -95,6 +95,10 @@ class T5ToKvHeads:
 
     def apply(self, shape: ModelShape) -> Converted:
         _refuse_weighted(shape, "gqa")
+        if self.merge == "aligned":
+            raise UsageError(
+                "--merge aligned: T5's heads cannot be aligned yet.", "Use --merge mean or first."
+            )
         kv = shape.sizes["kv_head"]
         groups = shape.sizes["query_head"] if self.heads is None else self.heads
         _check_groups(shape, groups, merged_only=False)
