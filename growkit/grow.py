@@ -157,8 +157,8 @@ def publish_plan(
         if optimizer is not None:
             _write_optimizer(optimizer, folder, threads, open_progress)
         _write_side_files(plan, folder, manifest, out.name)
-        for name, content in (side_files or {}).items():
-            (folder / name).write_bytes(content)
+        for file, data in (side_files or {}).items():
+            (folder / file).write_bytes(data)
         if verify:
             with open_progress("verify", 100, "%") as bar:
                 manifest["verification"] = _verify(source, folder, out.name, text, bar)

@@ -93,7 +93,8 @@ def test_norms_of_heads_let_only_pairs_of_equal_gains_turn(tmp_path: Path) -> No
     values = Alignment(np.zeros_like(alignment.angles), alignment.values, 1)
     assert change(folder, values) < 1e-12
     equal = with_tensors(folder, tmp_path / "equal", equal_gains)
-    assert change(equal, alignment) < 1e-12
+    # The class norms heads in float32 whatever the model is in.
+    assert change(equal, alignment) < 1e-5
 
 
 def with_tensors(folder: Path, out: Path, edit: Callable[[dict[str, Array]], None]) -> Path:
