@@ -10,12 +10,13 @@ import torch
 
 from growkit.checkpoint import Checkpoint
 from growkit.progress import Progress
+from growkit.samples import sample_text
 from growkit.surgery.alignment import Alignment, aligned_angles, aligned_bases
 from growkit.surgery.conversions.aligned import rotatable_pairs
 from growkit.surgery.growth import ModelShape
 from growkit.verify.folder import open_folder
 from growkit.verify.loading import load_model, load_tokenizer
-from growkit.verify.windows import comparison_windows
+from growkit.verify.windows import encoder, token_windows
 
 TOKENS, WINDOW = 4096, 256
 
@@ -70,13 +71,9 @@ def calibrate(
     layers, before, dim = sizes["layer"], sizes["kv_head"], sizes["head_dim"]
     folder = open_folder(checkpoint.path)
     model = load_model(folder, torch.float32)
-    windows, _ = comparison_windows(
-        text,
-        [load_tokenizer(folder)],
-        tokens=TOKENS,
-        window=WINDOW,
-        vocab_size=sizes["vocab"],
-        notes=[],
+    encode = encoder(load_tokenizer(folder), sizes["vocab"])
+    windows = token_windows(
+        text or sample_text(), encode, tokens=TOKENS, window=WINDOW, vocab_size=sizes["vocab"]
     )
     moments = [_Moments(heads, before // heads, dim) for _ in range(layers)]
     for layer, sums in enumerate(moments):

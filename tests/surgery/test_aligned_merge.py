@@ -14,7 +14,9 @@ import torch
 from converted import convert, difference, logits, write_source
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from growkit.checkpoint import open_checkpoint
 from growkit.cli.main import main
@@ -259,6 +261,17 @@ def test_the_cli_writes_a_folder_that_diff_explains(
     assert as_planned(folder, tmp_path / "b") is None
     (tmp_path / "b" / FILE).unlink()
     assert as_planned(folder, tmp_path / "b") is None
+
+
+def test_the_folders_tokenizer_makes_the_tokens(tmp_path: Path) -> None:
+    folder = write_source(tmp_path / "a", "gqa")
+    convert(folder, tmp_path / "bytes", "mqa", merge="aligned")
+    tokenizer = Tokenizer(BPE(vocab={chr(97 + i): i for i in range(26)} | {"?": 26}, merges=[]))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="?").save_pretrained(folder)
+    convert(folder, tmp_path / "b", "mqa", merge="aligned")
+    one, other = (read_alignment(tmp_path / name) for name in ("bytes", "b"))
+    assert one.tokens == other.tokens == 4096
+    assert not np.allclose(one.angles, other.angles)
 
 
 def test_shards_and_threads_do_not_change_a_bit(tmp_path: Path) -> None:
