@@ -13,6 +13,7 @@ import pytest
 import typer
 import verify_models as models
 
+from growkit.cli import app
 from growkit.cli import main as entry
 from growkit.cli.verify import verify
 
@@ -24,12 +25,12 @@ def only_this_command(monkeypatch: pytest.MonkeyPatch) -> None:
     """The real entry point with its error handler, holding this command alone."""
 
     def build() -> typer.Typer:
-        app = typer.Typer(pretty_exceptions_enable=False)
-        app.callback()(lambda: None)
-        app.command("verify")(verify)
-        return app
+        alone = typer.Typer(pretty_exceptions_enable=False)
+        alone.callback()(lambda: None)
+        alone.command("verify")(verify)
+        return alone
 
-    monkeypatch.setattr(entry, "build_app", build)
+    monkeypatch.setattr(app, "build_app", build)
 
 
 @pytest.fixture(scope="module")
