@@ -32,11 +32,11 @@ TINY = DemoSettings(
 def short_sample() -> Any:
     """A tenth of the built-in text: the tokenizer is most of the time otherwise."""
     from growkit.samples import sample_text
-    from growkit.training import run
+    from growkit.training import sources
 
     text = sample_text()[:100_000]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "sample_text", lambda: text)
+        patch.setattr(sources, "sample_text", lambda: text)
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
 
