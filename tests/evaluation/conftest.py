@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from tiny_checkpoints import gda_config, make_folder
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-from tests.tiny_checkpoints import gda_config, make_folder
 
 
 @pytest.fixture(scope="module")

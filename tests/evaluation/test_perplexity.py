@@ -10,12 +10,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_checkpoints import gda_config, make_folder
 
 from growkit.cli.main import main
 from growkit.errors import UsageError
 from growkit.evaluation.model import load
 from growkit.evaluation.perplexity import score_text, spans
-from tests.tiny_checkpoints import gda_config, make_folder
 
 TEXT = "the signal heads attend to the fact and the noise heads to everything else. " * 4
 
