@@ -41,6 +41,33 @@ FlopsPerSecondOption = Annotated[
     ),
 ]
 
+OUTPUT_PANEL = "Output"
+OutOption = Annotated[
+    Path,
+    typer.Option(
+        "--out", "-o", "--output-dir", help="Folder to write.", rich_help_panel=OUTPUT_PANEL
+    ),
+]
+OverwriteOption = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace an existing checkpoint once the new one is whole.",
+        rich_help_panel=OUTPUT_PANEL,
+    ),
+]
+NoVerifyOption = Annotated[
+    bool,
+    typer.Option(
+        "--no-verify",
+        help="Do not compare the written folder with the source (the card says so).",
+        rich_help_panel=OUTPUT_PANEL,
+    ),
+]
+ShardSizeOption = Annotated[
+    str, typer.Option(help="Largest shard, in bytes with a unit.", rich_help_panel=OUTPUT_PANEL)
+]
+
 
 def open_output(json_mode: bool, quiet: bool, verbose: bool) -> Output:
     """The sink of this run; remembered so that the error handler prints the same way."""

@@ -10,8 +10,12 @@ import typer
 from growkit.cli.common import (
     CheckpointArgument,
     JsonOption,
+    NoVerifyOption,
+    OutOption,
+    OverwriteOption,
     QuietOption,
     RevisionOption,
+    ShardSizeOption,
     VerboseOption,
     local_folder,
     open_output,
@@ -23,7 +27,7 @@ if TYPE_CHECKING:
     from growkit.surgery.conversion_request import ConversionRequest
 
 PANEL = "Grow"
-HOW, OUTPUT = "How", "Output"
+HOW = "How"
 TARGETS = (
     "mha, gqa, mqa, gda, gda_gated, diff_v1, diffllama, diff_v2, shared_diff, wgqa, sas, or plain "
     "(see growkit export)."
@@ -33,12 +37,7 @@ TARGETS = (
 def convert(
     checkpoint: CheckpointArgument,
     to: Annotated[str, typer.Option(help=TARGETS)],
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out", "-o", "--output-dir", help="Folder to write.", rich_help_panel=OUTPUT
-        ),
-    ],
+    out: OutOption,
     ratio: Annotated[
         int | None,
         typer.Option(help="Signal heads a noise head (gda, gda_gated).", rich_help_panel=HOW),
@@ -95,25 +94,9 @@ def convert(
         str, typer.Option(help="split or even, where heads are copied.", rich_help_panel=HOW)
     ] = "split",
     seed: Annotated[int, typer.Option(help="Of every random number.", rich_help_panel=HOW)] = 0,
-    overwrite: Annotated[
-        bool,
-        typer.Option(
-            "--overwrite",
-            help="Replace an existing checkpoint once the new one is whole.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = False,
-    no_verify: Annotated[
-        bool,
-        typer.Option(
-            "--no-verify",
-            help="Do not compare the written folder with the source (the card says so).",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = False,
-    max_shard_size: Annotated[
-        str, typer.Option(help="Largest shard, in bytes with a unit.", rich_help_panel=OUTPUT)
-    ] = "5GB",
+    overwrite: OverwriteOption = False,
+    no_verify: NoVerifyOption = False,
+    max_shard_size: ShardSizeOption = "5GB",
     revision: RevisionOption = None,
     json_mode: JsonOption = False,
     quiet: QuietOption = False,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,8 +9,12 @@ import typer
 from growkit.cli.common import (
     CheckpointArgument,
     JsonOption,
+    NoVerifyOption,
+    OutOption,
+    OverwriteOption,
     QuietOption,
     RevisionOption,
+    ShardSizeOption,
     VerboseOption,
     local_folder,
     open_output,
@@ -22,23 +25,16 @@ PANEL = "Grow"
 
 def export(
     checkpoint: CheckpointArgument,
-    out: Annotated[Path, typer.Option("--out", "-o", "--output-dir", help="Folder to write.")],
+    out: OutOption,
     fold: Annotated[
         bool, typer.Option("--fold", help="Fold the variant into grouped-query attention.")
     ] = False,
     format: Annotated[
         str | None, typer.Option(help="mistral, qwen2 or qwen3; default: what holds the model.")
     ] = None,
-    overwrite: Annotated[
-        bool,
-        typer.Option("--overwrite", help="Replace an existing checkpoint once the new is whole."),
-    ] = False,
-    no_verify: Annotated[
-        bool, typer.Option("--no-verify", help="Do not compare the written folder.")
-    ] = False,
-    max_shard_size: Annotated[
-        str, typer.Option(help="Largest shard, in bytes with a unit.")
-    ] = "5GB",
+    overwrite: OverwriteOption = False,
+    no_verify: NoVerifyOption = False,
+    max_shard_size: ShardSizeOption = "5GB",
     revision: RevisionOption = None,
     json_mode: JsonOption = False,
     quiet: QuietOption = False,

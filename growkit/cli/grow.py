@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from growkit.cli.common import (
+    OUTPUT_PANEL,
     CheckpointArgument,
     JsonOption,
+    NoVerifyOption,
+    OutOption,
+    OverwriteOption,
     QuietOption,
     RevisionOption,
+    ShardSizeOption,
     VerboseOption,
     local_folder,
     open_output,
@@ -23,48 +28,26 @@ if TYPE_CHECKING:
     from growkit.surgery.request import GrowthRequest
 
 PANEL = "Grow"
-OUTPUT = "Output"
 
 
 @growth_options
 def grow(
     checkpoint: CheckpointArgument,
     request: GrowthRequest,
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out", "-o", "--output-dir", help="Folder to write.", rich_help_panel=OUTPUT
-        ),
-    ],
-    overwrite: Annotated[
-        bool,
-        typer.Option(
-            "--overwrite",
-            help="Replace an existing checkpoint once the new one is whole.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = False,
-    no_verify: Annotated[
-        bool,
-        typer.Option(
-            "--no-verify",
-            help="Do not compare the written folder with the source (the card says so).",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = False,
+    out: OutOption,
+    overwrite: OverwriteOption = False,
+    no_verify: NoVerifyOption = False,
     text: Annotated[
         Path | None,
         typer.Option(help="Text to verify on; default: a built-in English sample."),
     ] = None,
-    max_shard_size: Annotated[
-        str, typer.Option(help="Largest shard, in bytes with a unit.", rich_help_panel=OUTPUT)
-    ] = "5GB",
+    max_shard_size: ShardSizeOption = "5GB",
     hash_content: Annotated[
         bool,
         typer.Option(
             "--hash",
             help="Record a hash of the source's weights (reads them once more).",
-            rich_help_panel=OUTPUT,
+            rich_help_panel=OUTPUT_PANEL,
         ),
     ] = False,
     optimizer_from: Annotated[
@@ -75,7 +58,9 @@ def grow(
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option(min=1, help="Writing threads; default: two a core.", rich_help_panel=OUTPUT),
+        typer.Option(
+            min=1, help="Writing threads; default: two a core.", rich_help_panel=OUTPUT_PANEL
+        ),
     ] = None,
     revision: RevisionOption = None,
     json_mode: JsonOption = False,

@@ -50,6 +50,11 @@ class ModelShape:
     sizes: Mapping[str, int]
     config: Mapping[str, Any]
 
+    def has(self, role: str) -> bool:
+        """A checkpoint of these sizes has the tensor with this role."""
+        tensor = self.family.tensor(role)
+        return tensor is not None and tensor.when(self.sizes)
+
 
 @dataclass(frozen=True)
 class Growth:

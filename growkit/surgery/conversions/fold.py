@@ -23,6 +23,7 @@ from growkit.errors import UsageError, nearest
 from growkit.families import Family
 from growkit.families.differential import LAMBDA_ROLES
 from growkit.families.gda import CARRIED_FIELDS
+from growkit.surgery.compare import read_rows
 from growkit.surgery.conversions.conversion import Array, Computed, Converted
 from growkit.surgery.growth import Exactness, ModelShape
 from growkit.surgery.lambdas import lambda_value
@@ -173,15 +174,13 @@ def _lambda(checkpoint: Checkpoint, family: Family, layer: int) -> float:
 
 def _rows(checkpoint: Checkpoint, name: str, first: int, count: int) -> Array:
     """Rows of a matrix in float64."""
-    from growkit.surgery.compare import read_rows
-
     return read_rows(checkpoint, name, first, count).astype(np.float64)
 
 
 def _fold_wgqa(shape: ModelShape, config: dict[str, Any]) -> Converted:
     sizes = shape.sizes
     kind = next(word for word in ("scalar", "column", "row") if sizes[f"{word}_weights"])
-    roles = [role for role in ("k", "v", "k_bias", "v_bias") if _present(shape, role)]
+    roles = [role for role in ("k", "v", "k_bias", "v_bias") if shape.has(role)]
     return Converted(
         config=config
         | {"num_attention_heads": sizes["query_head"], "num_key_value_heads": sizes["kv_head"]},
@@ -191,11 +190,6 @@ def _fold_wgqa(shape: ModelShape, config: dict[str, Any]) -> Converted:
         reason="the merge is linear in the projections",
         computed={role: merged_heads(shape, role, f"w_{role[0]}_{kind}", kind) for role in roles},
     )
-
-
-def _present(shape: ModelShape, role: str) -> bool:
-    tensor = shape.family.tensor(role)
-    return tensor is not None and tensor.when(shape.sizes)
 
 
 def merged_heads(shape: ModelShape, role: str, weights_role: str, kind: str) -> Computed:

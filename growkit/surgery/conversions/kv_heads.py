@@ -71,7 +71,7 @@ class ToKvHeads:
             computed={
                 role: merged(shape.family, role, before // after, shape.sizes["head_dim"], self)
                 for role in ROLES
-                if _has(shape, role)
+                if shape.has(role)
             },
             warnings=(
                 "merged heads need uptraining: about 5 % of the pretraining tokens in "
@@ -93,11 +93,6 @@ def _counts(shape: ModelShape) -> tuple[int, int]:
             "This works on decoders with q_proj, k_proj and v_proj and ordinary attention.",
         )
     return sizes["query_head"], sizes["kv_head"]
-
-
-def _has(shape: ModelShape, role: str) -> bool:
-    tensor = shape.family.tensor(role)
-    return tensor is not None and tensor.when(shape.sizes)
 
 
 def merged(family: Family, role: str, group: int, dim: int, conversion: ToKvHeads) -> Computed:
