@@ -284,7 +284,8 @@ def _grow(source: Path, target: Path, overwrite: bool, reporter: Reporter) -> di
         _, manifest = grow_checkpoint(
             source,
             target,
-            GrowthRequest(signal_heads=GROWTH),
+            # The ungrown model beside it goes on with a fresh optimizer too.
+            GrowthRequest(signal_heads=GROWTH, optimizer_state="reset"),
             overwrite=overwrite,
             open_progress=lambda name, total, unit: reporter.progress(name, total, unit=unit),
             warn=reporter.warn,
