@@ -74,7 +74,8 @@ def convert(
     key_rank: Annotated[
         int | None,
         typer.Option(
-            help="Rank of the keys' updates (DIFF V1 to shared_diff); default: --rank.",
+            help="Rank of the keys' updates (shared_diff); default: --rank from DIFF V1, else 0, "
+            "which leaves the keys and the KV cache as they are.",
             rich_help_panel=HOW,
         ),
     ] = None,

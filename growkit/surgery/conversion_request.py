@@ -24,7 +24,7 @@ class ConversionRequest:
         mirror: lambda of mirrored maps.
         kv_heads: key/value heads of ``gqa`` and ``wgqa``.
         merge: how several key/value heads become one: ``mean``, ``first`` or ``aligned``.
-        rank, key_rank: of the updates of ``shared_diff``; of the keys' only from DIFF V1.
+        rank, key_rank: of the updates of ``shared_diff``.
         wgqa_weights: ``scalar``, ``column`` or ``row``.
         simulated_heads: simulated heads a head of ``sas``.
         simulated_head_dim: their features; None: head_dim.

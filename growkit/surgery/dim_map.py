@@ -150,7 +150,8 @@ def map_dim(
         alias = aliases.get(axis)
         table = positions[alias.axis if alias else axis]
         part = alias.part(new.part[here]) if alias else new.part[here]
-        found = np.where(index == NEW, NEW, table[part, np.maximum(index, 0)])
+        known = table[np.maximum(part, 0), np.maximum(index, 0)]
+        found = np.where((index == NEW) | (part == NEW), NEW, known)
         source[here] = found
         fill[here] = rules.get(axis, SILENT).of(dim)
         for key_axis, part in dim.keys:

@@ -16,6 +16,11 @@ FIRST_GRADIENT: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]
     "diff_v2": ({"to": "diff_v2"}, ("lambda_proj.weight", "q_proj.weight"), ()),
     "gda_gated": ({"to": "gda_gated"}, ("lambda_proj.weight",), ()),
     "shared_diff": ({"to": "shared_diff", "rank": 2}, ("q_up",), ("q_down",)),
+    "shared_diff keys": (
+        {"to": "shared_diff", "rank": 2, "key_rank": 2},
+        ("q_up", "k_up", "o_proj.weight"),
+        ("q_down", "k_down"),
+    ),
     "wgqa": ({"to": "wgqa"}, ("w_k", "w_v", "k_proj.weight"), ()),
     "sas": (
         {"to": "sas"},

@@ -30,6 +30,7 @@ EXACT: dict[str, tuple[Request, str]] = {
     "diff_v2": ({"to": "diff_v2"}, "bit-exact"),
     "shared_diff": ({"to": "shared_diff", "rank": 2}, "exact"),
     "shared_diff 0.3": ({"to": "shared_diff", "rank": 2, "mirror": 0.3}, "rounded"),
+    "shared_diff keys": ({"to": "shared_diff", "rank": 2, "key_rank": 3}, "exact"),
     "wgqa": ({"to": "wgqa"}, "exact"),
     "wgqa column": ({"to": "wgqa", "wgqa_weights": "column"}, "exact"),
     "sas": ({"to": "sas"}, "exact"),

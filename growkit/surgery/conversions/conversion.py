@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from growkit.checkpoint import Checkpoint
-from growkit.surgery.axis_map import AxisMap
+from growkit.surgery.axis_map import NEW, AxisMap
 from growkit.surgery.growth import Exactness, ModelShape
 
 Array = npt.NDArray[Any]
@@ -22,17 +22,18 @@ class Alias:
 
     Attributes:
         axis: the source's axis.
-        parts: part of a unit in the written layout -> part of it in the source; None: the same.
+        parts: part of a unit in the written layout -> part of it in the source; None: the same. A
+            part that is not named is new.
     """
 
     axis: str
     parts: Mapping[int, int] | None = None
 
     def part(self, written: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Source part of each written part."""
+        """Source part of each written part, or ``NEW``."""
         if self.parts is None:
             return written
-        return np.array([self.parts[int(p)] for p in written], dtype=np.int64)
+        return np.array([self.parts.get(int(p), NEW) for p in written], dtype=np.int64)
 
 
 UnitMaps = tuple[Mapping[str, Alias], Mapping[str, AxisMap]]

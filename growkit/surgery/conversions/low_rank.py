@@ -37,11 +37,17 @@ class ToLowRank:
     key_rank: int | None = None
 
     def apply(self, shape: ModelShape) -> Converted:
-        dim, ranks = shape.sizes["head_dim"], {"q": self.rank, "k": self.key_rank or self.rank}
+        key_rank = self.rank if self.key_rank is None else self.key_rank
+        dim, ranks = shape.sizes["head_dim"], {"q": self.rank, "k": key_rank}
         if shape.family.name not in ADJACENT:
             raise UsageError(
                 f"A {shape.family.name} checkpoint cannot become shared_diff in one step.",
                 "Convert it first, exactly: --to diff_v1.",
+            )
+        if key_rank == 0:
+            raise UsageError(
+                "--key-rank 0: the two maps have keys of their own, which one base cannot hold.",
+                f"Give a number from 1 to {dim}, or leave --key-rank out.",
             )
         if not all(1 <= rank <= dim for rank in ranks.values()):
             raise UsageError(
