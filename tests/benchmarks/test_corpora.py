@@ -95,7 +95,8 @@ OSIS = (
     '<chapter sID="a"/><div type="x-p" sID="1"/>In <w lemma="H1">the</w> beginning, '
     "God<note><reference>1:1</reference>Elohim</note><w>made</w> this<note>b</note>, &amp;"
     ' <div type="x-milestone" subType="x-preverse"/>that.<div eID="1" type="x-p"/> '
-    '<div type="x-p"/>“Yes<note>c</note>”<chapter eID="a"/><chapter sID="b"/><l>Sing,</l>  <l>all.</l>'
+    '<div type="x-p"/>“Yes<note>c</note>”<chapter eID="a"/>'
+    '<chapter sID="b"/><l>Sing,</l>  <l>all.</l>'
 )
 OSIS_TEXT = "In the beginning, God made this, & that.\n“Yes”\n\nSing,\nall."
 
