@@ -222,7 +222,7 @@ def main(arguments: list[str] | None = None) -> int:
             sizes = [(out / part / f"{name}.txt").stat().st_size for part in ("train", "valid")]
             state = "made" if fetched else "there already"
             print(f"{name:12}{sizes[0]:>11,} + {sizes[1]:>7,} bytes  {state}", flush=True)
-        except CorpusError as error:
+        except (CorpusError, OSError) as error:
             failed = True
             print(f"{name}: {error}", file=sys.stderr, flush=True)
     entries = {name: entry for name in SOURCES if (entry := record(name, out))}
