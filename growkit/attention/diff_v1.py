@@ -15,9 +15,10 @@ reference (unilm, ``multihead_flashdiff_1.py``), with rotate-half rotary pairs:
 * ``o_proj.weight`` [E, 2h d]: columns (head, 2d);
 * ``lambda_q1/k1/q2/k2`` [d] fp32; with ``sub_layer_norm`` ``subln.weight`` [2d].
 
-DiffLlama stores the same numbers in halves, and unilm rotates pairs (2i, 2i + 1). Without
-``sub_layer_norm`` norm and (1 - lambda_init) are absent (not in the paper). This is Grouped
-Differential Attention with own noise keys at one noise head a signal head, whose fast path it is.
+DiffLlama stores the same numbers in halves, and unilm rotates pairs (2i, 2i + 1)
+(``unilm_diff_v1.py``). Without ``sub_layer_norm`` norm and (1 - lambda_init) are absent (not in the
+paper). This is Grouped Differential Attention with own noise keys at one noise head a signal head,
+whose fast path it is.
 
 Parameters of a layer: E d (2H + 2G) + 4d + 2d; KV cache: 2 G d elements a token.
 Source: arXiv 2410.05258, section 2.1.
@@ -44,6 +45,11 @@ def diff_v1_reference(
 ) -> Tensor:
     """The definition, head by head in float64; arguments of :class:`Definition`."""
     inputs = Definition(hidden_states, position_embeddings, attention_mask)
+    return diff_v1_definition(module, inputs)
+
+
+def diff_v1_definition(module: GdaAttentionBase, inputs: Definition) -> Tensor:
+    """The formula on the steps of ``inputs``; [batch, n, hidden_size]."""
     config, d = module.config, module.head_dim
     heads, kv_heads = config.num_attention_heads // 2, config.num_key_value_heads // 2
     outputs = []

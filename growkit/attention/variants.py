@@ -10,6 +10,7 @@ from .gqa import GroupedQueryAttention
 from .one_call import AttentionBase
 from .sas import SimulatedAttention
 from .shared_diff import SharedDiffAttention
+from .unilm_diff_v1 import UnilmDiffV1Attention
 from .wgqa import WeightedGroupedQueryAttention
 
 # One line a variant.
@@ -21,4 +22,5 @@ VARIANTS: dict[str, type[AttentionBase]] = {
     "shared_diff": SharedDiffAttention,
     "wgqa": WeightedGroupedQueryAttention,
     "sas": SimulatedAttention,
+    "unilm_diff_v1": UnilmDiffV1Attention,
 }

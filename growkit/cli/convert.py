@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 PANEL = "Grow"
 HOW = "How"
 TARGETS = (
-    "mha, gqa, mqa, gda, gda_gated, diff_v1, diffllama, diff_v2, shared_diff, wgqa, sas, or plain "
-    "(see growkit export)."
+    "mha, gqa, mqa, gda, gda_gated, diff_v1, diffllama, unilm_diff_v1, diff_v2, shared_diff, wgqa, "
+    "sas, or plain (see growkit export)."
 )
 
 

@@ -28,6 +28,7 @@ from growkit.families.shared_diff import SHARED_DIFF
 from growkit.families.smollm3 import SMOLLM3
 from growkit.families.t5 import T5
 from growkit.families.t5_grouped import T5_GQA, T5_WGQA
+from growkit.families.unilm_diff_v1 import UNILM_DIFF_V1
 from growkit.families.wgqa import WGQA
 
 # One line a family.
@@ -61,6 +62,7 @@ _ALL = (
     SHARED_DIFF,
     WGQA,
     SAS,
+    UNILM_DIFF_V1,
 )
 FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}
 

@@ -37,3 +37,9 @@ def lambda_init_schedule(num_layers: int, kind: str = "diff") -> list[float]:
             f"Unknown lambda_init schedule {kind!r}. Valid: {', '.join(sorted(LAMBDA_SCHEDULES))}."
         )
     return [LAMBDA_SCHEDULES[kind](layer) for layer in range(num_layers)]
+
+
+def follows_schedule(values: list[float], num_layers: int) -> bool:
+    """Whether ``values`` are what DIFF Transformer computes from the layer index."""
+    schedule = lambda_init_schedule(num_layers)
+    return len(values) == num_layers and all(map(math.isclose, values, schedule))

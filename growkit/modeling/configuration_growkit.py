@@ -21,7 +21,8 @@ class GrowkitConfig(DecoderConfig):
 
     Args:
         attention: "gqa" (MHA, MQA and GQA by ``num_key_value_heads``), "diff_v1", "diff_v2",
-            "gda_gated", "shared_diff", "wgqa" or "sas".
+            "gda_gated", "shared_diff", "wgqa", "sas", or "unilm_diff_v1" (DIFF V1 in the layout of
+            Microsoft's own files).
         num_attention_heads: query heads of the attention call, noise heads and second maps
             included (as many softmax maps as there are in a layer; "sas": before simulation).
         num_key_value_heads: key (and value) heads that the query heads share; by default the

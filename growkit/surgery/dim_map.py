@@ -128,7 +128,8 @@ def map_dim(
 
     Args:
         old, new: units before and after.
-        axes: maps of the axes that grow; ``head_dim`` maps the channels inside a head.
+        axes: maps of the axes that grow; ``head_dim`` maps the channels inside a head, where these
+            grow or (in a conversion) change places.
         dim: which dimension it is.
         rules: what new units of an axis hold, where that is not :data:`SILENT`.
         key_factor: on the entries of attention keys.
@@ -156,9 +157,9 @@ def map_dim(
         fill[here] = rules.get(axis, SILENT).of(dim)
         for key_axis, part in dim.keys:
             is_key |= here & (new.part == part) & (axis == key_axis)
-    block = new.block
-    if old.block != new.block:
-        channels = axes.get("head_dim")
+    block, channels = new.block, axes.get("head_dim")
+    reordered = channels is not None and channels.old_size == channels.new_size == block
+    if old.block != new.block or reordered:
         if channels is None or (channels.old_size, channels.new_size) != (old.block, new.block):
             raise GrowkitError(f"a unit of {old.block} elements cannot become one of {new.block}")
         rule = rules.get("head_dim", SILENT)

@@ -58,12 +58,13 @@ CASES: dict[str, dict[str, Any]] = {
         **NORMED,
         **BIASED,
     ),
+    "unilm_diff_v1": heads(4, 2, attention="unilm_diff_v1"),
 }
 # Cases whose heads go through more than one call of the attention function, and why.
 TWO_CALLS = {
     case
     for case in CASES
-    if case in ("diff_v1", "diff_v1-plain", "shared_diff", "shared_diff-plain")
+    if case in ("diff_v1", "diff_v1-plain", "shared_diff", "shared_diff-plain", "unilm_diff_v1")
 }  # two keys, wide values
 
 

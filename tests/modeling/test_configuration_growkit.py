@@ -55,6 +55,7 @@ CLOSED = {
         E * D * 12 + 4 * (4 + 2 * 2) + 3 * 4 * (4 + 2) + 2 * 8 * (D + 8 + 2),
         4 * (8 + D),
     ),
+    "unilm_diff_v1": (E * D * (2 * 4 + 2 * 2) + 4 * D + 2 * D, 2 * 2 * D),
 }
 
 
@@ -146,6 +147,11 @@ REFUSED = [
     ("sas", {"num_simulated_heads": None}, ["num_simulated_heads = None", "required"]),
     ("sas", {"simulated_head_dim": 4}, ["simulated_head_dim = 4", "head_dim = 8"]),
     ("gqa", {"key_rank": 0}, ["key_rank = 0", "shared_diff"]),
+    ("unilm_diff_v1", {"lambda_init": [0.2, 0.3]}, ["lambda_init", "layer index"]),
+    ("unilm_diff_v1", {"sub_layer_norm": False}, ["sub_layer_norm = False", "'diff_v1'"]),
+    ("unilm_diff_v1", {"attention_bias": True}, ["attention_bias = True", "none"]),
+    ("unilm_diff_v1", {"num_key_value_heads": 3}, ["num_key_value_heads = 3", "even"]),
+    ("unilm_diff_v1", {"hidden_size": 64}, ["head_dim = 8", "hidden_size = 64"]),
 ]
 
 

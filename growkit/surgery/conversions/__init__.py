@@ -30,6 +30,7 @@ CONVERSIONS: dict[str, Callable[[ConversionRequest], Conversion]] = {
     "gda_gated": lambda request: ToGated("gda_gated", request.ratio or 1),
     "diff_v1": lambda request: ToDiffV1(),
     "diffllama": lambda request: ToDifferential("diffllama"),
+    "unilm_diff_v1": lambda request: ToDifferential("unilm_diff_v1"),
     "diff_v2": lambda request: ToGated("diff_v2"),
     "shared_diff": lambda request: ToSharedDiff(
         request.needed("rank"), request.mirror, request.key_rank

@@ -2,7 +2,8 @@
 
 DIFF V1 stores the two maps of a head beside each other, DiffLlama in halves, Motif and GDA in
 stripes; at one noise head a signal head all of them hold the same model. The order of the units
-comes from the families' own layouts. To DiffLlama, which has less to store them in:
+comes from the families' own layouts, that of the channels in a head from ``unilm.py``. To
+DiffLlama, which has less to store them in:
 
 * its per-head norm has no gain: ``subln`` goes into the columns of o_proj;
 * lambda_init is a function of the layer index: the lambda vectors keep lambda, and
@@ -27,16 +28,17 @@ from growkit.families import FAMILIES
 from growkit.families.lambda_schedule import diff_lambda_init
 from growkit.surgery.compare import read_rows
 from growkit.surgery.conversions.conversion import Array, Computed, Converted
+from growkit.surgery.conversions.unilm import UNILM, reordered_channels, to_unilm
 from growkit.surgery.growth import Exactness, ModelShape
 from growkit.surgery.lambdas import LambdaChange
 
-OWN_KEYS = ("gda", "diff_v1", "diffllama", "motif")
-NEEDS_PAIRS = ("diff_v1", "diffllama")
+OWN_KEYS = ("gda", "diff_v1", "diffllama", "motif", UNILM)
+NEEDS_PAIRS = ("diff_v1", "diffllama", UNILM)
 
 
 @dataclass(frozen=True)
 class ToDifferential:
-    """To the format ``to``: ``gda``, ``diff_v1`` or ``diffllama``."""
+    """To the format ``to``: ``gda``, ``diff_v1``, ``diffllama`` or ``unilm_diff_v1``."""
 
     to: str
 
@@ -48,19 +50,22 @@ class ToDifferential:
         config = adopt(shape.config, shape.family, shape.sizes)
         if self.to == "diffllama":
             return _to_diffllama(shape, config)
-        if self.to == "diff_v1":
+        if self.to in ("diff_v1", UNILM):
             for field in ("num_noise_heads", "noise_keys"):
                 del config[field]
             config |= {
                 "model_type": "growkit",
                 "architectures": ["GrowkitForCausalLM"],
-                "attention": "diff_v1",
+                "attention": self.to,
             }
+        if self.to == UNILM:
+            return to_unilm(shape, config)
         return Converted(
             config=config,
             summary=f"{shape.family.name} -> {self.to}: the same weights in another order",
             exactness=Exactness.EXACT,
             reason="every head keeps its weights, its lambda and its norm",
+            by_role=reordered_channels(shape, self.to),
         )
 
     def _check(self, shape: ModelShape) -> None:
@@ -125,6 +130,7 @@ def _to_diffllama(shape: ModelShape, config: dict[str, Any]) -> Converted:
         reason="a gain in front of o_proj is a factor on its columns",
         factors=values,
         computed={"o": _folded_output(shape)},
+        by_role=reordered_channels(shape, "diffllama"),
     )
 
 

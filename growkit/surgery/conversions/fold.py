@@ -38,6 +38,7 @@ NOT_LINEAR = {
     "sas": "its heads pass through a ReLU",
     "motif": "every head has a norm of its own (subln)",
     "diffllama": "every head has a norm of its own",
+    "unilm_diff_v1": "every head has a norm of its own (subln)",
 }
 
 
