@@ -11,6 +11,8 @@ from growkit.families.decoder import ATTENTION, LAYER, evenly_shared, flag
 from growkit.families.layout import IntArray, Sizes, fixed, head_dim, plain, value_dim
 
 LAMBDA_ROLES = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
+# Of lambda vectors from scratch where the config does not say it (arXiv 2410.05258; our classes).
+LAMBDA_STD = 0.1
 
 
 def signal_to_noise(sizes: Sizes) -> IntArray:

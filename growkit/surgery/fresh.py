@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from growkit.checkpoint import DTYPES
+from growkit.families.differential import LAMBDA_ROLES, LAMBDA_STD
 from growkit.surgery.axis_map import NEW
 from growkit.surgery.dim_map import DimMap, ranges_of
 from growkit.surgery.new_units import Fill
@@ -29,12 +30,18 @@ def block_rows(width: int) -> int:
 def normal(
     plan: Plan, tensor: TensorPlan, position: int, shape: tuple[int, ...], what: str = "new"
 ) -> Array:
-    """Normal numbers of std ``initializer_range``, keyed by seed, tensor, ``what`` and position."""
+    """Normal numbers of the tensor's own std, keyed by seed, tensor, ``what`` and position."""
     key = random_bits(plan.symmetry.seed, f"{tensor.key}#{what}", position, 8)
     generator = np.random.Generator(np.random.Philox(int.from_bytes(key, "little")))
     numbers = generator.standard_normal(shape, dtype=np.float32)
-    std = plan.config.get("initializer_range", plan.config.get("init_std", 0.02))
-    return (numbers * np.float32(std)).astype(_dtype(tensor))
+    return (numbers * np.float32(_std(plan, tensor))).astype(_dtype(tensor))
+
+
+def _std(plan: Plan, tensor: TensorPlan) -> float:
+    """As the written model's class starts it from scratch."""
+    if tensor.role in LAMBDA_ROLES:
+        return float(plan.config.get("lambda_std", LAMBDA_STD))
+    return float(plan.config.get("initializer_range", plan.config.get("init_std", 0.02)))
 
 
 class NewColumns:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import tiny_checkpoints as tiny
 import torch
-from converted import SOURCES, allowed, convert, difference, logits, write_source
+from converted import LAYERS, SOURCES, allowed, convert, difference, logits, write_source
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from growkit.checkpoint import open_checkpoint
 from growkit.cli.main import main
@@ -216,3 +217,31 @@ def test_new_parameters_are_in_the_manifest(
     names = {name.split("self_attn.")[-1] for name in manifest["new_parameters"]}
     assert all(any(n.startswith(name) for n in names) for name in new), names
     assert not names & set(old)
+
+
+@pytest.mark.parametrize(
+    ("to", "vectors"),
+    [
+        ("gda", ("lambda_k1", "lambda_k2")),
+        ("shared_diff", ("lambda_k1", "lambda_k2")),
+        ("diff_v1", ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")),
+    ],
+)
+@pytest.mark.parametrize("stated", [{}, {"lambda_std": 0.3}], ids=["default", "stated"])
+def test_lambda_vectors_begin_as_in_a_new_model(
+    sources: Any, tmp_path: Path, to: str, vectors: tuple[str, ...], stated: dict[str, float]
+) -> None:
+    """Not with initializer_range: the gradient of lambda is as large as they are."""
+    tensors = tiny.read_folder(sources("gqa")[0])
+    config = tiny.read_config(sources("gqa")[0]) | {"initializer_range": 0.02, **stated}
+    folder = tiny.write_folder(tmp_path / "a", config, tensors)
+    convert(folder, tmp_path / "b", to, **({"rank": 2} if to == "shared_diff" else {}))
+    written = tiny.read_folder(tmp_path / "b")
+    found = np.stack([v for name, v in written.items() if name.endswith(vectors)])
+    assert found.dtype == np.float32 and len(found) == LAYERS * len(vectors)
+    scratch = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path / "b"))
+    new = torch.cat([v for name, v in scratch.state_dict().items() if name.endswith(vectors)])
+    assert found.std() == pytest.approx(stated.get("lambda_std", 0.1), rel=0.35)
+    assert found.std() == pytest.approx(float(new.std()), rel=0.6)
+    zeros = [v for name, v in written.items() if "lambda_" in name and not name.endswith(vectors)]
+    assert not any(v.any() for v in zeros)

@@ -25,6 +25,7 @@ import numpy as np
 from growkit.checkpoint import Checkpoint
 from growkit.errors import UsageError
 from growkit.families import FAMILIES
+from growkit.families.differential import LAMBDA_STD
 from growkit.families.lambda_schedule import diff_lambda_init
 from growkit.surgery.compare import read_rows
 from growkit.surgery.conversions.conversion import Array, Computed, Converted
@@ -122,7 +123,7 @@ def _to_diffllama(shape: ModelShape, config: dict[str, Any]) -> Converted:
             "architectures": ["DiffLlamaForCausalLM"],
             "attention_bias": False,
             "rms_norm_eps": eps,
-            "lambda_std_dev": config.get("lambda_std", 0.1),
+            "lambda_std_dev": config.get("lambda_std", LAMBDA_STD),
         },
         summary=f"{shape.family.name} -> diffllama: gains of the heads' norms and the change of "
         "lambda_init folded into o_proj",
