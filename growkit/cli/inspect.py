@@ -45,7 +45,7 @@ def inspect(
 def _table(report: dict[str, Any]) -> Any:
     from rich.table import Table
 
-    from growkit.cli.plan_view import human_bytes, human_count
+    from growkit.quantities import human_bytes, human_count
 
     table = Table(title=f"family {report['family']}", title_justify="left", show_header=False)
     table.add_column("what")

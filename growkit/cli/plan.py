@@ -104,7 +104,8 @@ def plan(
         report["tensor_list"] = details
     if not (json_mode or quiet):
         from growkit.cli.advice_view import advice_table, finding_lines
-        from growkit.cli.plan_view import human_bytes, plan_tables
+        from growkit.cli.plan_view import plan_tables
+        from growkit.quantities import human_bytes
 
         output.show(*plan_tables(report), advice_table(advice))
         # Copies that stay equal are among the plan's own warnings.

@@ -6,29 +6,14 @@ from typing import Any
 
 from rich.table import Table
 
+from growkit.quantities import human_bytes, human_count
+
 EXACTNESS_TEXT = {
     "bit-exact": "[green]bit-exact[/green] (same numbers, or zeros added)",
     "exact": "[green]exact[/green] (equal up to the order of floating-point sums)",
     "rounded": "[yellow]rounded[/yellow] (exact algebra, new weights rounded to the stored dtype)",
     "not-exact": "[red]not exact[/red] (another function, to be trained)",
 }
-
-
-def human_bytes(count: float) -> str:
-    """Bytes in decimal units."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if abs(count) < 1000 or unit == "TB":
-            return f"{count:.4g} {unit}"
-        count /= 1000
-    raise AssertionError
-
-
-def human_count(count: float) -> str:
-    """A count with a unit: 2.597 B."""
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if count >= size:
-            return f"{count / size:#.4g} {unit}"
-    return f"{count:.0f}"
 
 
 def plan_tables(report: dict[str, Any]) -> list[Table]:

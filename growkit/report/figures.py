@@ -1,26 +1,12 @@
-"""The figures of a report, as SVG text that stands in a page by itself."""
+"""The figures of a report."""
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from growkit.errors import UsageError
+from growkit.report.canvas import Figure, canvas, svg_text
 from growkit.report.runs import Run
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One figure; ``svg`` is empty when no run has the data, and ``caption`` says so then."""
-
-    key: str
-    title: str
-    caption: str
-    svg: str
-
 
 Draw = Callable[[Any, Sequence[Run]], bool]
 
@@ -228,23 +214,12 @@ def draw_figures(runs: Sequence[Run]) -> list[Figure]:
     Raises:
         UsageError: matplotlib is not installed.
     """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.backends.backend_svg import FigureCanvasSVG
-        from matplotlib.figure import Figure as Canvas
-        from matplotlib.ticker import EngFormatter
-    except ImportError as error:
-        raise UsageError(
-            "A report needs matplotlib, which is not installed.",
-            "Run: pip install 'growkit[plots]'.",
-        ) from error
     figures = []
     for key, title, caption, draw, needs in FIGURES:
-        # Text stays text (searchable, small), and the same data give the same bytes.
-        with rc_context({"svg.fonttype": "none", "svg.hashsalt": key, "font.size": 9}):
-            canvas = Canvas(figsize=(5.4, 3.4), layout="constrained")
-            FigureCanvasSVG(canvas)
-            axes = canvas.add_subplot()
+        with canvas(key) as drawn:
+            from matplotlib.ticker import EngFormatter
+
+            axes = drawn.add_subplot()
             if not draw(axes, runs):
                 figures.append(Figure(key, title, f"Not shown: it needs {needs}.", ""))
                 continue
@@ -252,17 +227,5 @@ def draw_figures(runs: Sequence[Run]) -> list[Figure]:
             axes.grid(alpha=0.3)
             if axes.get_legend_handles_labels()[1]:
                 axes.legend(fontsize=7)
-            figures.append(Figure(key, title, caption, _svg(canvas, key)))
+            figures.append(Figure(key, title, caption, svg_text(drawn, key)))
     return figures
-
-
-def _svg(canvas: Any, key: str) -> str:
-    """The figure as an <svg> element whose ids are its own in the page."""
-    buffer = io.StringIO()
-    canvas.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Type": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'\bid="', f'id="{key}-', text)
-    text = re.sub(r'href="#', f'href="#{key}-', text)
-    return re.sub(r"url\(#", f"url(#{key}-", text)

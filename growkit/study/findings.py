@@ -1,0 +1,125 @@
+"""The answers to a study's comparisons: paired by seed, with intervals. No torch.
+
+Two arms with the same seed read the same data in the same order, so the seeds are pairs: what they
+have in common (an easy or hard order of the data) cancels in the difference. The interval is
+Student's over the paired differences, and the p-values of all comparisons of a study are corrected
+together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import floor, isfinite, log10
+
+from growkit.study.results import Comparison, StudyResult
+from growkit.study.statistics import CONFIDENCE, Estimate, estimate, holm
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The answer to one comparison.
+
+    Attributes:
+        differences: seed -> final loss of the arm minus that of what it is compared with, for the
+            seeds that both have with finite losses.
+        left_out: seeds that both have, where a loss is not finite.
+        estimate: of the mean difference; None without a common seed.
+        adjusted_p: after Holm's correction over the comparisons of the study.
+        compared: how many comparisons were corrected together.
+    """
+
+    comparison: Comparison
+    label: str
+    against_label: str
+    differences: dict[int, float]
+    left_out: tuple[int, ...]
+    estimate: Estimate | None
+    adjusted_p: float | None = None
+    compared: int = 1
+
+    @property
+    def verdict(self) -> str:
+        """The answer in words."""
+        return self._verdict() + (
+            f" (left out, loss not finite: {seeds_text(self.left_out)})" if self.left_out else ""
+        )
+
+    @property
+    def direction(self) -> str:
+        """``lower``, ``higher``, ``none`` (no difference shown) or ``unknown`` (no statement)."""
+        if self.estimate is None or self.estimate.low is None:
+            return "unknown"
+        if self.estimate.holds_zero:
+            return "none"
+        return "lower" if self.estimate.mean < 0 else "higher"
+
+    def _verdict(self) -> str:
+        if self.estimate is None:
+            return "no seed finished by both: no statement"
+        mean, low, high = self.estimate.mean, self.estimate.low, self.estimate.high
+        if low is None or high is None:
+            return f"one seed: no statement (difference {mean:+.4f})"
+        digits = decimals(high - low)
+        seeds = f"{self.estimate.count} seeds"
+        if self.estimate.holds_zero:
+            return (
+                f"no difference shown ({mean:+.{digits}f}, 95 % CI {low:+.{digits}f} to "
+                f"{high:+.{digits}f}, {seeds})"
+            )
+        ends = sorted((abs(low), abs(high)))
+        text = (
+            f"{self.label} {self.direction} by {abs(mean):.{digits}f} "
+            f"(95 % CI {ends[0]:.{digits}f} to {ends[1]:.{digits}f}, {seeds})"
+        )
+        if self.adjusted_p is not None and self.adjusted_p >= 1 - CONFIDENCE:
+            text += (
+                f"; not shown any more when corrected for {self.compared} comparisons "
+                f"(Holm p = {self.adjusted_p:.2g})"
+            )
+        return text
+
+
+def findings(result: StudyResult) -> list[Finding]:
+    """The answers to a study's comparisons, in its order."""
+    found = [_finding(result, comparison) for comparison in result.comparisons]
+    p_values = {
+        index: finding.estimate.p
+        for index, finding in enumerate(found)
+        if finding.estimate is not None and finding.estimate.p is not None
+    }
+    adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    return [
+        replace(finding, adjusted_p=adjusted.get(index), compared=len(adjusted))
+        for index, finding in enumerate(found)
+    ]
+
+
+def _finding(result: StudyResult, comparison: Comparison) -> Finding:
+    arm, against = result.arm(comparison.arm), result.arm(comparison.against)
+    losses = {run.seed: run.final_loss for run in arm.runs}
+    others = {run.seed: run.final_loss for run in against.runs}
+    both = sorted(losses.keys() & others.keys())
+    differences = {
+        seed: losses[seed] - others[seed]
+        for seed in both
+        if isfinite(losses[seed]) and isfinite(others[seed])
+    }
+    return Finding(
+        comparison=comparison,
+        label=arm.label,
+        against_label=against.label,
+        differences=differences,
+        left_out=tuple(seed for seed in both if seed not in differences),
+        estimate=estimate(list(differences.values())) if differences else None,
+    )
+
+
+def decimals(width: float) -> int:
+    """Decimals that show an interval of this width: two figures of it, 3 to 6 in all."""
+    return min(6, max(3, 1 - floor(log10(width)))) if width > 0 else 6
+
+
+def seeds_text(seeds: Sequence[int]) -> str:
+    """``seed 1`` or ``seeds 1, 2``."""
+    return ("seed " if len(seeds) == 1 else "seeds ") + ", ".join(map(str, seeds))

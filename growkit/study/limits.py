@@ -1,0 +1,108 @@
+"""What a study cannot say, found in its own results. No torch."""
+
+from __future__ import annotations
+
+from math import isfinite
+
+from growkit.quantities import human_count
+from growkit.study.findings import findings, seeds_text
+from growkit.study.results import Arm, StudyResult
+from growkit.study.savings import savings
+
+# A run that ends this far from the budget was not given the same as the others.
+OFF_BUDGET = 0.02
+
+
+def limits(result: StudyResult) -> list[str]:
+    """One sentence each; what is particular to this study first, what holds for any last."""
+    return [
+        *(text for arm in result.arms for text in _of_arm(result, arm)),
+        *_of_comparisons(result),
+        *_of_targets(result),
+        *_of_any(result),
+    ]
+
+
+def _of_arm(result: StudyResult, arm: Arm) -> list[str]:
+    said = []
+    done = {run.seed for run in arm.runs}
+    for seed, why in sorted(arm.failed.items()):
+        said.append(f"{arm.label}: the run of seed {seed} failed: {why}")
+    missing = [seed for seed in result.seeds if seed not in done and seed not in arm.failed]
+    if missing:
+        said.append(f"{arm.label}: not finished with {seeds_text(missing)}.")
+    if len(done) == 1:
+        said.append(f"{arm.label}: one seed, so its spread is not known.")
+    diverged = [run.seed for run in arm.runs if not isfinite(run.final_loss)]
+    if diverged:
+        said.append(f"{arm.label}: the loss is not finite with {seeds_text(diverged)}.")
+    if arm.sweep and arm.sweep.at_edge:
+        said.append(
+            f"{arm.label}: the best learning rate, {arm.sweep.chosen:g}, is at the edge of its "
+            "sweep; a better one may lie outside."
+        )
+    off = [run for run in arm.runs if abs(run.flops / result.budget - 1) > OFF_BUDGET]
+    if off:
+        part = off[0].flops / result.budget
+        said.append(f"{arm.label}: spent {part:.1%} of the budget (seed {off[0].seed}).")
+    return said
+
+
+def _of_comparisons(result: StudyResult) -> list[str]:
+    found = findings(result)
+    said = [
+        f"{one.label} against {one.against_label}: {one.verdict}."
+        for one in found
+        if one.direction == "unknown"
+    ]
+    counts = [one.estimate.count for one in found if one.estimate]
+    if 2 in counts:
+        said.append(
+            "With two seeds an interval reaches 12.7 standard errors to each side: only very large "
+            "differences can be shown."
+        )
+    if any(one.direction == "none" for one in found):
+        said.append(
+            "No difference shown does not mean that there is none: what lies inside the interval "
+            "is still possible."
+        )
+    return said
+
+
+def _of_targets(result: StudyResult) -> list[str]:
+    said = []
+    for arm, saving in zip(result.arms, savings(result), strict=True):
+        missed = [seed for seed, flops in saving.flops.items() if flops is None]
+        if missed:
+            said.append(
+                f"{arm.label}: the target loss was not reached with {seeds_text(missed)}, so no "
+                "mean of FLOPs to it is given."
+            )
+        if arm.runs and saving.reference is None:
+            said.append(
+                f"{arm.label}: the study trains no model of its shape from scratch, so it has no "
+                "saving."
+            )
+    return said
+
+
+def _of_any(result: StudyResult) -> list[str]:
+    said = [
+        "The intervals cover the seeds alone (initial weights and the order of the data). Another "
+        "text, another model size or a larger budget may answer differently; every loss is of the "
+        f"same {human_count(result.held_out_tokens)} held-out tokens.",
+    ]
+    sweeps = [arm.sweep for arm in result.arms if arm.sweep]
+    if sweeps:
+        share = min(sweep.share for sweep in sweeps)
+        seeds = sorted({sweep.seed for sweep in sweeps})
+        said.append(
+            f"Learning rates were chosen on {share:.0%} of the steps with {seeds_text(seeds)}; "
+            "the best rate of a whole run may be another one."
+        )
+    said.append(
+        "Where the learning rate decays to the end of the budget, a curve drops in the decay: "
+        "crossings of a target bunch there, and FLOPs to a target inside it say little more than "
+        "the final losses do."
+    )
+    return said
