@@ -20,6 +20,11 @@ def human_count(count: float) -> str:
     return f"{count:.0f}"
 
 
+def percent(part: float, digits: int = 0, *, sign: bool = False) -> str:
+    """A part of 1 as ``12.5 %``."""
+    return f"{100 * part:{'+' if sign else ''}.{digits}f} %"
+
+
 def human_seconds(seconds: float) -> str:
     """A duration: 42 s, 12 min, 3.4 h."""
     if seconds < 120:

@@ -17,6 +17,9 @@ th, td { padding: .3rem .6rem; border-bottom: 1px solid #ddd; text-align: right;
 th:first-child, td:first-child { text-align: left; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 1.5rem;
            margin-top: 1.5rem; }
+.figures.wide { grid-template-columns: minmax(0, 1fr); }
+td.text, th.text { text-align: left; } section { margin-top: 1.8rem; } h3 { font-size: .95rem; }
+pre { overflow-x: auto; padding: .8rem; background: #f6f6f6; font-size: .85rem; }
 figure { margin: 0; padding: .8rem; border: 1px solid #ddd; border-radius: .4rem; min-width: 0; }
 figure svg { width: 100%; height: auto; }
 footer { margin-top: 1.5rem; }
@@ -35,20 +38,24 @@ def page_html(title: str, body: str) -> str:
     )
 
 
-def table_html(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of plain text."""
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    lines = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>\n" for row in rows
-    )
+def table_html(columns: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
+    """A table of plain text; the first ``words`` columns are no numbers."""
+
+    def cells(tag: str, line: Sequence[str]) -> str:
+        kinds = [' class="text"' if number < words else "" for number in range(len(line))]
+        pairs = zip(kinds, line, strict=True)
+        return "".join(f"<{tag}{kind}>{escape(text)}</{tag}>" for kind, text in pairs)
+
+    head = cells("th", columns)
+    lines = "".join(f"<tr>{cells('td', row)}</tr>\n" for row in rows)
     return (
         f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>\n{lines}</tbody></table>'
         "</div>\n"
     )
 
 
-def figures_html(figures: Sequence[Figure]) -> str:
-    """The figures, then a list of those that there are no data for."""
+def figures_html(figures: Sequence[Figure], *, wide: bool = False) -> str:
+    """The figures, then a list of those that there are no data for; ``wide``: one a line."""
     shown = "".join(
         f'<figure id="{escape(figure.key)}"><h2>{escape(figure.title)}</h2>{figure.svg}'
         f"<figcaption>{escape(figure.caption)}</figcaption></figure>\n"
@@ -60,6 +67,6 @@ def figures_html(figures: Sequence[Figure]) -> str:
         for figure in figures
         if not figure.svg
     )
-    return f'<div class="figures">\n{shown}</div>\n' + (
+    return f'<div class="figures{" wide" if wide else ""}">\n{shown}</div>\n' + (
         f'<ul class="missing">{missing}</ul>\n' if missing else ""
     )

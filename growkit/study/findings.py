@@ -54,6 +54,20 @@ class Finding:
             return "none"
         return "lower" if self.estimate.mean < 0 else "higher"
 
+    @property
+    def survives(self) -> bool:
+        """The difference is shown after Holm's correction too."""
+        return self.adjusted_p is not None and self.adjusted_p < 1 - CONFIDENCE
+
+    @property
+    def word(self) -> str:
+        """The answer as a table says it."""
+        if self.direction == "unknown":
+            return "no statement"
+        if self.direction == "none":
+            return "no difference shown"
+        return self.direction + ("" if self.survives else ", not after Holm")
+
     def _verdict(self) -> str:
         if self.estimate is None:
             return "no seed finished by both: no statement"
@@ -72,7 +86,7 @@ class Finding:
             f"{self.label} {self.direction} by {abs(mean):.{digits}f} "
             f"(95 % CI {ends[0]:.{digits}f} to {ends[1]:.{digits}f}, {seeds})"
         )
-        if self.adjusted_p is not None and self.adjusted_p >= 1 - CONFIDENCE:
+        if not self.survives:
             text += (
                 f"; not shown any more when corrected for {self.compared} comparisons "
                 f"(Holm p = {self.adjusted_p:.2g})"

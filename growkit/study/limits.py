@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from math import isfinite
 
-from growkit.quantities import human_count
+from growkit.quantities import human_count, percent
 from growkit.study.findings import findings, seeds_text
-from growkit.study.results import Arm, StudyResult
+from growkit.study.results import StudyResult
 from growkit.study.savings import savings
 
 # A run that ends this far from the budget was not given the same as the others.
@@ -16,35 +16,38 @@ OFF_BUDGET = 0.02
 def limits(result: StudyResult) -> list[str]:
     """One sentence each; what is particular to this study first, what holds for any last."""
     return [
-        *(text for arm in result.arms for text in _of_arm(result, arm)),
+        *_of_runs(result),
         *_of_comparisons(result),
         *_of_targets(result),
         *_of_any(result),
     ]
 
 
-def _of_arm(result: StudyResult, arm: Arm) -> list[str]:
+def _of_runs(result: StudyResult) -> list[str]:
     said = []
-    done = {run.seed for run in arm.runs}
-    for seed, why in sorted(arm.failed.items()):
-        said.append(f"{arm.label}: the run of seed {seed} failed: {why}")
-    missing = [seed for seed in result.seeds if seed not in done and seed not in arm.failed]
-    if missing:
-        said.append(f"{arm.label}: not finished with {seeds_text(missing)}.")
-    if len(done) == 1:
-        said.append(f"{arm.label}: one seed, so its spread is not known.")
-    diverged = [run.seed for run in arm.runs if not isfinite(run.final_loss)]
-    if diverged:
-        said.append(f"{arm.label}: the loss is not finite with {seeds_text(diverged)}.")
-    if arm.sweep and arm.sweep.at_edge:
-        said.append(
-            f"{arm.label}: the best learning rate, {arm.sweep.chosen:g}, is at the edge of its "
-            "sweep; a better one may lie outside."
-        )
-    off = [run for run in arm.runs if abs(run.flops / result.budget - 1) > OFF_BUDGET]
-    if off:
-        part = off[0].flops / result.budget
-        said.append(f"{arm.label}: spent {part:.1%} of the budget (seed {off[0].seed}).")
+    missing, alone, diverged, edges = [], [], [], []
+    for arm in result.arms:
+        done = {run.seed for run in arm.runs}
+        for seed, why in sorted(arm.failed.items()):
+            said.append(f"{arm.label}: the run of seed {seed} failed: {why}")
+        open_ = [seed for seed in result.seeds if seed not in done and seed not in arm.failed]
+        infinite = [run.seed for run in arm.runs if not isfinite(run.final_loss)]
+        missing += [f"{arm.label} ({seeds_text(open_)})"] if open_ else []
+        diverged += [f"{arm.label} ({seeds_text(infinite)})"] if infinite else []
+        alone += [arm.label] if len(done) == 1 else []
+        if arm.sweep and arm.sweep.at_edge:
+            edges.append(f"{arm.label} ({arm.sweep.chosen:g})")
+        off = [run for run in arm.runs if abs(run.flops / result.budget - 1) > OFF_BUDGET]
+        if off:
+            part = percent(off[0].flops / result.budget, 1)
+            said.append(f"{arm.label}: spent {part} of the budget (seed {off[0].seed}).")
+    for text, arms in (
+        ("Not finished", missing),
+        ("One seed, so the spread is not known", alone),
+        ("The loss is not finite", diverged),
+        ("The best learning rate is at the edge of its sweep, a better one may lie outside", edges),
+    ):
+        said += [f"{text}: {'; '.join(arms)}."] if arms else []
     return said
 
 
@@ -70,19 +73,22 @@ def _of_comparisons(result: StudyResult) -> list[str]:
 
 
 def _of_targets(result: StudyResult) -> list[str]:
-    said = []
+    missed, alone = [], []
     for arm, saving in zip(result.arms, savings(result), strict=True):
-        missed = [seed for seed, flops in saving.flops.items() if flops is None]
-        if missed:
-            said.append(
-                f"{arm.label}: the target loss was not reached with {seeds_text(missed)}, so no "
-                "mean of FLOPs to it is given."
-            )
-        if arm.runs and saving.reference is None:
-            said.append(
-                f"{arm.label}: the study trains no model of its shape from scratch, so it has no "
-                "saving."
-            )
+        seeds = [seed for seed, flops in saving.flops.items() if flops is None]
+        missed += [f"{arm.label} ({seeds_text(seeds)})"] if seeds else []
+        alone += [arm.label] if arm.runs and saving.reference is None else []
+    said = []
+    if missed:
+        said.append(
+            "No mean of the FLOPs to the target is given where a seed did not reach it: "
+            f"{'; '.join(missed)}."
+        )
+    if alone:
+        said.append(
+            "No saving is given where the study trains no model of the same shape from scratch: "
+            f"{'; '.join(alone)}."
+        )
     return said
 
 
@@ -97,8 +103,8 @@ def _of_any(result: StudyResult) -> list[str]:
         share = min(sweep.share for sweep in sweeps)
         seeds = sorted({sweep.seed for sweep in sweeps})
         said.append(
-            f"Learning rates were chosen on {share:.0%} of the steps with {seeds_text(seeds)}; "
-            "the best rate of a whole run may be another one."
+            f"Learning rates were chosen on {percent(share)} of the steps with "
+            f"{seeds_text(seeds)}; the best rate of a whole run may be another one."
         )
     said.append(
         "Where the learning rate decays to the end of the budget, a curve drops in the decay: "

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
 
-from growkit.quantities import human_count, human_seconds
+from growkit.quantities import human_count, human_seconds, percent
 from growkit.study.findings import Finding, findings, seeds_text
 from growkit.study.results import Arm, StudyResult
 from growkit.study.savings import Saving, savings
-from growkit.study.statistics import Spread, spread_of
+from growkit.study.statistics import Estimate, Spread, spread_of
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -22,20 +22,26 @@ ALIKE = 0.01
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text; ``note`` says what a reader has to know about them."""
+    """Cells as text.
+
+    Attributes:
+        note: what a reader has to know about them.
+        words: how many columns, from the first, are no numbers.
+    """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
+    words: int = 1
 
     def markdown(self) -> str:
         """GitHub's Markdown, numbers right-aligned."""
-        rule = ["---"] + ["---:"] * (len(self.columns) - 1)
+        rule = ["---"] * self.words + ["---:"] * (len(self.columns) - self.words)
         lines = [self.columns, rule, *self.rows]
-        body = "\n".join("| " + " | ".join(map(_plain, line)) + " |" for line in lines)
-        note = f"\n\n{_plain(self.note)}" if self.note else ""
-        return f"**{_plain(self.title)}**\n\n{body}{note}\n"
+        body = "\n".join("| " + " | ".join(map(markdown_text, line)) + " |" for line in lines)
+        note = f"\n\n{markdown_text(self.note)}" if self.note else ""
+        return f"**{markdown_text(self.title)}**\n\n{body}{note}\n"
 
     def rich(self) -> RichTable:
         """For a terminal."""
@@ -47,7 +53,9 @@ class Table:
             caption_justify="left",
         )  # fmt: skip
         for number, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if number else "left", overflow="fold")
+            table.add_column(
+                column, justify="left" if number < self.words else "right", overflow="fold"
+            )
         for row in self.rows:
             table.add_row(*map(Text, row))  # names are no markup
         return table
@@ -139,13 +147,15 @@ def equal_flops(result: StudyResult) -> Table:
 
 
 def equal_parameters(result: StudyResult) -> list[Table]:
-    """For every size of the final model with more than one arm, the arms that have it."""
+    """For every size of the final model with more than one arm, the arms that have it.
+
+    Sizes within 1 % count as one; differences are those to arms of the same table.
+    """
     return [
         Table(
             f"Equal parameters: {_sizes(group)}, and equal FLOPs",
             COLUMNS,
-            _rows(group),
-            _note(result),
+            _rows(_within(group)),
         )
         for group in _groups(arm_figures(result))
         if len(group) > 1
@@ -161,19 +171,23 @@ def verdicts(result: StudyResult) -> Table:
             (
                 f"{one.label} against {one.against_label}",
                 one.comparison.kind,
+                one.word,
+                f"{estimate.mean:+.4f}" if estimate else "",
+                _interval(estimate),
+                str(len(one.differences)),
                 _p(estimate.p) if estimate else "",
                 _p(one.adjusted_p),
-                one.verdict,
             )
         )
     return Table(
         "Comparisons",
-        ("comparison", "at", "p", "p (Holm)", "verdict"),
+        ("comparison", "at", "verdict", "difference", "95 % CI", "seeds", "p", "p (Holm)"),
         tuple(rows),
         "Final held-out losses in nats a token, paired by seed; intervals are Student's over the "
         "paired differences, each for itself; p (Holm) is corrected for all comparisons together."
         if rows
         else "The recipe asks for no comparison.",
+        words=3,
     )
 
 
@@ -191,6 +205,15 @@ def _groups(figures: Sequence[ArmFigures]) -> list[list[ArmFigures]]:
         else:
             groups.append([one])
     return groups
+
+
+def _within(group: Sequence[ArmFigures]) -> list[ArmFigures]:
+    """The arms with their comparisons among themselves alone."""
+    names = {one.arm.name for one in group}
+    return [
+        replace(one, findings=tuple(f for f in one.findings if f.comparison.against in names))
+        for one in group
+    ]
 
 
 def _sizes(group: Sequence[ArmFigures]) -> str:
@@ -233,8 +256,7 @@ def _difference(finding: Finding) -> str:
         return f"{against}: no common seed"
     if estimate.low is None:
         return f"{against}: {estimate.mean:+.4f} (one seed)"
-    said = {"none": "no difference shown", "lower": "lower", "higher": "higher"}[finding.direction]
-    return f"{against}: {estimate.mean:+.4f} ({estimate.low:+.4f} to {estimate.high:+.4f}), {said}"
+    return f"{against}: {estimate.mean:+.4f} ({_interval(estimate)}), {finding.word}"
 
 
 def _flops(saving: Saving) -> str:
@@ -254,8 +276,9 @@ def _saved(saving: Saving) -> str:
     if saved is None:
         return ""
     if saved.low is None or saved.high is None:
-        return f"{saved.mean:+.1%}"
-    return f"{saved.mean:+.1%} ({saved.low:+.1%} to {saved.high:+.1%})"
+        return percent(saved.mean, 1, sign=True)
+    mean, low, high = (percent(part, 1, sign=True) for part in (saved.mean, saved.low, saved.high))
+    return f"{mean} ({low} to {high})"
 
 
 def _rates(arm: Arm) -> str:
@@ -278,6 +301,12 @@ def _note(result: StudyResult) -> str:
     )
 
 
+def _interval(estimate: Estimate | None) -> str:
+    if estimate is None or estimate.low is None:
+        return ""
+    return f"{estimate.low:+.4f} to {estimate.high:+.4f}"
+
+
 def _p(value: float | None) -> str:
     return "" if value is None else f"{value:.2g}"
 
@@ -287,7 +316,7 @@ def _mean(values: Sequence[float]) -> float | None:
     return spread.mean if spread else None
 
 
-def _plain(text: str) -> str:
+def markdown_text(text: str) -> str:
     """Text that means nothing in Markdown's tables."""
     text = " ".join(text.replace("\\", "\\\\").replace("|", "\\|").split())
     return text.replace("<", "&lt;")

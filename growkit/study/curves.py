@@ -1,0 +1,89 @@
+"""Curves of an arm's seeds as one line with a band. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from growkit.study.results import Arm
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Band:
+    """Mean, lowest and highest over the seeds at the same places."""
+
+    places: Array
+    mean: Array
+    low: Array
+    high: Array
+
+    def part(self, first: float, last: float) -> Band:
+        """Places from ``first`` to ``last``, with the ends."""
+        near = 1e-9
+        kept = (self.places >= first * (1 - near)) & (self.places <= last * (1 + near))
+        return Band(self.places[kept], self.mean[kept], self.low[kept], self.high[kept])
+
+
+def band_of(curves: Sequence[Sequence[tuple[float, float]]]) -> Band | None:
+    """Curves of (place, value); where places differ, interpolated at the first curve's places that
+    all curves cover. None without points."""
+    if not curves or not all(curves):
+        return None
+    lines = [np.asarray(curve, dtype=np.float64) for curve in curves]
+    places = lines[0][:, 0]
+    if all(np.array_equal(places, line[:, 0]) for line in lines):
+        values = np.stack([line[:, 1] for line in lines])
+    else:
+        first, last = max(line[0, 0] for line in lines), min(line[-1, 0] for line in lines)
+        places = places[(places >= first) & (places <= last)]
+        values = np.stack([np.interp(places, line[:, 0], line[:, 1]) for line in lines])
+    if not places.size:
+        return None
+    return Band(places, values.mean(axis=0), values.min(axis=0), values.max(axis=0))
+
+
+def loss_band(arm: Arm) -> Band | None:
+    """Held-out loss against FLOPs, over the arm's finished seeds."""
+    curves = [[(point.flops, point.loss) for point in run.curve] for run in arm.runs]
+    return band_of(curves)
+
+
+def series_band(arm: Arm, name: str) -> Band | None:
+    """A series against tokens, over the arm's seeds that have it."""
+    return band_of([run.series[name] for run in arm.runs if run.series.get(name)])
+
+
+def growths(arm: Arm) -> list[tuple[float, float]]:
+    """(FLOPs, held-out loss) where each phase after the first begins, means over the seeds."""
+    if not arm.runs:
+        return []
+    marks = []
+    for number in range(1, min(len(run.phases) for run in arm.runs)):
+        spent = [sum(phase.flops for phase in run.phases[:number]) for run in arm.runs]
+        losses = [run.phases[number].first_loss for run in arm.runs]
+        marks.append((float(np.mean(spent)), float(np.mean(losses))))
+    return marks
+
+
+def common_start(arm: Arm, arms: Sequence[Arm]) -> float:
+    """FLOPs up to which another arm has the same runs: a source that several arms grow from."""
+    if not arm.runs:
+        return 0.0
+    others = {
+        phase.key
+        for other in arms
+        if other.name != arm.name
+        for run in other.runs
+        for phase in run.phases[:-1]
+    }
+    spent = 0.0
+    for phase in arm.runs[0].phases[:-1]:
+        if phase.key not in others:
+            break
+        spent += phase.flops
+    return spent

@@ -1,0 +1,275 @@
+"""The figures of a study. No torch; matplotlib draws."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Callable, Sequence
+from math import inf, isfinite
+from statistics import median
+from typing import Any
+
+from growkit.report.canvas import Figure, canvas, png_bytes, svg_text
+from growkit.study.curves import Band, common_start, growths, loss_band, series_band
+from growkit.study.findings import Finding, findings
+from growkit.study.results import Arm, StudyResult
+from growkit.study.table import arm_figures
+
+# Okabe & Ito's colours, which the colour-blind tell apart (without their yellow).
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES = ("-", "--", ":")
+MARKERS = ("o", "s", "^")
+LOSS = "held-out loss (nats a token)"
+FLOPS = "training FLOPs, from the first step of the first model"
+# The part of the budget that the second figure looks at.
+END = 0.6
+# Intervals longer than so many times the largest difference are cut: two seeds would hide the rest.
+CUT = 3.0
+
+Draw = Callable[[Any, StudyResult], bool]
+
+
+def draw_figures(result: StudyResult) -> list[Figure]:
+    """All figures; those without data say what they would need. The first has a PNG too.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+    """
+    rows = max(len(result.comparisons), 1)
+    figures = [
+        _figure(
+            result, "loss", "Loss against compute", _losses, "a finished run",
+            "Mean over the seeds, band from the lowest to the highest; a diamond marks where a "
+            "grown model begins, grey is a source that several arms grow from.", png=True,
+        ),
+        _figure(
+            result, "loss-end", "The end of the budget", _end, "a finished run",
+            "The same curves near the end, the lowest final loss first in the legend; an arm that "
+            "is far off leaves the picture.",
+        ),
+        _figure(
+            result, "differences", "Paired differences of the final loss", _differences,
+            "a comparison with a common seed",
+            "Left of 0 the first arm is lower. Small: seeds; large: mean with Student's 95 % "
+            "interval (an arrow where it is cut); grey: no difference shown.",
+            size=(8.2, 1.3 + 0.42 * rows),
+        ),
+        _figure(
+            result, "sweeps", "Learning-rate sweeps", _sweeps, "a learning-rate sweep",
+            "Held-out loss of the trials; ringed: the rate that was chosen; x: diverged.",
+        ),
+    ]  # fmt: skip
+    names = sorted({name for arm in result.arms for run in arm.runs for name in run.series})
+    for name in names:
+        figures.append(
+            _figure(
+                result, "series-" + re.sub(r"[^\w-]", "-", name), name.replace("_", " "),
+                _series(name), "probes",
+                "Probe of the last phase: mean over the seeds, band from the lowest to the "
+                "highest.",
+            )
+        )  # fmt: skip
+    return figures
+
+
+def _figure(
+    result: StudyResult,
+    key: str,
+    title: str,
+    draw: Draw,
+    needs: str,
+    caption: str,
+    *,
+    size: tuple[float, float] = (8.2, 4.4),
+    png: bool = False,
+) -> Figure:
+    with canvas(key, size) as drawn:
+        axes = drawn.add_subplot()
+        if not draw(axes, result):
+            return Figure(key, title, f"Not shown: it needs {needs}.", "")
+        axes.grid(alpha=0.3)
+        handles, labels = axes.get_legend_handles_labels()
+        if labels:
+            drawn.legend(handles, labels, loc="outside right upper", fontsize=7, frameon=False)
+        picture = png_bytes(drawn) if png else b""
+        return Figure(key, title, caption, svg_text(drawn, key), picture)
+
+
+def _look(result: StudyResult, arm: Arm) -> dict[str, Any]:
+    """Colour and line style of an arm, the same in every figure."""
+    number = result.arms.index(arm)
+    return {
+        "color": COLORS[number % len(COLORS)],
+        "linestyle": STYLES[number // len(COLORS) % len(STYLES)],
+    }
+
+
+def _label(text: str, width: int = 30) -> str:
+    """A name as matplotlib shows it as it is: no formulas, not hidden by an underscore."""
+    text = "\n".join(textwrap.wrap(text.replace("$", r"\$"), width)) or " "
+    return " " + text if text.startswith("_") else text
+
+
+def _line(axes: Any, band: Band, label: str | None, look: dict[str, Any], among: int) -> None:
+    """Mean and band; many bands over each other are paler."""
+    axes.plot(band.places, band.mean, label=label, linewidth=1.4, **look)
+    if (band.low < band.high).any():
+        pale = min(0.15, 0.6 / among)
+        axes.fill_between(
+            band.places, band.low, band.high, color=look["color"], alpha=pale, linewidth=0
+        )
+
+
+def _losses(axes: Any, result: StudyResult) -> bool:
+    shared: dict[tuple[str, ...], Band] = {}
+    shown = []
+    for arm in result.arms:
+        band = loss_band(arm)
+        if band is None:
+            continue
+        start = common_start(arm, result.arms)
+        if start:
+            keys = tuple(run.phases[0].key for run in arm.runs)
+            before = shared.get(keys)
+            if before is None or before.places[-1] < start:
+                shared[keys] = band.part(0.0, start)
+        _line(
+            axes,
+            band.part(max(start, 1e-300), inf),
+            _label(arm.label),
+            _look(result, arm),
+            len(result.arms),
+        )
+        for flops, loss in growths(arm):
+            color = _look(result, arm)["color"]
+            axes.plot([flops], [loss], "D", color=color, markersize=5, markerfacecolor="white")
+        shown.append(band)
+    for number, band in enumerate(shared.values()):
+        look = {"color": "0.5", "linestyle": "-"}
+        _line(axes, band.part(1e-300, inf), None if number else "common source", look, 4)
+    if not shown:
+        return False
+    # The fall from log(vocabulary) would take all the height: from 2 % of the budget on.
+    seen = [band.part(result.budget * 0.02, inf) for band in shown]
+    _frame(axes, [(part.low, part.high) for part in seen if part.places.size])
+    axes.set_xscale("log")
+    axes.set_xlim(left=result.budget * 0.02)
+    axes.set_xlabel(FLOPS)
+    axes.set_ylabel(LOSS)
+    return True
+
+
+def _end(axes: Any, result: StudyResult) -> bool:
+    ends = []
+    for one in sorted(arm_figures(result), key=lambda one: one.order):
+        band = loss_band(one.arm)
+        if band is None or one.loss is None:
+            continue
+        part = band.part(result.budget * END, inf)
+        label = _label(f"{one.loss.mean:.4f}  {one.arm.label}")
+        look = _look(result, one.arm) | {"marker": ".", "markersize": 4}
+        _line(axes, part, label, look, len(result.arms))
+        if part.places.size:
+            ends.append((part.low, part.high))
+    if not ends:
+        return False
+    _frame(axes, ends)
+    axes.set_xlim(left=result.budget * END)
+    axes.set_xlabel(FLOPS)
+    axes.set_ylabel(LOSS)
+    return True
+
+
+def _frame(axes: Any, curves: Sequence[tuple[Any, Any]]) -> None:
+    """Height for what most curves need: one that diverged would press the others flat."""
+    lows = [float(low[~(low != low)].min()) for low, _ in curves if (low == low).any()]
+    highs = [float(high[high == high].max()) for _, high in curves if (high == high).any()]
+    if not lows:
+        return
+    low = min(lows)
+    high = min(max(highs), low + 2.5 * (median(highs) - low))
+    pad = 0.05 * (high - low) or 0.05
+    axes.set_ylim(low - pad, high + pad)
+
+
+def _differences(axes: Any, result: StudyResult) -> bool:
+    found = findings(result)
+    values = [abs(value) for one in found for value in one.differences.values()]
+    if not values:
+        return False
+    reach = CUT * max(values) or 1e-6
+    colors = {"lower": COLORS[0], "higher": COLORS[1], "none": "0.55", "unknown": "0.55"}
+    for row, one in enumerate(found):
+        color = colors[one.direction]
+        seeds = list(one.differences.values())
+        axes.plot(seeds, [row] * len(seeds), "o", color=color, markersize=3, alpha=0.6)
+        estimate = one.estimate
+        if estimate is None:
+            axes.text(0, row, "no common seed", va="center", ha="center", fontsize=7, color="0.4")
+        elif estimate.low is not None and estimate.high is not None:
+            low, high = max(estimate.low, -reach), min(estimate.high, reach)
+            axes.plot([low, high], [row, row], color=color, linewidth=1.6)
+            axes.plot([estimate.mean], [row], "D", color=color, markersize=6)
+            for end, whole, arrow in ((low, estimate.low, "<"), (high, estimate.high, ">")):
+                axes.plot([end], [row], arrow if end != whole else "|", color=color, markersize=6)
+    axes.axvline(0, color="0.2", linewidth=1)
+    axes.set_yticks(range(len(found)), [_pair(one) for one in found], fontsize=7)
+    axes.set_ylim(len(found) - 0.5, -0.5)
+    width = max(abs(end) for end in axes.get_xlim())
+    axes.set_xlim(-width, width)
+    axes.set_xlabel("difference of the final held-out loss (nats a token)")
+    return True
+
+
+def _pair(one: Finding) -> str:
+    return _label(f"{one.label} against {one.against_label}", 46)
+
+
+def _sweeps(axes: Any, result: StudyResult) -> bool:
+    curves = []
+    for arm in result.arms:
+        if arm.sweep is None or not any(isfinite(loss) for _, loss in arm.sweep.losses):
+            continue
+        look = _look(result, arm)
+        rates, losses = zip(*arm.sweep.losses, strict=True)
+        marker = MARKERS[result.arms.index(arm) % len(MARKERS)]
+        axes.plot(rates, losses, marker=marker, markersize=4, label=_label(arm.label), **look)
+        chosen = [loss for rate, loss in arm.sweep.losses if rate == arm.sweep.chosen]
+        axes.plot(
+            [arm.sweep.chosen] * len(chosen), chosen, "o", markersize=10, color=look["color"],
+            markerfacecolor="none",
+        )  # fmt: skip
+        for rate in (rate for rate, loss in arm.sweep.losses if not isfinite(loss)):
+            axes.plot(
+                [rate], [0.97], "x", color=look["color"], transform=axes.get_xaxis_transform()
+            )
+        curves.append([loss for loss in losses if isfinite(loss)])
+    if not curves:
+        return False
+    low = min(map(min, curves))
+    high = min(max(map(max, curves)), low + 2.5 * (median(map(max, curves)) - low))
+    pad = 0.08 * (high - low) or 0.05
+    axes.set_ylim(low - pad, high + 2 * pad)
+    axes.set_xscale("log")
+    axes.set_xlabel("peak learning rate")
+    axes.set_ylabel(f"{LOSS}, trials")
+    return True
+
+
+def _series(name: str) -> Draw:
+    def draw(axes: Any, result: StudyResult) -> bool:
+        drawn = False
+        for arm in result.arms:
+            band = series_band(arm, name)
+            if band is not None:
+                _line(axes, band, _label(arm.label), _look(result, arm), len(result.arms))
+                drawn = True
+        axes.set_xlabel("tokens")
+        axes.set_ylabel(_label(name.replace("_", " ")))
+        if drawn:
+            from matplotlib.ticker import EngFormatter
+
+            axes.xaxis.set_major_formatter(EngFormatter())
+        return drawn
+
+    return draw

@@ -1,0 +1,128 @@
+"""The page of a study: what was asked, what was run, what it says and what it cannot say."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from html import escape
+
+import yaml
+
+from growkit.quantities import human_count, human_seconds, percent
+from growkit.report.canvas import Figure
+from growkit.report.html import figures_html, page_html, table_html
+from growkit.study.findings import findings, seeds_text
+from growkit.study.limits import limits
+from growkit.study.results import Arm, StudyResult
+from growkit.study.table import Table, equal_flops, equal_parameters, verdicts
+
+
+def study_page(
+    result: StudyResult, figures: Sequence[Figure], *, command: str | None = None, note: str = ""
+) -> str:
+    """The HTML text: one file that asks nothing of a network.
+
+    Args:
+        figures: as :func:`growkit.study.figures.draw_figures` gives them.
+        command: reproduces the study; by default the one that runs the recipe on the page.
+        note: stands where the figures are (why there are none).
+    """
+    file = shlex.quote(f"{result.name}.yaml")
+    recipe = yaml.safe_dump(result.recipe, sort_keys=False, allow_unicode=True, width=96)
+    plots = figures_html(figures, wide=True) if figures else ""
+    body = (
+        _section("The question", f"<p>{escape(result.question)}</p>\n")
+        + _section("What was run", _list(run_text(result)) + _table(arms_table(result)))
+        + _section("What it says", _list(verdict_lines(result)) + _table(verdicts(result)))
+        + _section("Figures", (f"<p>{escape(note)}</p>\n" if note else "") + plots)
+        + _section("Tables", "".join(map(_table, (equal_flops(result), *equal_parameters(result)))))
+        + _section("What it cannot say", _list(limits(result)))
+        + _section(
+            "Reproduce it",
+            f"<pre>{escape(command or f'growkit study {file}')}</pre>\n"
+            f"<p>with this recipe as {escape(result.name)}.yaml:</p>\n"
+            f"<pre>{escape(recipe)}</pre>\n",
+        )
+    )
+    return page_html(f"Study: {result.name}", body)
+
+
+def verdict_lines(result: StudyResult) -> list[str]:
+    """One line a comparison, the verdict in words."""
+    lines = [
+        f"{one.label} against {one.against_label}, at {one.comparison.kind}: {one.verdict}."
+        for one in findings(result)
+    ]
+    return lines or ["The recipe asks for no comparison."]
+
+
+def run_text(result: StudyResult) -> list[str]:
+    """Budget, data, machine and how far the study is."""
+    planned, done = len(result.arms) * len(result.seeds), sum(len(arm.runs) for arm in result.arms)
+    seconds = sum(run.seconds for arm in result.arms for run in arm.runs)
+    machine = ", ".join(f"{key} {value}" for key, value in result.machine.items())
+    return [
+        f"Budget: {result.budget:.3g} training FLOPs for every arm, whatever its source cost "
+        "included.",
+        f"Sequences of {result.sequence_length:,} tokens; every held-out loss is of "
+        f"{result.held_out_tokens:,} predicted tokens.",
+        f"{len(result.arms)} arms with {seeds_text(result.seeds)}: {done} of {planned} runs are "
+        f"finished{f' ({human_seconds(seconds)} of one worker)' if done else ''}.",
+        f"Machine: {machine}." if machine else "Machine: not recorded.",
+        f"Last run: {result.date}." if result.date else "No run is finished.",
+    ]
+
+
+def arms_table(result: StudyResult) -> Table:
+    """What each arm does, phase by phase, and how its learning rate was found."""
+    columns = ("arm", "phases", "learning-rate sweep", "shape", "parameters", "FLOPs a token")
+    return Table(
+        "Arms",
+        columns,
+        tuple(
+            (
+                arm.label,
+                _phases(arm),
+                _sweep(arm),
+                arm.shape[:12],
+                human_count(arm.parameters),
+                f"{arm.flops_per_token:.3g}",
+            )
+            for arm in result.arms
+        ),
+        "Equal shapes are equal configurations of the final model. FLOPs a token: of training it.",
+        words=3,
+    )
+
+
+def _phases(arm: Arm) -> str:
+    if not arm.runs:
+        return "from scratch" if arm.from_scratch else "not finished"
+    texts: list[str] = []
+    for phase in arm.runs[0].phases:
+        change = phase.change or ("from scratch" if not texts else "trained on")
+        exact = f" ({phase.exactness})" if phase.exactness else ""
+        texts.append(f"{change}{exact}, {human_count(phase.tokens)} tokens")
+    return " → ".join(texts)
+
+
+def _sweep(arm: Arm) -> str:
+    if arm.sweep is None:
+        return "none: given"
+    tried = ", ".join(f"{rate:.3g}" for rate, _ in arm.sweep.losses)
+    edge = ", at the edge" if arm.sweep.at_edge else ""
+    return f"{arm.sweep.chosen:.3g} of {tried} on {percent(arm.sweep.share)} of the steps{edge}"
+
+
+def _section(title: str, html: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>\n{html}</section>\n"
+
+
+def _list(lines: Sequence[str]) -> str:
+    return "<ul>" + "".join(f"<li>{escape(line)}</li>\n" for line in lines) + "</ul>\n"
+
+
+def _table(table: Table) -> str:
+    note = f'<p class="missing">{escape(table.note)}</p>\n' if table.note else ""
+    cells = table_html(table.columns, table.rows, table.words)
+    return f"<h3>{escape(table.title)}</h3>\n{cells}{note}"
