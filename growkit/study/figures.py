@@ -51,7 +51,8 @@ def draw_figures(result: StudyResult) -> list[Figure]:
             result, "differences", "Paired differences of the final loss", _differences,
             "a comparison with a common seed",
             "Left of 0 the first arm is lower. Small: seeds; large: mean with Student's 95 % "
-            "interval (an arrow where it is cut); grey: no difference shown.",
+            "interval (an arrow where it is cut); grey: no difference shown; hollow: not shown any "
+            "more after Holm's correction.",
             size=(8.2, 1.3 + 0.42 * rows),
         ),
         _figure(
@@ -209,7 +210,8 @@ def _differences(axes: Any, result: StudyResult) -> bool:
         elif estimate.low is not None and estimate.high is not None:
             low, high = max(estimate.low, -reach), min(estimate.high, reach)
             axes.plot([low, high], [row, row], color=color, linewidth=1.6)
-            axes.plot([estimate.mean], [row], "D", color=color, markersize=6)
+            face = "white" if one.direction in ("lower", "higher") and not one.survives else color
+            axes.plot([estimate.mean], [row], "D", color=color, markerfacecolor=face, markersize=6)
             for end, whole, arrow in ((low, estimate.low, "<"), (high, estimate.high, ">")):
                 axes.plot([end], [row], arrow if end != whole else "|", color=color, markersize=6)
     axes.axvline(0, color="0.2", linewidth=1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import floor, isfinite, log10
+from math import isfinite
 
 from growkit.study.results import Comparison, StudyResult
 from growkit.study.statistics import CONFIDENCE, Estimate, estimate, holm
@@ -40,8 +40,14 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        """The answer in words."""
-        return self._verdict() + (
+        """The answer in words, beginning with the arm where a difference is shown."""
+        shown = self.direction in ("lower", "higher")
+        return f"{self.label} {self.answer}" if shown else self.answer
+
+    @property
+    def answer(self) -> str:
+        """The answer in words, for where the two arms are named already."""
+        return self._answer() + (
             f" (left out, loss not finite: {seeds_text(self.left_out)})" if self.left_out else ""
         )
 
@@ -68,13 +74,13 @@ class Finding:
             return "no difference shown"
         return self.direction + ("" if self.survives else ", not after Holm")
 
-    def _verdict(self) -> str:
+    def _answer(self) -> str:
         if self.estimate is None:
             return "no seed finished by both: no statement"
         mean, low, high = self.estimate.mean, self.estimate.low, self.estimate.high
         if low is None or high is None:
             return f"one seed: no statement (difference {mean:+.4f})"
-        digits = decimals(high - low)
+        digits = decimals(low, high)
         seeds = f"{self.estimate.count} seeds"
         if self.estimate.holds_zero:
             return (
@@ -83,7 +89,7 @@ class Finding:
             )
         ends = sorted((abs(low), abs(high)))
         text = (
-            f"{self.label} {self.direction} by {abs(mean):.{digits}f} "
+            f"{self.direction} by {abs(mean):.{digits}f} "
             f"(95 % CI {ends[0]:.{digits}f} to {ends[1]:.{digits}f}, {seeds})"
         )
         if not self.survives:
@@ -129,9 +135,15 @@ def _finding(result: StudyResult, comparison: Comparison) -> Finding:
     )
 
 
-def decimals(width: float) -> int:
-    """Decimals that show an interval of this width: two figures of it, 3 to 6 in all."""
-    return min(6, max(3, 1 - floor(log10(width)))) if width > 0 else 6
+def decimals(low: float, high: float) -> int:
+    """Decimals that show an interval: two figures of its width and no end as 0 that is not 0.
+
+    3 to 6 in all.
+    """
+    digits = 3
+    while digits < 6 and any(0 < abs(x) < 10.0**-digits for x in (low, high, (high - low) / 10)):
+        digits += 1
+    return digits
 
 
 def seeds_text(seeds: Sequence[int]) -> str:

@@ -54,7 +54,7 @@ def _of_runs(result: StudyResult) -> list[str]:
 def _of_comparisons(result: StudyResult) -> list[str]:
     found = findings(result)
     said = [
-        f"{one.label} against {one.against_label}: {one.verdict}."
+        f"{one.label} against {one.against_label}: {one.answer}."
         for one in found
         if one.direction == "unknown"
     ]

@@ -50,7 +50,7 @@ def study_page(
 def verdict_lines(result: StudyResult) -> list[str]:
     """One line a comparison, the verdict in words."""
     lines = [
-        f"{one.label} against {one.against_label}, at {one.comparison.kind}: {one.verdict}."
+        f"{one.label} against {one.against_label}, at {one.comparison.kind}: {one.answer}."
         for one in findings(result)
     ]
     return lines or ["The recipe asks for no comparison."]
@@ -62,8 +62,7 @@ def run_text(result: StudyResult) -> list[str]:
     seconds = sum(run.seconds for arm in result.arms for run in arm.runs)
     machine = ", ".join(f"{key} {value}" for key, value in result.machine.items())
     return [
-        f"Budget: {result.budget:.3g} training FLOPs for every arm, whatever its source cost "
-        "included.",
+        f"Budget: {result.budget:.3g} training FLOPs for every arm, what its source cost included.",
         f"Sequences of {result.sequence_length:,} tokens; every held-out loss is of "
         f"{result.held_out_tokens:,} predicted tokens.",
         f"{len(result.arms)} arms with {seeds_text(result.seeds)}: {done} of {planned} runs are "

@@ -1,0 +1,317 @@
+"""Tables, figures and the page that a study leaves: what they say, and that they stand alone."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made_up_studies import BUDGET, growth_study, made_arm, made_run, made_study, sweep
+
+from growkit.study.curves import band_of, common_start, growths, loss_band
+from growkit.study.figures import draw_figures
+from growkit.study.limits import limits
+from growkit.study.page import study_page
+from growkit.study.results import Phase, StudyResult, result_from
+from growkit.study.table import arm_figures, equal_flops, equal_parameters, tables, verdicts
+from growkit.study.write import markdown, write_study
+
+EVIL = "<script>alert('x')</script> | $\\alpha & _x"
+
+
+class Parsed(HTMLParser):
+    """Tags, text of cells, and whatever would be fetched."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.figures: list[str] = []
+        self.outside: list[str] = []
+        self.ids: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        values = dict(attributes)
+        self.tags.append(tag)
+        if "id" in values:
+            self.ids.append(str(values["id"]))
+        if tag == "figure":
+            self.figures.append(str(values["id"]))
+        for name in ("src", "href", "xlink:href", "data", "action"):
+            if not str(values.get(name, "#")).startswith("#"):
+                self.outside.append(str(values[name]))
+
+
+@pytest.fixture(scope="module")
+def result() -> StudyResult:
+    return growth_study()
+
+
+@pytest.fixture(scope="module")
+def written(result: StudyResult, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("studies") / "new" / "made-up"
+    return {path.name: path for path in write_study(result, folder, command="growkit study x.yaml")}
+
+
+def test_files(written: dict[str, Path]) -> None:
+    assert list(written) == [
+        "study.json", "table.md", "loss.svg", "loss.png", "loss-end.svg", "differences.svg",
+        "sweeps.svg", "series-head_similarity.svg", "study.html",
+    ]  # fmt: skip
+    folder = written["study.json"].parent
+    assert sorted(path.name for path in folder.iterdir()) == sorted(written)  # no .partial
+    for name in written:
+        if name.endswith(".svg"):
+            assert ElementTree.parse(written[name]).getroot().tag.endswith("svg")
+
+
+def test_json_gives_the_result_back(written: dict[str, Path], result: StudyResult) -> None:
+    read = result_from(json.loads(written["study.json"].read_text()))
+    assert read.arms[1] == replace(result.arms[1], sweep=read.arms[1].sweep)
+    assert study_page(read, []) == study_page(result, [])  # a page can be made from the file
+
+
+def test_figures_are_pictures_of_the_data(written: dict[str, Path]) -> None:
+    from matplotlib.image import imread
+
+    pixels = imread(io.BytesIO(written["loss.png"].read_bytes()))[..., :3]
+    assert pixels.shape[1] > 1000 and 0.005 < (pixels < 0.6).any(axis=-1).mean() < 0.5
+    svg = written["loss.svg"].read_text()
+    for label in ("scratch", "signal", "noise", "common source"):
+        assert label in svg
+
+
+def test_same_data_same_bytes(result: StudyResult, written: dict[str, Path]) -> None:
+    again = {figure.key: figure for figure in draw_figures(result)}
+    assert again["loss"].svg == written["loss.svg"].read_text()
+    assert again["loss"].png == written["loss.png"].read_bytes()
+
+
+def test_page_stands_alone(written: dict[str, Path]) -> None:
+    text = written["study.html"].read_text()
+    parsed = Parsed(text)
+    assert parsed.outside == [] and len(parsed.ids) == len(set(parsed.ids))
+    assert not {"script", "link", "iframe", "object", "img", "form"} & set(parsed.tags)
+    assert not re.search(r"(src|href|action)\s*=\s*[\"']?\s*(https?:)?//", text)
+    assert "@import" not in text and not re.search(r"url\(\s*[\"']?http", text)
+    assert parsed.figures == [
+        "loss", "loss-end", "differences", "sweeps", "series-head_similarity",
+    ]  # fmt: skip
+    ElementTree.fromstring(text.removeprefix("<!DOCTYPE html>\n"))
+
+
+def test_page_says_what_was_asked_run_found_and_left_open(written: dict[str, Path]) -> None:
+    text = written["study.html"].read_text()
+    for part in (
+        "Does it pay?", "1e+15 training FLOPs", "seeds 1, 2, 3: 9 of 9 runs are finished",
+        "processor two cores, torch 2.13", "2026-11-22", "signal_heads x2 (exact)",
+        "signal against scratch, at equal FLOPs: lower by 0.0300",
+        "noise against scratch, at equal FLOPs: no difference shown (",
+        "at the edge of its sweep", "25 % of the steps with seed 1", "drops in the decay",
+        "<pre>growkit study x.yaml</pre>", "name: made-up\narms:\n- scratch",
+    ):  # fmt: skip
+        assert part in text, part
+
+
+def evil_study() -> StudyResult:
+    arms = (
+        made_arm("a", {1: 3.5, 2: 3.6}, label=EVIL, failed={3: EVIL}),
+        made_arm("b", {1: 3.4, 2: 3.55}, label="_hidden", source=0.2, sweep=sweep()),
+    )
+    run = replace(arms[1].runs[0], series={EVIL: [(0.0, 1.0), (1.0, 0.5)]})
+    arms = (arms[0], replace(arms[1], runs=(run, *arms[1].runs[1:])))
+    return made_study(*arms, name=EVIL, question=EVIL, recipe={"name": EVIL}, machine={"os": EVIL})
+
+
+def test_names_are_text(tmp_path: Path) -> None:
+    files = {path.name: path.read_bytes() for path in write_study(evil_study(), tmp_path)}
+    page = files["study.html"].decode()
+    assert "<script" not in page and "&lt;script&gt;" in page
+    ElementTree.fromstring(page.removeprefix("<!DOCTYPE html>\n"))
+    table = files["table.md"].decode()
+    assert "<script" not in table
+    header, rule, row, *_ = [line for line in table.splitlines() if line.startswith("|")]
+    for line in (header, rule, row):
+        assert len(re.findall(r"(?<!\\)\|", line)) == 9  # eight columns; the | of a name is none
+    assert {path.parent for path in tmp_path.iterdir()} == {tmp_path}  # keys make no folders
+
+
+def test_tables_say_what_the_runs_say(result: StudyResult) -> None:
+    table = equal_flops(result)
+    signal, *others = table.rows
+    cells = dict(zip(table.columns, signal, strict=True))
+    assert [row[0] for row in others] == ["scratch", "noise"]
+    assert cells["arm"] == "signal" and cells["seeds"] == "3 of 3"
+    assert cells["final loss"] == "3.4867 ± 0.0757"
+    assert cells["difference (95 % CI)"].startswith("scratch: -0.0300 (-0.03")
+    assert cells["learning rate"] == "0.003 then 0.001 (edge of the sweep)"
+    assert cells["saving"].startswith("+12.9 % (") and cells["wall time"] == "20 min"
+    scratch = next(row for row in table.rows if row[0] == "scratch")
+    assert "reference" in scratch and "1e+15" in scratch
+    assert "not reached" in str(equal_flops(made_study(
+        made_arm("a", {1: 3.0}), made_arm("b", {1: 3.5}, source=0.2))).rows)  # fmt: skip
+
+
+def test_arms_without_a_loss_come_last_and_are_shown() -> None:
+    table = equal_flops(
+        made_study(
+            made_arm("none", {}), made_arm("nan", {1: math.nan}), made_arm("bad", {1: 9.0}),
+            made_arm("good", {1: 3.0}),
+        )
+    )  # fmt: skip
+    assert [row[0] for row in table.rows] == ["good", "bad", "none", "nan"]
+    assert table.rows[2][3] == "unfinished"
+
+
+def test_equal_parameters() -> None:
+    losses = {1: 3.5, 2: 3.6, 3: 3.4}
+    arms = [
+        made_arm("small", losses, parameters=400_000, shape="small"),
+        made_arm("ratio 1:1", losses, parameters=1_000_000, shape="x"),
+        made_arm("ratio 3:1", losses, parameters=1_009_000, shape="y"),
+        made_arm("large", losses, parameters=1_011_000, shape="z"),
+    ]
+    (table,) = equal_parameters(made_study(*arms))
+    assert sorted(row[0] for row in table.rows) == ["ratio 1:1", "ratio 3:1"]
+    assert "1.000 M to 1.009 M" in table.title
+    assert "small" not in str(table.rows)  # nor as a reference: it is of another size
+
+
+def test_verdict_table_and_rich(result: StudyResult) -> None:
+    from rich.console import Console
+
+    table = verdicts(result)
+    assert [row[2] for row in table.rows] == ["lower", "no difference shown"]
+    console = Console(width=200, file=io.StringIO())
+    for shown in (table, *tables(evil_study())):
+        console.print(shown.rich())
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "signal against scratch" in text and "<script>alert('x')</script>" in text
+
+
+def test_figures_as_numbers(result: StudyResult) -> None:
+    values = json.loads(json.dumps([one.to_dict() for one in arm_figures(result)]))
+    assert values[1]["final_loss"]["mean"] == pytest.approx(3.486667, abs=1e-6)
+    assert values[1]["saving"]["mean"] == pytest.approx(1 - 10**-0.06, abs=2e-3)
+    assert values[1]["comparisons"][0]["difference"]["mean"] == pytest.approx(-0.03)
+    assert values[0]["saving"] is None and values[1]["learning_rate_at_edge"] is True
+
+
+def test_limits_name_what_is_missing() -> None:
+    """Each of them, and none of them on a study that has nothing to hide."""
+    losses = {1: 3.5, 2: 3.6, 3: 3.4}
+    short = made_arm("short", losses)
+    less = [Phase(**vars(run.phases[0]) | {"flops": BUDGET / 2}) for run in short.runs]
+    runs = tuple(replace(run, phases=(phase,)) for run, phase in zip(short.runs, less, strict=True))
+    said = "\n".join(limits(made_study(
+        made_arm("whole", losses), made_arm("failed", {1: 3.5, 2: 3.7}, failed={3: "no memory"}),
+        made_arm("begun", {1: 3.5}), made_arm("nan", losses | {2: math.nan}),
+        made_arm("edge", losses, sweep=sweep(1e-3)), replace(short, runs=runs),
+        made_arm("odd", losses, source=0.2, shape="odd"),
+        made_arm("slow", {s: v + 1 for s, v in losses.items()}, source=0.2),
+    )))  # fmt: skip
+    for part in (
+        "failed: the run of seed 3 failed: no memory", "Not finished: begun (seeds 2, 3).",
+        "One seed, so the spread is not known: begun.", "not finite: nan (seed 2).",
+        "lie outside: edge (0.001).", "short: spent 50.0 % of the budget (seed 1).",
+        "begun against whole: one seed: no statement", "With two seeds",
+        "from scratch: odd.", "did not reach it: slow (seeds 1, 2, 3).",
+    ):  # fmt: skip
+        assert part in said, part
+    clean = {s: v - 0.1 - 0.001 * s for s, v in losses.items()}
+    left = limits(made_study(made_arm("a", losses), made_arm("b", clean)))
+    assert len(left) == 2 and left[0].startswith("The intervals cover the seeds alone")
+
+
+@pytest.mark.parametrize("arms", [0, 1, 15])
+def test_unfinished_studies_and_many_arms(arms: int, tmp_path: Path) -> None:
+    """No finished arm at all is a page too, and fifteen arms have fifteen looks."""
+    losses = {1: 3.5, 2: 3.6, 3: 3.4}
+    made = [made_arm(f"arm{i}", losses, source=0.2 * (i % 2)) for i in range(arms)]
+    waiting = made_arm("waiting", {}, failed={1: "killed"})
+    files = {p.name: p for p in write_study(made_study(*made, waiting), tmp_path)}
+    text = files["study.html"].read_text()
+    assert f"{3 * arms} of {3 * arms + 3} runs" in text and "killed" in text
+    assert ("loss.png" in files) == (arms > 0)
+    if arms == 0:
+        assert "Loss against compute: Not shown: it needs a finished run." in text
+    else:
+        svg = files["loss-end.svg"].read_text()
+        assert all(f"arm{number}</text>" in svg for number in range(arms))
+    assert markdown(made_study(*made, waiting)) == files["table.md"].read_text()
+
+
+def test_fifteen_looks_are_distinct() -> None:
+    from growkit.study.figures import _look
+
+    study = made_study(*(made_arm(f"arm{i}", {}) for i in range(21)))
+    assert len({tuple(_look(study, arm).items()) for arm in study.arms}) == 21
+
+
+def test_figures_that_lost_their_data_go_away(tmp_path: Path) -> None:
+    write_study(growth_study(), tmp_path)
+    (tmp_path / "notes.png").write_text("mine")
+    write_study(made_study(made_arm("waiting", {})), tmp_path)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert "loss.svg" not in left and "loss.png" not in left and "notes.png" in left
+
+
+def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "loss.png").write_text("of an earlier run")
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_svg", None)
+    notes: list[str] = []
+    files = [path.name for path in write_study(growth_study(), tmp_path, note=notes.append)]
+    assert files == ["study.json", "table.md", "study.html"]
+    assert len(notes) == 1 and "pip install 'growkit[plots]'" in notes[0]
+    assert "No figures:" in (tmp_path / "study.html").read_text()
+    assert (tmp_path / "loss.png").exists()
+
+
+def test_no_torch(tmp_path: Path) -> None:
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from pathlib import Path; from made_up_studies import growth_study\n"
+        "from growkit.study.write import write_study\n"
+        "write_study(growth_study(), Path(sys.argv[2]))\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    here = str(Path(__file__).parent)
+    subprocess.run([sys.executable, "-c", program, here, str(tmp_path)], check=True)
+
+
+def test_curves() -> None:
+    arm = made_arm("a", {1: 3.0, 2: 4.0}, source=0.2)
+    band = loss_band(arm)
+    assert band is not None
+    assert np.allclose(band.high - band.low, 1.0) and np.allclose(band.mean - band.low, 0.5)
+    ((flops, loss),) = growths(arm)
+    assert flops == pytest.approx(0.2 * BUDGET) and loss == pytest.approx(
+        3.5 - 0.5 * math.log10(0.2)
+    )
+    assert band.part(0.2 * BUDGET, math.inf).places[0] == pytest.approx(0.2 * BUDGET)
+    other: list[list[tuple[float, float]]] = [[(0, 0), (2, 2), (4, 4)], [(1, 2), (3, 4)]]
+    mixed = band_of(other)  # y = x and y = x + 1, together at 2 alone
+    assert mixed is not None and mixed.places.tolist() == [2] and mixed.mean.tolist() == [2.5]
+    assert band_of([]) is None and band_of([[(0.0, 1.0)], []]) is None
+
+
+def test_common_sources() -> None:
+    """Arms grown from the same runs share their beginning; a source of its own is not shared."""
+    shared: list[Any] = [made_arm(name, {1: 3.0}, source=0.2) for name in "ab"]
+    alone = made_arm("c", {1: 3.0}, source=0.2)
+    own = made_run(1, 3.0, key="c", source=0.2)
+    first = replace(own.phases[0], key="another source")
+    alone = replace(alone, runs=(replace(own, phases=(first, own.phases[1])),))
+    arms = [*shared, alone, made_arm("scratch", {1: 3.0})]
+    starts = [common_start(arm, arms) for arm in arms]
+    assert starts == pytest.approx([0.2 * BUDGET, 0.2 * BUDGET, 0, 0])
