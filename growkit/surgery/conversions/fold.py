@@ -88,8 +88,9 @@ def _plain_config(shape: ModelShape, asked: str | None) -> dict[str, Any]:
         )
     carried = {k: shape.config[k] for k in CARRIED_FIELDS if k in shape.config}
     dropped = ("attention_bias", "attention_output_bias", "qk_norm", "qk_norm_eps", "lambda_std")
-    eps = shape.config.get("qk_norm_eps")
-    if norm and eps is not None and eps != shape.config.get("rms_norm_eps"):
+    # 1e-6: what our classes assume for either.
+    eps = shape.config.get("qk_norm_eps", 1e-6)
+    if norm and eps != shape.config.get("rms_norm_eps", 1e-6):
         raise UsageError(
             f"The head norms have an epsilon of their own (qk_norm_eps = {eps}), which no ordinary "
             "class has.",

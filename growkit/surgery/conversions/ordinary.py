@@ -62,6 +62,10 @@ def _windows(shape: ModelShape) -> bool:
 def decoder_fields(shape: ModelShape) -> dict[str, Any]:
     """Config fields of our decoders that the attention has no say in."""
     stated = {**HOLDABLE[shape.family.name], **shape.config}
+    if shape.family.tensor("q_norm") is not None:
+        # The source's norms share one epsilon. Ours have two, so that padding the hidden size,
+        # which rescales rms_norm_eps, leaves the heads alone.
+        stated["qk_norm_eps"] = stated["rms_norm_eps"]
     return {name: stated[name] for name in CARRIED_FIELDS if name in stated} | {
         "hidden_act": "silu",
         "head_dim": shape.sizes["head_dim"],
