@@ -210,6 +210,11 @@ class GdaAttention(GdaAttentionBase):
     cached as ordinary heads of width d, which every cache class of transformers can hold.
     """
 
+    @classmethod
+    def engine_obstacle(cls, config: Any) -> str | None:
+        """The two calls."""
+        return "signal and noise heads read keys of their own, in two attention calls a layer"
+
     def forward(
         self,
         hidden_states: Tensor,

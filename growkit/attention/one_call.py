@@ -20,6 +20,8 @@ from transformers.models.llama.modeling_llama import (
     eager_attention_forward,
 )
 
+from .linear_weights import LinearWeights
+
 Positions = tuple[Tensor, Tensor]
 
 # Tensor-parallel plan of heads that stay whole on a rank; names are under layers.*.self_attn.
@@ -86,6 +88,8 @@ class AttentionBase(nn.Module):
     fields: ClassVar[tuple[str, ...]] = ()
     # Tensor-parallel plan of the layer's modules; empty: every rank computes all heads.
     tp_plan: ClassVar[Mapping[str, str]] = {}
+    # Class of k_proj and v_proj; LinearWeights where their matrices are read.
+    key_value_class: ClassVar[type[nn.Linear | LinearWeights]] = nn.Linear
     # The readable definition: (module, hidden_states, position_embeddings, attention_mask).
     reference: ClassVar[Callable[..., Tensor]]
 
@@ -134,6 +138,13 @@ class AttentionBase(nn.Module):
         heads = cls.projection_heads(config)
         return (heads.key + heads.value) * config.head_dim
 
+    @classmethod
+    def engine_obstacle(cls, config: Any) -> str | None:
+        """Why an engine that puts one attention layer of its own in the place of the attention
+        call, sized by the config's heads, cannot run the variant; None: it can.
+        """
+        return None
+
     # -- the layer ------------------------------------------------------------------------------
 
     def __init__(self, config: Any, layer_idx: int) -> None:
@@ -146,8 +157,8 @@ class AttentionBase(nn.Module):
         self.num_key_value_groups = heads.query // heads.key  # read by the attention functions
         hidden, bias = config.hidden_size, config.attention_bias
         self.q_proj = nn.Linear(hidden, heads.query * self.head_dim, bias=bias)
-        self.k_proj = nn.Linear(hidden, heads.key * self.head_dim, bias=bias)
-        self.v_proj = nn.Linear(hidden, heads.value * self.head_dim, bias=bias)
+        self.k_proj = self.key_value_class(hidden, heads.key * self.head_dim, bias=bias)
+        self.v_proj = self.key_value_class(hidden, heads.value * self.head_dim, bias=bias)
         self.o_proj = nn.Linear(heads.output, hidden, bias=config.attention_output_bias)
         self.q_norm: LlamaRMSNorm | None = None
         self.k_norm: LlamaRMSNorm | None = None

@@ -92,7 +92,7 @@ def sas_reference(
             result.append(torch.cat((inputs.rotated(u2[..., :d]), u2[..., d:]), dim=-1))
         return result
 
-    def all_heads(projection: nn.Linear, count: int, norm: Any = None) -> list[Tensor]:
+    def all_heads(projection: nn.Module, count: int, norm: Any = None) -> list[Tensor]:
         return [inputs.head(projection, i, d, norm) for i in range(count)]
 
     kv = config.num_key_value_heads
@@ -190,6 +190,14 @@ class SimulatedAttention(OneCallAttention):
     def kv_cache_elements(cls, config: Any) -> int:
         """Simulated keys and values: H'(D' + d)."""
         return config.num_simulated_heads * (config.simulated_head_dim + config.head_dim)
+
+    @classmethod
+    def engine_obstacle(cls, config: Any) -> str | None:
+        """Simulated heads, which no engine looks for in a config."""
+        return (
+            f"attention runs over {config.num_simulated_heads} simulated heads of width "
+            f"{config.simulated_head_dim}, not over num_attention_heads of head_dim"
+        )
 
     def __init__(self, config: Any, layer_idx: int) -> None:
         super().__init__(config, layer_idx)

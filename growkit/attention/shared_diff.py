@@ -40,6 +40,7 @@ from .definition import Definition, lambda_of
 from .diff_v1 import DiffV1Attention
 from .gda import GdaAttention, GdaAttentionBase, GdaSharedKeyAttention
 from .gda_heads import GdaHeads
+from .linear_weights import LinearWeights
 from .one_call import AttentionBase, Positions, ProjectionHeads, check_divides
 
 
@@ -168,7 +169,8 @@ class SharedDiffAttention(GdaAttentionBase):
         ):
             if rank:
                 self.add_module(f"{kind}_down", nn.Linear(hidden, 2 * heads * rank, bias=False))
-                self.add_module(f"{kind}_up", nn.Linear(rank, 2 * heads * d, bias=False))
+                # one block a head and map: read, since no call multiplies block by block
+                self.add_module(f"{kind}_up", LinearWeights(rank, 2 * heads * d))
 
     def updated(self, kind: str, hidden_states: Tensor, rank: int) -> Tensor:
         """Base plus update of both maps: [b, n, 2 x heads x d], the maps of a head adjacent."""

@@ -37,6 +37,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from .definition import Definition
 from .gqa import GroupedQueryAttention
+from .linear_weights import LinearWeights
 from .one_call import Positions, ProjectionHeads
 
 WEIGHTS = ("scalar", "column", "row")
@@ -57,7 +58,7 @@ def start_weights(weights: Tensor, start: str, group: int) -> None:
 
 
 def merged_projection(
-    projection: nn.Linear, weights: Tensor, kind: str, group: int, head_dim: int
+    projection: LinearWeights, weights: Tensor, kind: str, group: int, head_dim: int
 ) -> tuple[Tensor, Tensor | None]:
     """Weight [G d, E] and bias [G d] of the projection whose heads are the merged ones.
 
@@ -117,6 +118,9 @@ class WeightedGroupedQueryAttention(GroupedQueryAttention):
     reference = staticmethod(wgqa_reference)
     fields: ClassVar[tuple[str, ...]] = ("wgqa_weights", "wgqa_init")
     tp_plan: ClassVar[dict[str, str]] = {}  # the merge reads whole groups of k_proj and v_proj
+    key_value_class = LinearWeights
+    k_proj: LinearWeights
+    v_proj: LinearWeights
 
     @classmethod
     def defaults(cls, config: Any) -> dict[str, Any]:
@@ -172,7 +176,7 @@ class WeightedGroupedQueryAttention(GroupedQueryAttention):
         for weights in (self.w_k, self.w_v):
             start_weights(weights, self.config.wgqa_init, self.num_key_value_groups)
 
-    def merged(self, projection: nn.Linear, weights: Tensor) -> tuple[Tensor, Tensor | None]:
+    def merged(self, projection: LinearWeights, weights: Tensor) -> tuple[Tensor, Tensor | None]:
         """Weight [G d, E] and bias [G d] of the k_proj or v_proj of the folded GQA model."""
         kind, group = self.config.wgqa_weights, self.num_key_value_groups
         return merged_projection(projection, weights, kind, group, self.head_dim)

@@ -37,6 +37,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import repeat_kv
 from transformers.models.t5.modeling_t5 import T5Attention
 
+from .linear_weights import LinearWeights
 from .wgqa import merged_projection, start_weights, weight_shape
 
 
@@ -82,12 +83,12 @@ def t5_reference(
     (n, m), d, config = (x.shape[1], source.shape[1]), module.key_value_proj_dim, module.config
     group = config.num_heads // config.decoder_num_key_value_heads
 
-    def head(projection: nn.Linear, i: int, states: Tensor, scale: Tensor | None = None) -> Tensor:
+    def head(projection: Any, i: int, states: Tensor, scale: Tensor | None = None) -> Tensor:
         return (states if scale is None else states * scale) @ projection.weight.double()[
             i * d : (i + 1) * d
         ].T
 
-    def shared(projection: nn.Linear, weights: Tensor | None, g: int) -> Tensor:
+    def shared(projection: Any, weights: Tensor | None, g: int) -> Tensor:
         if weights is None:
             return head(projection, g, source)
         total = torch.zeros(*source.shape[:2], d, dtype=torch.float64)
@@ -140,6 +141,8 @@ class GroupedT5Attention(T5Attention):
     """T5's attention with G key/value heads; by ``decoder_attention`` plain or merged ones."""
 
     reference = staticmethod(t5_reference)
+    k: nn.Linear | LinearWeights
+    v: nn.Linear | LinearWeights
 
     def __init__(
         self, config: Any, has_relative_attention_bias: bool, layer_idx: int, is_causal: bool
@@ -156,6 +159,8 @@ class GroupedT5Attention(T5Attention):
             shape = weight_shape(config.wgqa_weights, heads, config.d_kv, config.d_model)
             self.w_k = nn.Parameter(torch.empty(shape))
             self.w_v = nn.Parameter(torch.empty(shape))
+            self.k = LinearWeights(self.d_model, heads * self.key_value_proj_dim)
+            self.v = LinearWeights(self.d_model, heads * self.key_value_proj_dim)
             self.init_merge()
 
     def init_merge(self) -> None:
@@ -164,10 +169,8 @@ class GroupedT5Attention(T5Attention):
             if weights is not None:
                 start_weights(weights, self.config.wgqa_init, self.num_key_value_groups)
 
-    def merged(self, projection: nn.Linear, weights: Tensor | None) -> Tensor:
+    def merged(self, projection: LinearWeights, weights: Tensor) -> Tensor:
         """Weight [G d, E] of the k or v of the folded layer."""
-        if weights is None:
-            return projection.weight
         kind, group = self.config.wgqa_weights, self.num_key_value_groups
         return merged_projection(projection, weights, kind, group, self.key_value_proj_dim)[0]
 
@@ -175,10 +178,16 @@ class GroupedT5Attention(T5Attention):
         """[b, m, E] -> k and v, each [b, G, m, d]."""
         shape = (*states.shape[:-1], -1, self.key_value_proj_dim)
         key, value = (
-            functional.linear(states, self.merged(projection, weights)).view(shape).transpose(1, 2)
+            self.shared_heads(states, projection, weights).view(shape).transpose(1, 2)
             for projection, weights in ((self.k, self.w_k), (self.v, self.w_v))
         )
         return key, value
+
+    def shared_heads(self, states: Tensor, projection: Any, weights: Tensor | None) -> Tensor:
+        """[b, m, E] -> [b, m, G d]: stored heads, or merged ones."""
+        if weights is None:
+            return projection(states)
+        return functional.linear(states, self.merged(projection, weights))
 
     def forward(
         self,

@@ -26,9 +26,27 @@ from transformers.models.llama.modeling_llama import (
 )
 
 from ..attention.gda import LAMBDA_NAMES
+from ..attention.linear_weights import LinearWeights
 from ..attention.one_call import AttentionBase
 from .configuration_decoder import DecoderConfig
 from .poly_norm import PolyNorm
+
+# Attention functions that serving engines put in the place of transformers' (vLLM, SGLang, TGI).
+ENGINES = ("vllm", "sglang", "tgi")
+
+
+def check_engine(config: DecoderConfig, attention: type[AttentionBase]) -> None:
+    """Raise ValueError where a serving engine would compute something else, or fail in its kernels.
+
+    Engines build the model with their own attention function and one attention layer of the
+    config's head counts for each of ours.
+    """
+    engine, obstacle = config._attn_implementation, attention.engine_obstacle(config)
+    if engine in ENGINES and obstacle:
+        raise ValueError(
+            f"{engine} cannot serve this model: {obstacle}. Serve it with transformers, or convert "
+            "it (growkit convert; docs/serving.md lists the variants that are served)."
+        )
 
 
 class GatedMLP(nn.Module):
@@ -121,6 +139,10 @@ class DecoderPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, AttentionBase):
             module.init_weights()
+        elif isinstance(module, LinearWeights):  # as the library starts a linear layer
+            init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+            if module.bias is not None:
+                init.zeros_(module.bias)
         elif isinstance(module, PolyNorm):
             init.constant_(module.weight, 1 / 3)
             init.zeros_(module.bias)
@@ -136,6 +158,7 @@ class DecoderModel(DecoderPreTrainedModel, LlamaModel):
         self.vocab_size = config.vocab_size
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
         attention = self.attention_class(config)
+        check_engine(config, attention)
         layers = (
             DecoderLayer(config, attention(config, layer))
             for layer in range(config.num_hidden_layers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from flex_backend import uncompiled
 from gda_cases import FORM_IDS, FORMS, HEADS, attention_layer, gda_config, inputs
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -54,6 +55,15 @@ def worst(layer) -> float:
 def test_outputs_and_every_gradient_equal_the_definition(heads, noise_keys, norm, implementation):
     layer = attention_layer(gda_config(heads, noise_keys, norm, implementation))
     assert worst(layer) < TOLERANCE
+
+
+@pytest.mark.parametrize(("noise_keys", "norm"), FORMS, ids=FORM_IDS)
+@pytest.mark.parametrize("heads", ["3:1", "1:2"])
+def test_flex_attention_outputs_and_every_gradient_equal_the_definition(heads, noise_keys, norm):
+    """Left padding included, by torch's uncompiled definition of flex_attention."""
+    layer = attention_layer(gda_config(HEADS[heads], noise_keys, norm, "flex_attention"))
+    with uncompiled():
+        assert worst(layer) < TOLERANCE
 
 
 @pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS)

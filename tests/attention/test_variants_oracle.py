@@ -6,11 +6,14 @@ import shutil
 
 import pytest
 import torch
+from flex_backend import backward_refusal, uncompiled
 from gda_cases import inputs
 from test_gda_oracle import error, outputs_and_gradients
 from variant_cases import CASES, TWO_CALLS, layer_of
 
 TOLERANCE = 1e-5
+# One a shape of call: shared keys, wide values with keys of their own, values narrower than keys.
+SHAPES_OF_CALLS = ("gqa", "diff_v1", "sas")
 EVERY_CASE = pytest.mark.parametrize("case", CASES)
 
 
@@ -45,22 +48,50 @@ def test_causal_is_the_default_of_both(case):
     assert error(layer(hidden, position_embeddings)[0], expected) < TOLERANCE
 
 
+@EVERY_CASE
+def test_flex_attention_outputs_and_every_gradient_equal_the_definition(case):
+    """Left padding included, by torch's uncompiled definition of flex_attention."""
+    with uncompiled():
+        assert worst(layer_of(case, "flex_attention")) < TOLERANCE
+
+
+REFUSAL = backward_refusal()
+
+
+@pytest.mark.skipif(REFUSAL is not None, reason=str(REFUSAL))
+@pytest.mark.parametrize("case", SHAPES_OF_CALLS)
+def test_compiled_flex_attention_gives_every_gradient(case):
+    assert worst(layer_of(case, "flex_attention")) < TOLERANCE
+
+
 @pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "clang++"))), reason="flex_attention compiles C++ on the CPU"
 )
-@EVERY_CASE
-def test_flex_attention_equals_the_definition(case):
-    """Forward and without padding: on the CPU torch has no more of it."""
+@pytest.mark.parametrize("case", SHAPES_OF_CALLS)
+def test_compiled_flex_attention_equals_the_definition(case):
+    """The kernel, forward and with left padding; a shape that is not compiled is an error."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     layer = layer_of(case, "flex_attention")
-    hidden, position_embeddings, _ = inputs()
-    n = hidden.shape[1]
-    mask = create_block_mask(lambda b, h, q, k: q >= k, None, None, n, n, device="cpu")
-    with torch.no_grad():
+    hidden, position_embeddings, additive = inputs()
+    allowed = additive[:, 0] == 0  # [batch, n, n]
+    mask = create_block_mask(
+        lambda b, h, q, k: allowed[b, q, k], len(hidden), None, *allowed.shape[1:], device="cpu"
+    )
+    torch._dynamo.reset()
+    with torch.no_grad(), torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         actual = layer(hidden, position_embeddings, mask)[0]
-        expected = layer.reference(layer, hidden, position_embeddings)
+        expected = layer.reference(layer, hidden, position_embeddings, additive)
     assert error(actual, expected) < TOLERANCE
+
+
+def test_control_flex_attention_without_the_padding_is_caught():
+    layer = layer_of("gqa", "flex_attention")
+    hidden, position_embeddings, additive = inputs()
+    causal = torch.full_like(additive, torch.finfo(torch.float32).min).triu(1)
+    expected = layer.reference(layer, hidden, position_embeddings, additive)
+    with uncompiled():
+        assert error(layer(hidden, position_embeddings, causal)[0], expected) > 1e-2
 
 
 @EVERY_CASE

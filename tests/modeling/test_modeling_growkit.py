@@ -6,6 +6,7 @@ import functools
 
 import pytest
 import torch
+from flex_backend import uncompiled
 from gda_cases import gda_config, scatter_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -85,9 +86,23 @@ def test_control_a_simulation_that_mixes_tokens_is_seen(monkeypatch):
     assert (model(ids).logits[:, :6] - model(changed).logits[:, :6]).abs().max() > 1e-3
 
 
+@EVERY_CASE
+@torch.no_grad()
+def test_flex_attention_hides_left_padding_as_eager_does(case):
+    """By the block mask that transformers makes; uncompiled. Gradients: tests/attention."""
+    model = model_of(case, "eager")
+    ids, mask = left_padded([[5, 9, 3, 8, 7], [4, 2, 6]])
+    expected = model(ids, attention_mask=mask).logits
+    model.set_attn_implementation("flex_attention")
+    with uncompiled():
+        actual = model(ids, attention_mask=mask).logits
+        ignored = model(ids).logits
+    assert (actual - expected)[mask == 1].abs().max() < 2e-5
+    assert (ignored - expected)[mask == 1].abs().max() > 1e-2, "padding would not be noticed"
+
+
 @needs_compiler
-def test_flex_attention_computes_the_same():
-    """Forward only: on the CPU torch has no backward pass for it. Each variant: tests/attention."""
+def test_compiled_flex_attention_computes_the_same():
     model = model_of("diff_v2", num_hidden_layers=1)
     ids, mask = left_padded([[5, 9, 3, 8, 7], [4, 2, 6]])
     with torch.no_grad():

@@ -5,20 +5,25 @@ from __future__ import annotations
 import ast
 import json
 import re
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_checkpoints as tiny
 import torch
 from gda_cases import FORM_IDS, FORMS, gda_config, scatter_weights
 from test_modeling_gda import greedy, tokens
-from transformers import DynamicCache
+from torch import nn
+from transformers import AutoModel, DynamicCache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from variant_cases import CASES, TWO_CALLS, config_of, model_of
-from vllm_demands import attention_calls, scale_of
+from vllm_demands import attention_calls, linear_layers_are_only_called, scale_of
 from without_growkit import run_without_growkit
 
 from growkit.attention.gda import GdaAttention
 from growkit.attention.variants import VARIANTS
+from growkit.attention.wgqa import WeightedGroupedQueryAttention
 from growkit.convert import convert_checkpoint
 from growkit.modeling import GdaForCausalLM
 from growkit.surgery.conversion_request import ConversionRequest
@@ -144,14 +149,9 @@ def test_control_a_cache_that_forgets_is_seen():
 # -- vLLM ------------------------------------------------------------------------------------------
 
 TWO = ["head counts and widths of the config", "one attention call in forward"]
-# Read weights of their projections, which an engine replaces.
-READS = ["linear layers are only called"]
 NOT_SERVED = (
     {name: TWO for name in GDA if "own" in name}
     | dict.fromkeys(TWO_CALLS, TWO)
-    | {case: READS for case in CASES if case.startswith("wgqa")}
-    | {case: READS for case in CASES if case.startswith("shared_diff-q")}
-    | {case: sorted(TWO + READS) for case in TWO_CALLS if case.startswith("shared_diff")}
     # H' simulated heads of width D', where the config counts H heads of width d
     | {case: TWO[:1] for case in CASES if case.startswith("sas")}
 )
@@ -160,6 +160,29 @@ NOT_SERVED = (
 @EVERY
 def test_vllm_finds_what_it_asks_for_or_we_know_why_not(served, name):
     assert served[name][1]["unmet"] == NOT_SERVED.get(name, [])
+
+
+@pytest.mark.parametrize("name", [*GDA, *CASES])
+def test_an_engine_is_refused_where_it_would_fail_or_compute_something_else(name):
+    """Engines build the model with an attention function of their name."""
+    ALL_ATTENTION_FUNCTIONS.register("vllm", ALL_ATTENTION_FUNCTIONS["sdpa"])
+    if name in CASES:
+        config: Any = config_of(name, "vllm")
+    else:
+        config = gda_config((6, 2, 2), *FORMS[GDA.index(name)], "vllm")
+    build = partial(AutoModel.from_config, config)
+    if name not in NOT_SERVED:
+        build()
+        return
+    with pytest.raises(ValueError, match=r"vllm cannot serve this model: .*growkit convert"):
+        build()
+
+
+def test_control_a_projection_that_is_read_is_seen(monkeypatch):
+    """WGQA on ordinary linear layers, whose weights an engine packs or splits."""
+    assert linear_layers_are_only_called(model_of("wgqa").model)
+    monkeypatch.setattr(WeightedGroupedQueryAttention, "key_value_class", nn.Linear)
+    assert not linear_layers_are_only_called(model_of("wgqa").model)
 
 
 def test_docs_say_what_serves_where():

@@ -108,6 +108,17 @@ def _plain_config(shape: ModelShape, asked: str | None) -> dict[str, Any]:
     }
 
 
+def _head_dim_ignored(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """transformers' Qwen2 takes head_dim from the config; vLLM's (0.32, ``qwen2.py``) computes it."""
+    heads, dim, hidden = (config[k] for k in ("num_attention_heads", "head_dim", "hidden_size"))
+    if config["model_type"] != "qwen2" or heads * dim == hidden:
+        return ()
+    return (
+        f"head_dim = {dim} is not hidden_size / heads = {hidden} / {heads}, which vLLM's own Qwen2 "
+        "class would take: serve it by transformers' class (vllm serve --model-impl transformers)",
+    )
+
+
 # Class -> (biases on q, k and v; norms of query and key heads).
 FORMATS: Mapping[str, tuple[bool, bool]] = {
     "mistral": (False, False),
@@ -131,9 +142,10 @@ def _fold_gda(shape: ModelShape, config: dict[str, Any]) -> Converted:
             "Only noise_keys 'shared' is folded; serve it with trust_remote_code.",
         )
     signal, noise = sizes["signal_head"], sizes["noise_head"]
+    config |= {"num_attention_heads": signal + noise, "num_key_value_heads": sizes["kv_head"]}
     return Converted(
-        config=config
-        | {"num_attention_heads": signal + noise, "num_key_value_heads": sizes["kv_head"]},
+        config=config,
+        warnings=_head_dim_ignored(config),
         summary=f"{signal} signal and {noise} noise heads -> {signal + noise} query heads, lambda "
         "folded into o_proj",
         exactness=Exactness.ROUNDED,
@@ -183,9 +195,13 @@ def _fold_wgqa(shape: ModelShape, config: dict[str, Any]) -> Converted:
     sizes = shape.sizes
     kind = next(word for word in ("scalar", "column", "row") if sizes[f"{word}_weights"])
     roles = [role for role in ("k", "v", "k_bias", "v_bias") if shape.has(role)]
+    config |= {
+        "num_attention_heads": sizes["query_head"],
+        "num_key_value_heads": sizes["kv_head"],
+    }
     return Converted(
-        config=config
-        | {"num_attention_heads": sizes["query_head"], "num_key_value_heads": sizes["kv_head"]},
+        config=config,
+        warnings=_head_dim_ignored(config),
         summary=f"{sizes['query_head']} trained key/value heads merged to {sizes['kv_head']} by "
         f"their {kind} weights",
         exactness=Exactness.ROUNDED,

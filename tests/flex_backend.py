@@ -1,0 +1,36 @@
+"""flex_attention where torch has no kernel for it: its definition, uncompiled, gradients too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
+
+import torch
+from torch.nn.attention import flex_attention as flex
+from transformers.integrations.flex_attention import WrappedFlexAttention
+
+
+def backward_refusal() -> str | None:
+    """Why flex_attention cannot be trained through on the CPU, in torch's words; None: it can."""
+    states = torch.zeros(1, 1, 4, 8, requires_grad=True)
+    try:
+        flex.flex_attention(states, states, states).sum().backward()
+    except NotImplementedError as error:
+        return f"torch {torch.__version__}: {error}"
+    return None
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """What transformers compiles runs as torch defines it, and may be differentiated.
+
+    Compiling takes 10 to 20 s a shape of call on a CPU, and after eight shapes torch goes on
+    uncompiled by itself. Its eager definition has a backward pass; the guard against one on the CPU
+    stands before it.
+    """
+    with (
+        mock.patch.object(WrappedFlexAttention, "__call__", lambda self: flex.flex_attention),
+        mock.patch.object(flex, "_validate_device", lambda *tensors: None),
+    ):
+        yield
