@@ -109,7 +109,7 @@ def _plain_config(shape: ModelShape, asked: str | None) -> dict[str, Any]:
 
 
 def _head_dim_ignored(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """transformers' Qwen2 takes head_dim from the config; vLLM's (0.32, ``qwen2.py``) computes it."""
+    """Where vLLM's Qwen2 (0.32) has other heads: it computes head_dim, transformers' reads it."""
     heads, dim, hidden = (config[k] for k in ("num_attention_heads", "head_dim", "hidden_size"))
     if config["model_type"] != "qwen2" or heads * dim == hidden:
         return ()
