@@ -22,7 +22,7 @@ from growkit.checkpoint import (
 )
 from growkit.errors import UsageError
 from growkit.progress import Progress, SilentProgress
-from growkit.remote_code import MODEL_TYPES, code_files, export_code
+from growkit.remote_code import MODEL_TYPES, export_code
 from growkit.surgery.card import model_card
 from growkit.surgery.execute import execute
 from growkit.surgery.inspect import layer_lambdas
@@ -232,14 +232,16 @@ def _write_optimizer(
 
 
 def _write_side_files(plan: Plan, folder: Path, manifest: dict[str, Any], name: str) -> None:
-    copy_side_files(plan.checkpoint.path, folder)
-    if (before := plan.checkpoint.config.get("model_type")) in MODEL_TYPES:
-        # The code that our own source brings along: the written class has its own, or none.
-        for code in code_files(before):
-            (folder / code).unlink(missing_ok=True)
     config = dict(plan.config)
-    if config["model_type"] in MODEL_TYPES:
-        config["auto_map"] = export_code(folder, config["model_type"])
+    before, after = plan.checkpoint.config.get("model_type"), config["model_type"]
+    # The code that the source brings along is that of its class. Ours is written anew.
+    copy_side_files(
+        plan.checkpoint.path, folder, model_code=before == after and after not in MODEL_TYPES
+    )
+    if after in MODEL_TYPES:
+        config["auto_map"] = export_code(folder, after)
+    elif before != after:
+        config.pop("auto_map", None)
     config["growkit"] = config_block(manifest)
     (folder / "config.json").write_text(
         json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -48,13 +49,14 @@ _NEVER = (
     "readme*",
     ".*",
 )
-_CONFIGS_WITH_CODE = ("config.json", "tokenizer_config.json")
+_MODEL, _TOKENIZER = "config.json", "tokenizer_config.json"
+_RELATIVE_IMPORT = re.compile(r"^\s*from \.(\w+) import ", re.MULTILINE)
 _EXTRA_TEMPLATES = "additional_chat_templates"
 _LARGE_JSON = ("tokenizer*", "vocab.*")
 _MAX_JSON_BYTES = 16_000_000
 
 
-def copy_side_files(source: Path, target: Path) -> list[str]:
+def copy_side_files(source: Path, target: Path, *, model_code: bool = True) -> list[str]:
     """Copy generation config, tokenizer, chat templates, licence and ``auto_map`` code.
 
     Never copied: weights, index, optimizer and trainer state, config.json, growkit.json, README.
@@ -62,6 +64,8 @@ def copy_side_files(source: Path, target: Path) -> list[str]:
     Args:
         source: a checkpoint folder.
         target: an existing folder.
+        model_code: the code that config.json names is that of the written model too; else only
+            what the tokenizer needs goes along.
 
     Returns:
         The copied names relative to the folder, sorted.
@@ -69,8 +73,8 @@ def copy_side_files(source: Path, target: Path) -> list[str]:
     Raises:
         CheckpointError: a file that should be copied is a broken link.
     """
-    with_code = any(_has_auto_map(source / name) for name in _CONFIGS_WITH_CODE)
-    names = [path.name for path in source.iterdir() if _wanted(path, with_code)]
+    code = _code_files(source, model_code)
+    names = [path.name for path in source.iterdir() if _wanted(path, code)]
     templates = source / _EXTRA_TEMPLATES
     if templates.is_dir():
         (target / _EXTRA_TEMPLATES).mkdir(exist_ok=True)
@@ -87,12 +91,28 @@ def copy_side_files(source: Path, target: Path) -> list[str]:
     return sorted(names)
 
 
-def _wanted(path: Path, with_code: bool) -> bool:
+def _code_files(source: Path, model_code: bool) -> set[str]:
+    """Names of the Python files that go along."""
+    model, tokenizer = _modules(source / _MODEL), _modules(source / _TOKENIZER)
+    if model_code:
+        # A module may import its siblings in any way, so all of them go along.
+        return {path.name for path in source.glob("*.py")} if model or tokenizer else set()
+    found, waiting = set(), tokenizer
+    while waiting:
+        name = f"{waiting.pop()}.py"
+        if name not in found and (source / name).is_file():
+            found.add(name)
+            text = (source / name).read_text("utf-8", errors="replace")
+            waiting += _RELATIVE_IMPORT.findall(text)
+    return found
+
+
+def _wanted(path: Path, code: set[str]) -> bool:
     name = path.name.lower()
     if not (path.is_file() or (path.is_symlink() and not path.exists())):
         return False
     if name.endswith(".py"):
-        return with_code  # a module imports its siblings, so all of them go along
+        return path.name in code
     if _matches(name, _NEVER) or not _matches(name, _ALWAYS):
         return False
     if name.endswith(".json") and not _matches(name, _LARGE_JSON) and path.exists():
@@ -104,9 +124,16 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _has_auto_map(path: Path) -> bool:
+def _modules(path: Path) -> list[str]:
+    """Modules that the ``auto_map`` of a config names: ``module.Class``, or a list of such."""
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(value, dict) and bool(value.get("auto_map"))
+        return []
+    auto_map = value.get("auto_map") if isinstance(value, dict) else None
+    if isinstance(auto_map, dict):
+        auto_map = list(auto_map.values())
+    # Tokenizers have a slow and a fast class, either of which may be null.
+    entries = auto_map if isinstance(auto_map, list) else []
+    named = [name for entry in entries for name in (entry if isinstance(entry, list) else [entry])]
+    return [name.partition(".")[0] for name in named if isinstance(name, str)]

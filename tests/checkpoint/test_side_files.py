@@ -85,6 +85,19 @@ def test_code_goes_along_only_with_auto_map(tmp_path: Path, file: str) -> None:
     assert copy_side_files(source, target) == sorted((*COPIED, *CODE))
 
 
+@pytest.mark.parametrize("form", [{"AutoTokenizer": ["t.Slow", "t.Fast"]}, ["t.Slow", None]])
+def test_code_of_another_class_stays_behind_and_the_tokenizers_goes_along(
+    tmp_path: Path, form: object
+) -> None:
+    source, target = _folders(tmp_path)
+    (source / "config.json").write_text(json.dumps({"auto_map": {"AutoConfig": "modeling_x.X"}}))
+    assert copy_side_files(source, target, model_code=False) == sorted(COPIED)
+    (source / "tokenizer_config.json").write_text(json.dumps({"auto_map": form}))
+    (source / "t.py").write_text("import json\nfrom .helpers import (\n    a,\n)\n")
+    names = copy_side_files(source, target, model_code=False)
+    assert names == sorted((*COPIED, "t.py", "helpers.py"))
+
+
 def test_additional_templates(tmp_path: Path) -> None:
     source, target = _folders(tmp_path)
     (source / "additional_chat_templates").mkdir()

@@ -11,9 +11,9 @@ import pytest
 import torch
 from family_checkpoints import write_t5
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM, T5ForConditionalGeneration
 
-from growkit.checkpoint import open_checkpoint
+from growkit.checkpoint import copy_side_files, open_checkpoint
 from growkit.cli.main import main
 from growkit.convert import convert_checkpoint
 from growkit.errors import UsageError
@@ -191,7 +191,35 @@ def test_fold_without_sharing_is_plain_t5(tmp_path: Path) -> None:
     rewrite(tmp_path / "w", scatter_weights)
     plan, manifest = convert(tmp_path / "w", tmp_path / "f", "plain")
     assert plan.config["model_type"] == "t5" and manifest["verification"]["passed"]
-    assert "auto_map" not in plan.config
+
+
+@pytest.mark.parametrize("to", ["plain", "mha"])
+@pytest.mark.parametrize("forgotten", [False, True], ids=["", "the rule forgotten"])
+def test_plain_t5_brings_no_code(
+    tmp_path: Path, to: str, forgotten: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the code of this version nor a file that an older one had; the tokenizer's stays."""
+    source = write_t5(tmp_path / "a", "v1.1")
+    grouped = {"plain": {"to": "wgqa", "kv_heads": HEADS}, "mha": {"to": "mqa"}}[to]
+    convert(source, tmp_path / "w", **grouped)
+    assert (tmp_path / "w" / "wgqa_t5.py").is_file()
+    (tmp_path / "w" / "of_an_older_version.py").write_text("x = 1")
+    (tmp_path / "w" / "tokenizer_config.json").write_text('{"auto_map": {"A": ["words.W", null]}}')
+    (tmp_path / "w" / "words.py").write_text("from .letters import x")
+    (tmp_path / "w" / "letters.py").write_text("x = 1")
+    if forgotten:
+        monkeypatch.setattr(
+            "growkit.grow.copy_side_files",
+            lambda source, target, model_code: copy_side_files(source, target),
+        )
+    convert(tmp_path / "w", tmp_path / "f", to)
+    found = sorted(path.name for path in (tmp_path / "f").glob("*.py"))
+    assert (found == ["letters.py", "words.py"]) is not forgotten
+    config = json.loads((tmp_path / "f" / "config.json").read_text())
+    assert config["model_type"] == "t5" and "auto_map" not in config
+    (tmp_path / "f" / "tokenizer_config.json").unlink()
+    model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "f", trust_remote_code=False)
+    assert type(model) is T5ForConditionalGeneration
 
 
 def weights_of_another_group(tensors: Tensors) -> None:
