@@ -10,10 +10,10 @@ from statistics import median
 from typing import Any
 
 from growkit.report.canvas import Figure, canvas, png_bytes, svg_text
+from growkit.study.arm_figures import arm_figures
 from growkit.study.curves import Band, common_start, growths, loss_band, series_band
 from growkit.study.findings import Finding, findings
 from growkit.study.results import Arm, StudyResult
-from growkit.study.table import arm_figures
 
 # Okabe & Ito's colours, which the colour-blind tell apart (without their yellow).
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -30,7 +30,7 @@ Draw = Callable[[Any, StudyResult], bool]
 
 
 def draw_figures(result: StudyResult) -> list[Figure]:
-    """All figures; those without data say what they would need. The first has a PNG too.
+    """All figures; those without data say what they would need. The first three have a PNG too.
 
     Raises:
         UsageError: matplotlib is not installed.
@@ -45,7 +45,7 @@ def draw_figures(result: StudyResult) -> list[Figure]:
         _figure(
             result, "loss-end", "The end of the budget", _end, "a finished run",
             "The same curves near the end, the lowest final loss first in the legend; an arm that "
-            "is far off leaves the picture.",
+            "is far off leaves the picture.", png=True,
         ),
         _figure(
             result, "differences", "Paired differences of the final loss", _differences,
@@ -53,7 +53,7 @@ def draw_figures(result: StudyResult) -> list[Figure]:
             "Left of 0 the first arm is lower. Small: seeds; large: mean with Student's 95 % "
             "interval (an arrow where it is cut); grey: no difference shown; hollow: not shown any "
             "more after Holm's correction.",
-            size=(8.2, 1.3 + 0.42 * rows),
+            size=(8.2, 1.3 + 0.42 * rows), png=True,
         ),
         _figure(
             result, "sweeps", "Learning-rate sweeps", _sweeps, "a learning-rate sweep",
@@ -152,7 +152,7 @@ def _losses(axes: Any, result: StudyResult) -> bool:
         return False
     # The fall from log(vocabulary) would take all the height: from 2 % of the budget on.
     seen = [band.part(result.budget * 0.02, inf) for band in shown]
-    _frame(axes, [(part.low, part.high) for part in seen if part.places.size])
+    _frame(axes, [[*part.low, *part.high] for part in seen])
     axes.set_xscale("log")
     axes.set_xlim(left=result.budget * 0.02)
     axes.set_xlabel(FLOPS)
@@ -161,7 +161,7 @@ def _losses(axes: Any, result: StudyResult) -> bool:
 
 
 def _end(axes: Any, result: StudyResult) -> bool:
-    ends = []
+    ends: list[list[float]] = []
     for one in sorted(arm_figures(result), key=lambda one: one.order):
         band = loss_band(one.arm)
         if band is None or one.loss is None:
@@ -170,8 +170,7 @@ def _end(axes: Any, result: StudyResult) -> bool:
         label = _label(f"{one.loss.mean:.4f}  {one.arm.label}")
         look = _look(result, one.arm) | {"marker": ".", "markersize": 4}
         _line(axes, part, label, look, len(result.arms))
-        if part.places.size:
-            ends.append((part.low, part.high))
+        ends.append([*part.low, *part.high])
     if not ends:
         return False
     _frame(axes, ends)
@@ -181,15 +180,14 @@ def _end(axes: Any, result: StudyResult) -> bool:
     return True
 
 
-def _frame(axes: Any, curves: Sequence[tuple[Any, Any]]) -> None:
+def _frame(axes: Any, curves: Sequence[Sequence[float]]) -> None:
     """Height for what most curves need: one that diverged would press the others flat."""
-    lows = [float(low[~(low != low)].min()) for low, _ in curves if (low == low).any()]
-    highs = [float(high[high == high].max()) for _, high in curves if (high == high).any()]
-    if not lows:
+    finite = [kept for curve in curves if (kept := [loss for loss in curve if isfinite(loss)])]
+    if not finite:
         return
-    low = min(lows)
-    high = min(max(highs), low + 2.5 * (median(highs) - low))
-    pad = 0.05 * (high - low) or 0.05
+    low, tops = min(map(min, finite)), [max(curve) for curve in finite]
+    high = min(max(tops), low + 2.5 * (median(tops) - low))
+    pad = 0.06 * (high - low) or 0.05
     axes.set_ylim(low - pad, high + pad)
 
 
@@ -245,13 +243,10 @@ def _sweeps(axes: Any, result: StudyResult) -> bool:
             axes.plot(
                 [rate], [0.97], "x", color=look["color"], transform=axes.get_xaxis_transform()
             )
-        curves.append([loss for loss in losses if isfinite(loss)])
+        curves.append(losses)
     if not curves:
         return False
-    low = min(map(min, curves))
-    high = min(max(map(max, curves)), low + 2.5 * (median(map(max, curves)) - low))
-    pad = 0.08 * (high - low) or 0.05
-    axes.set_ylim(low - pad, high + 2 * pad)
+    _frame(axes, curves)
     axes.set_xscale("log")
     axes.set_xlabel("peak learning rate")
     axes.set_ylabel(f"{LOSS}, trials")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from html import escape
+from statistics import fmean
 
 import yaml
 
@@ -14,7 +15,8 @@ from growkit.report.html import figures_html, page_html, table_html
 from growkit.study.findings import findings, seeds_text
 from growkit.study.limits import limits
 from growkit.study.results import Arm, StudyResult
-from growkit.study.table import Table, equal_flops, equal_parameters, verdicts
+from growkit.study.table import tables, verdicts
+from growkit.study.text_table import Table
 
 
 def study_page(
@@ -35,7 +37,7 @@ def study_page(
         + _section("What was run", _list(run_text(result)) + _table(arms_table(result)))
         + _section("What it says", _list(verdict_lines(result)) + _table(verdicts(result)))
         + _section("Figures", (f"<p>{escape(note)}</p>\n" if note else "") + plots)
-        + _section("Tables", "".join(map(_table, (equal_flops(result), *equal_parameters(result)))))
+        + _section("Tables", "".join(map(_table, tables(result)[1:])))
         + _section("What it cannot say", _list(limits(result)))
         + _section(
             "Reproduce it",
@@ -89,7 +91,8 @@ def arms_table(result: StudyResult) -> Table:
             )
             for arm in result.arms
         ),
-        "Equal shapes are equal configurations of the final model. FLOPs a token: of training it.",
+        "Loss in brackets: what the growth itself changed, before a step. Equal shapes are equal "
+        "configurations of the final model. FLOPs a token: of training it.",
         words=3,
     )
 
@@ -98,10 +101,17 @@ def _phases(arm: Arm) -> str:
     if not arm.runs:
         return "from scratch" if arm.from_scratch else "not finished"
     texts: list[str] = []
-    for phase in arm.runs[0].phases:
+    for number, phase in enumerate(arm.runs[0].phases):
         change = phase.change or ("from scratch" if not texts else "trained on")
-        exact = f" ({phase.exactness})" if phase.exactness else ""
-        texts.append(f"{change}{exact}, {human_count(phase.tokens)} tokens")
+        promised = [phase.exactness] if phase.exactness else []
+        if number:
+            # What the growth itself did to the loss, before a single step.
+            jumps = [
+                run.phases[number].first_loss - run.phases[number - 1].last_loss for run in arm.runs
+            ]
+            promised.append(f"loss {fmean(jumps):+.4f}")
+        said = f" ({', '.join(promised)})" if promised else ""
+        texts.append(f"{change}{said}, {human_count(phase.tokens)} tokens")
     return " → ".join(texts)
 
 

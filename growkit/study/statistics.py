@@ -36,7 +36,8 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Spread:
-    """Losses over seeds; ``deviation`` is the sample standard deviation, None with one seed."""
+    """Losses over seeds; ``deviation`` is the sample standard deviation, None with one seed and
+    where a loss is not finite."""
 
     count: int
     mean: float
@@ -49,7 +50,8 @@ def spread_of(values: Sequence[float]) -> Spread | None:
     """Mean, standard deviation and range; None without values."""
     if not values:
         return None
-    deviation = stdev(values) if len(values) > 1 else None
+    known = len(values) > 1 and all(map(isfinite, values))
+    deviation = stdev(values) if known else None
     return Spread(len(values), fmean(values), deviation, min(values), max(values))
 
 

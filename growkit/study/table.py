@@ -1,133 +1,25 @@
-"""The tables of a study: as data, as Markdown, for a terminal and for a page. No torch."""
+"""The tables of a study. No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from math import inf, isfinite
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from math import isfinite
+from typing import TYPE_CHECKING
 
 from growkit.quantities import human_count, human_seconds, percent
+from growkit.study.arm_figures import ArmFigures, arm_figures, learning_rates, mean_of
 from growkit.study.findings import Finding, findings, seeds_text
 from growkit.study.results import Arm, StudyResult
-from growkit.study.savings import Saving, savings
+from growkit.study.savings import Saving
 from growkit.study.statistics import Estimate, Spread, spread_of
+from growkit.study.text_table import Table
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 # Final models whose sizes differ by less are compared as equal in parameters.
 ALIKE = 0.01
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells as text.
-
-    Attributes:
-        note: what a reader has to know about them.
-        words: how many columns, from the first, are no numbers.
-    """
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str = ""
-    words: int = 1
-
-    def markdown(self) -> str:
-        """GitHub's Markdown, numbers right-aligned."""
-        rule = ["---"] * self.words + ["---:"] * (len(self.columns) - self.words)
-        lines = [self.columns, rule, *self.rows]
-        body = "\n".join("| " + " | ".join(map(markdown_text, line)) + " |" for line in lines)
-        note = f"\n\n{markdown_text(self.note)}" if self.note else ""
-        return f"**{markdown_text(self.title)}**\n\n{body}{note}\n"
-
-    def rich(self) -> RichTable:
-        """For a terminal."""
-        from rich.table import Table as RichTable
-        from rich.text import Text
-
-        table = RichTable(
-            title=Text(self.title), title_justify="left", caption=Text(self.note) or None,
-            caption_justify="left",
-        )  # fmt: skip
-        for number, column in enumerate(self.columns):
-            table.add_column(
-                column, justify="left" if number < self.words else "right", overflow="fold"
-            )
-        for row in self.rows:
-            table.add_row(*map(Text, row))  # names are no markup
-        return table
-
-
-@dataclass(frozen=True)
-class ArmFigures:
-    """One arm's line as numbers; means are over its finished seeds."""
-
-    arm: Arm
-    planned: int
-    loss: Spread | None
-    findings: tuple[Finding, ...]
-    saving: Saving
-
-    @property
-    def order(self) -> float:
-        """Mean final loss; arms without one come last."""
-        return self.loss.mean if self.loss and isfinite(self.loss.mean) else inf
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able values."""
-        runs = self.arm.runs
-        saved, reached = self.saving.saved, self.saving.spread
-        return {
-            "arm": self.arm.name,
-            "label": self.arm.label,
-            "from_scratch": self.arm.from_scratch,
-            "parameters": self.arm.parameters,
-            "seeds": [run.seed for run in runs],
-            "final_loss": asdict(self.loss) if self.loss else None,
-            "comparisons": [
-                {
-                    "against": finding.comparison.against,
-                    "kind": finding.comparison.kind,
-                    "difference": asdict(finding.estimate) if finding.estimate else None,
-                    "adjusted_p": finding.adjusted_p,
-                    "verdict": finding.verdict,
-                }
-                for finding in self.findings
-            ],
-            "flops_to_target": asdict(reached) if reached else None,
-            "seeds_that_reached_target": len(self.saving.reached),
-            "saving": asdict(saved) if saved else None,
-            "tokens": _mean([run.tokens for run in runs]),
-            "flops": _mean([run.flops for run in runs]),
-            "learning_rates": learning_rates(self.arm),
-            "learning_rate_at_edge": bool(self.arm.sweep and self.arm.sweep.at_edge),
-            "seconds": _mean([run.seconds for run in runs]),
-        }
-
-
-def arm_figures(result: StudyResult) -> list[ArmFigures]:
-    """Every arm as numbers, in the order of the recipe."""
-    found = findings(result)
-    return [
-        ArmFigures(
-            arm=arm,
-            planned=len(result.seeds),
-            loss=spread_of([run.final_loss for run in arm.runs]),
-            findings=tuple(one for one in found if one.comparison.arm == arm.name),
-            saving=saving,
-        )
-        for arm, saving in zip(result.arms, savings(result), strict=True)
-    ]
-
-
-def learning_rates(arm: Arm) -> list[float]:
-    """Peak learning rates of the phases; those of a swept arm without a finished run from there."""
-    if arm.runs:
-        return [phase.learning_rate for phase in arm.runs[0].phases]
-    return [arm.sweep.chosen] if arm.sweep else []
 
 
 COLUMNS = (
@@ -191,9 +83,32 @@ def verdicts(result: StudyResult) -> Table:
     )
 
 
+def measures(result: StudyResult) -> list[Table]:
+    """The other figures of the final models, where a run has any."""
+    names = sorted({name for arm in result.arms for run in arm.runs for name in run.measures})
+    rows = []
+    for arm in result.arms:
+        values = [[run.measures[n] for run in arm.runs if n in run.measures] for n in names]
+        if any(values):
+            cells = (_loss(spread_of(found)) if found else "" for found in values)
+            rows.append((arm.label, *cells))
+    columns = ("arm", *(name.replace("_", " ") for name in names))
+    note = "Of the final models, mean ± standard deviation over the seeds."
+    return [Table("Other measures", columns, tuple(rows), note)] if rows else []
+
+
 def tables(result: StudyResult) -> list[Table]:
-    """Everything, in reading order."""
-    return [verdicts(result), equal_flops(result), *equal_parameters(result)]
+    """Everything, in reading order: the comparisons first."""
+    return [
+        verdicts(result), equal_flops(result), *equal_parameters(result), *measures(result)
+    ]  # fmt: skip
+
+
+def terminal_tables(result: StudyResult) -> list[RichTable]:
+    """The comparisons and the arms for a terminal: what stands in the first is left out of the
+    second."""
+    arms = equal_flops(result).without("difference (95 % CI)", "tokens")
+    return [verdicts(result).rich(), arms.rich()]
 
 
 def _groups(figures: Sequence[ArmFigures]) -> list[list[ArmFigures]]:
@@ -227,7 +142,7 @@ def _rows(figures: Sequence[ArmFigures]) -> tuple[tuple[str, ...], ...]:
 
 def _row(one: ArmFigures) -> tuple[str, ...]:
     runs = one.arm.runs
-    tokens, seconds = _mean([run.tokens for run in runs]), _mean([run.seconds for run in runs])
+    tokens, seconds = mean_of([run.tokens for run in runs]), mean_of([run.seconds for run in runs])
     return (
         one.arm.label,
         human_count(one.arm.parameters),
@@ -245,6 +160,8 @@ def _row(one: ArmFigures) -> tuple[str, ...]:
 def _loss(spread: Spread | None) -> str:
     if spread is None:
         return "unfinished"
+    if not isfinite(spread.mean):
+        return "not finite"
     if spread.deviation is None:
         return f"{spread.mean:.4f}"
     return f"{spread.mean:.4f} ± {spread.deviation:.4f}"
@@ -309,14 +226,3 @@ def _interval(estimate: Estimate | None) -> str:
 
 def _p(value: float | None) -> str:
     return "" if value is None else f"{value:.2g}"
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    spread = spread_of(values)
-    return spread.mean if spread else None
-
-
-def markdown_text(text: str) -> str:
-    """Text that means nothing in Markdown's tables."""
-    text = " ".join(text.replace("\\", "\\\\").replace("|", "\\|").split())
-    return text.replace("<", "&lt;")

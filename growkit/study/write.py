@@ -10,7 +10,8 @@ from growkit.report.canvas import Figure
 from growkit.study.limits import limits
 from growkit.study.page import study_page, verdict_lines
 from growkit.study.results import StudyResult
-from growkit.study.table import markdown_text, tables
+from growkit.study.table import tables
+from growkit.study.text_table import markdown_text
 from growkit.whole_file import write_whole
 
 PAGE = "study.html"

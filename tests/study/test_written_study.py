@@ -18,12 +18,19 @@ import numpy as np
 import pytest
 from made_up_studies import BUDGET, growth_study, made_arm, made_run, made_study, sweep
 
+from growkit.study.arm_figures import arm_figures
 from growkit.study.curves import band_of, common_start, growths, loss_band
 from growkit.study.figures import draw_figures
 from growkit.study.limits import limits
 from growkit.study.page import study_page
 from growkit.study.results import Phase, StudyResult, result_from
-from growkit.study.table import arm_figures, equal_flops, equal_parameters, tables, verdicts
+from growkit.study.table import (
+    equal_flops,
+    equal_parameters,
+    tables,
+    terminal_tables,
+    verdicts,
+)
 from growkit.study.write import markdown, write_study
 
 EVIL = "<script>alert('x')</script> | $\\alpha & _x"
@@ -65,8 +72,9 @@ def written(result: StudyResult, tmp_path_factory: pytest.TempPathFactory) -> di
 
 def test_files(written: dict[str, Path]) -> None:
     assert list(written) == [
-        "study.json", "table.md", "loss.svg", "loss.png", "loss-end.svg", "differences.svg",
-        "sweeps.svg", "series-head_similarity.svg", "study.html",
+        "study.json", "table.md", "loss.svg", "loss.png", "loss-end.svg", "loss-end.png",
+        "differences.svg", "differences.png", "sweeps.svg",
+        "series-head_similarity.svg", "study.html",
     ]  # fmt: skip
     folder = written["study.json"].parent
     assert sorted(path.name for path in folder.iterdir()) == sorted(written)  # no .partial
@@ -114,7 +122,7 @@ def test_page_says_what_was_asked_run_found_and_left_open(written: dict[str, Pat
     text = written["study.html"].read_text()
     for part in (
         "Does it pay?", "1e+15 training FLOPs", "seeds 1, 2, 3: 9 of 9 runs are finished",
-        "processor two cores, torch 2.13", "2026-11-22", "signal_heads x2 (exact)",
+        "processor two cores, torch 2.13", "2026-11-22", "signal_heads x2 (exact, loss +0.0000)",
         "signal against scratch, at equal FLOPs: lower by 0.0300",
         "noise against scratch, at equal FLOPs: no difference shown (",
         "at the edge of its sweep", "25 % of the steps with seed 1", "drops in the decay",
@@ -165,12 +173,13 @@ def test_tables_say_what_the_runs_say(result: StudyResult) -> None:
 def test_arms_without_a_loss_come_last_and_are_shown() -> None:
     table = equal_flops(
         made_study(
-            made_arm("none", {}), made_arm("nan", {1: math.nan}), made_arm("bad", {1: 9.0}),
-            made_arm("good", {1: 3.0}),
+            made_arm("none", {}), made_arm("nan", {1: math.nan, 2: 3.0}),
+            made_arm("bad", {1: 9.0}), made_arm("good", {1: 3.0}),
+            made_arm("inf", {1: math.inf, 2: math.inf}),
         )
     )  # fmt: skip
-    assert [row[0] for row in table.rows] == ["good", "bad", "none", "nan"]
-    assert table.rows[2][3] == "unfinished"
+    assert [row[0] for row in table.rows] == ["good", "bad", "none", "nan", "inf"]
+    assert [row[3] for row in table.rows[2:]] == ["unfinished", "not finite", "not finite"]
 
 
 def test_equal_parameters() -> None:
@@ -193,10 +202,16 @@ def test_verdict_table_and_rich(result: StudyResult) -> None:
     table = verdicts(result)
     assert [row[2] for row in table.rows] == ["lower", "no difference shown"]
     console = Console(width=200, file=io.StringIO())
-    for shown in (table, *tables(evil_study())):
-        console.print(shown.rich())
+    console.print(*terminal_tables(result), *terminal_tables(evil_study()))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "signal against scratch" in text and "<script>alert('x')</script>" in text
+
+
+def test_measures(result: StudyResult) -> None:
+    table = tables(result)[-1]
+    assert table.columns == ("arm", "bits per byte")
+    assert table.rows[1] == ("signal", "1.7433 ± 0.0379")
+    assert "Other measures" not in markdown(made_study(made_arm("none", {})))
 
 
 def test_figures_as_numbers(result: StudyResult) -> None:
@@ -249,6 +264,21 @@ def test_unfinished_studies_and_many_arms(arms: int, tmp_path: Path) -> None:
         svg = files["loss-end.svg"].read_text()
         assert all(f"arm{number}</text>" in svg for number in range(arms))
     assert markdown(made_study(*made, waiting)) == files["table.md"].read_text()
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_diverged_runs_leave_the_picture(loss: float) -> None:
+    """The others are still drawn at their own scale."""
+    from matplotlib.figure import Figure
+
+    from growkit.study.figures import _end
+
+    study = made_study(made_arm("good", {1: 3.5, 2: 3.6}), made_arm("bad", {1: loss, 2: loss}))
+    axes = Figure().add_subplot()
+    assert _end(axes, study)
+    low, high = axes.get_ylim()
+    assert 3.4 < low < 3.5 and 3.6 < high < 3.9
+    assert all(figure.svg for figure in draw_figures(study)[:2])
 
 
 def test_fifteen_looks_are_distinct() -> None:
