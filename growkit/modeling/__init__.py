@@ -10,19 +10,17 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 from growkit.modeling.configuration_gda import GdaConfig
 from growkit.modeling.configuration_growkit import GrowkitConfig
 from growkit.modeling.configuration_growkit_t5 import GrowkitT5Config
-from growkit.modeling.decoder import DecoderPreTrainedModel
 from growkit.modeling.modeling_gda import GdaForCausalLM, GdaModel, GdaPreTrainedModel
 from growkit.modeling.modeling_growkit import GrowkitForCausalLM, GrowkitModel
 from growkit.modeling.modeling_growkit_t5 import (
     GrowkitT5ForConditionalGeneration,
     GrowkitT5Model,
-    GrowkitT5PreTrainedModel,
 )
 from growkit.modeling.poly_norm import PolyNorm
+from growkit.modeling.self_contained import SelfContained
 from growkit.remote_code import export_code
 
-DecoderPreTrainedModel.code_exporter = staticmethod(export_code)
-GrowkitT5PreTrainedModel.code_exporter = staticmethod(export_code)
+SelfContained.code_exporter = staticmethod(export_code)
 
 for _config, _base, _causal in (
     (GdaConfig, GdaModel, GdaForCausalLM),

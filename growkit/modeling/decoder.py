@@ -7,8 +7,6 @@ so caches, masks, packing and output capturing follow the library.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -30,6 +28,7 @@ from ..attention.linear_weights import LinearWeights
 from ..attention.one_call import AttentionBase
 from .configuration_decoder import DecoderConfig
 from .poly_norm import PolyNorm
+from .self_contained import SelfContained
 
 # Attention functions that serving engines put in the place of transformers' (vLLM, SGLang, TGI).
 ENGINES = ("vllm", "sglang", "tgi")
@@ -95,7 +94,7 @@ class DecoderLayer(GradientCheckpointingLayer):
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
 
 
-class DecoderPreTrainedModel(PreTrainedModel):
+class DecoderPreTrainedModel(SelfContained, PreTrainedModel):
     """What transformers has to know about every model of ours."""
 
     config: DecoderConfig
@@ -115,24 +114,10 @@ class DecoderPreTrainedModel(PreTrainedModel):
         "attentions": AttentionBase,
     }
 
-    # Set by the growkit package: writes the code of a model type into a folder and returns its
-    # auto_map. With trust_remote_code it stays None: there transformers itself copies the files.
-    code_exporter: ClassVar[Callable[[str | os.PathLike[str], str], dict[str, str]] | None] = None
-
     @staticmethod
     def attention_class(config: Any) -> type[AttentionBase]:
         """The attention of a config."""
         raise NotImplementedError
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Save weights, config and the code, so that the folder loads without growkit."""
-        exporter = type(self).code_exporter
-        if exporter is not None:
-            if kwargs.get("push_to_hub"):  # it would upload the folder without the code
-                raise ValueError("push_to_hub=True: call model.push_to_hub(repo_id) instead.")
-            if kwargs.get("is_main_process", True):
-                self.config.auto_map = exporter(save_directory, self.config.model_type)
-        super().save_pretrained(save_directory, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -8,9 +8,7 @@ norms, tying, caches, masks and the forward passes of the whole model.
 from __future__ import annotations
 
 import copy
-import os
-from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,26 +22,14 @@ from transformers.models.t5.modeling_t5 import (
 
 from ..attention.wgqa_t5 import GroupedT5Attention
 from .configuration_growkit_t5 import GrowkitT5Config
+from .self_contained import SelfContained
 
 
-class GrowkitT5PreTrainedModel(T5PreTrainedModel):
+class GrowkitT5PreTrainedModel(SelfContained, T5PreTrainedModel):
     """What transformers has to know about every model of this type."""
 
     config: GrowkitT5Config
     config_class = GrowkitT5Config
-
-    # Set by the growkit package, as in DecoderPreTrainedModel.
-    code_exporter: ClassVar[Callable[[str | os.PathLike[str], str], dict[str, str]] | None] = None
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Save weights, config and the code, so that the folder loads without growkit."""
-        exporter = type(self).code_exporter
-        if exporter is not None:
-            if kwargs.get("push_to_hub"):  # it would upload the folder without the code
-                raise ValueError("push_to_hub=True: call model.push_to_hub(repo_id) instead.")
-            if kwargs.get("is_main_process", True):
-                self.config.auto_map = exporter(save_directory, self.config.model_type)
-        super().save_pretrained(save_directory, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
