@@ -18,13 +18,16 @@ th:first-child, td:first-child { text-align: left; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 1.5rem;
            margin-top: 1.5rem; }
 .figures.wide { grid-template-columns: minmax(0, 1fr); }
-td.text, th.text { text-align: left; } section { margin-top: 1.8rem; } h3 { font-size: .95rem; }
+td.text, th.text { text-align: left; } td.short { white-space: nowrap; }
+section { margin-top: 1.8rem; } h3 { font-size: .95rem; }
 pre { overflow-x: auto; padding: .8rem; background: #f6f6f6; font-size: .85rem; }
 figure { margin: 0; padding: .8rem; border: 1px solid #ddd; border-radius: .4rem; min-width: 0; }
 figure svg { width: 100%; height: auto; }
 footer { margin-top: 1.5rem; }
 figcaption, footer, .missing { font-size: .85rem; color: #555; }
 """
+# Numbers up to this length (a mean with its spread) stay on one line.
+SHORT = 16
 
 
 def page_html(title: str, body: str) -> str:
@@ -42,9 +45,12 @@ def table_html(columns: Sequence[str], rows: Sequence[Sequence[str]], words: int
     """A table of plain text; the first ``words`` columns are no numbers."""
 
     def cells(tag: str, line: Sequence[str]) -> str:
-        kinds = [' class="text"' if number < words else "" for number in range(len(line))]
+        kinds = [
+            "text" if number < words else "short" if len(text) <= SHORT else "long"
+            for number, text in enumerate(line)
+        ]
         pairs = zip(kinds, line, strict=True)
-        return "".join(f"<{tag}{kind}>{escape(text)}</{tag}>" for kind, text in pairs)
+        return "".join(f'<{tag} class="{kind}">{escape(text)}</{tag}>' for kind, text in pairs)
 
     head = cells("th", columns)
     lines = "".join(f"<tr>{cells('td', row)}</tr>\n" for row in rows)

@@ -11,6 +11,8 @@ import numpy.typing as npt
 from growkit.study.results import Arm
 
 Array = npt.NDArray[np.float64]
+# FLOPs summed in another order may differ by this part.
+NEAR = 1e-9
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,13 @@ class Band:
 
     def part(self, first: float, last: float) -> Band:
         """Places from ``first`` to ``last``, with the ends."""
-        near = 1e-9
-        kept = (self.places >= first * (1 - near)) & (self.places <= last * (1 + near))
+        kept = (self.places >= first * (1 - NEAR)) & (self.places <= last * (1 + NEAR))
         return Band(self.places[kept], self.mean[kept], self.low[kept], self.high[kept])
+
+    def until(self, last: float) -> Band:
+        """Places before ``last`` and the first that is there: not what a growth made of it."""
+        count = int((self.places < last * (1 - NEAR)).sum()) + 1
+        return Band(self.places[:count], self.mean[:count], self.low[:count], self.high[:count])
 
 
 def band_of(curves: Sequence[Sequence[tuple[float, float]]]) -> Band | None:

@@ -133,7 +133,7 @@ def _losses(axes: Any, result: StudyResult) -> bool:
             keys = tuple(run.phases[0].key for run in arm.runs)
             before = shared.get(keys)
             if before is None or before.places[-1] < start:
-                shared[keys] = band.part(0.0, start)
+                shared[keys] = band.until(start)
         _line(
             axes,
             band.part(max(start, 1e-300), inf),

@@ -93,6 +93,8 @@ def _of_targets(result: StudyResult) -> list[str]:
 
 
 def _of_any(result: StudyResult) -> list[str]:
+    if not any(arm.runs for arm in result.arms):
+        return ["No run is finished yet."]
     said = [
         "The intervals cover the seeds alone (initial weights and the order of the data). Another "
         "text, another model size or a larger budget may answer differently; every loss is of the "

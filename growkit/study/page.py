@@ -65,8 +65,12 @@ def run_text(result: StudyResult) -> list[str]:
     machine = ", ".join(f"{key} {value}" for key, value in result.machine.items())
     return [
         f"Budget: {result.budget:.3g} training FLOPs for every arm, what its source cost included.",
-        f"Sequences of {result.sequence_length:,} tokens; every held-out loss is of "
-        f"{result.held_out_tokens:,} predicted tokens.",
+        f"Sequences of {result.sequence_length:,} tokens"
+        + (
+            f"; every held-out loss is of {result.held_out_tokens:,} predicted tokens."
+            if result.held_out_tokens
+            else "."
+        ),
         f"{len(result.arms)} arms with {seeds_text(result.seeds)}: {done} of {planned} runs are "
         f"finished{f' ({human_seconds(seconds)} of one worker)' if done else ''}.",
         f"Machine: {machine}." if machine else "Machine: not recorded.",

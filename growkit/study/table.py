@@ -30,10 +30,12 @@ COLUMNS = (
 
 def equal_flops(result: StudyResult) -> Table:
     """All arms, the lowest mean final loss first."""
+    figures = arm_figures(result)
+    alike = " and equal parameters" if len(figures) > 1 and len(_groups(figures)) == 1 else ""
     return Table(
-        f"Equal FLOPs: {result.budget:.3g} training FLOPs each, by final loss",
+        f"Equal FLOPs{alike}: {result.budget:.3g} training FLOPs each, by final loss",
         COLUMNS,
-        _rows(arm_figures(result)),
+        _rows(figures),
         _note(result),
     )
 
@@ -41,6 +43,7 @@ def equal_flops(result: StudyResult) -> Table:
 def equal_parameters(result: StudyResult) -> list[Table]:
     """For every size of the final model with more than one arm, the arms that have it.
 
+    None where all arms have one size: the table at equal FLOPs is at equal parameters then.
     Sizes within 1 % count as one; differences are those to arms of the same table.
     """
     return [
@@ -50,7 +53,7 @@ def equal_parameters(result: StudyResult) -> list[Table]:
             _rows(_within(group)),
         )
         for group in _groups(arm_figures(result))
-        if len(group) > 1
+        if 1 < len(group) < len(result.arms)
     ]
 
 

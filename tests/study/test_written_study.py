@@ -194,6 +194,9 @@ def test_equal_parameters() -> None:
     assert sorted(row[0] for row in table.rows) == ["ratio 1:1", "ratio 3:1"]
     assert "1.000 M to 1.009 M" in table.title
     assert "small" not in str(table.rows)  # nor as a reference: it is of another size
+    same = made_study(*arms[1:3])
+    assert equal_parameters(same) == []
+    assert equal_flops(same).title.startswith("Equal FLOPs and equal parameters:")
 
 
 def test_verdict_table_and_rich(result: StudyResult) -> None:
@@ -329,6 +332,10 @@ def test_curves() -> None:
         3.5 - 0.5 * math.log10(0.2)
     )
     assert band.part(0.2 * BUDGET, math.inf).places[0] == pytest.approx(0.2 * BUDGET)
+    assert band.until(0.2 * BUDGET).places[-1] == pytest.approx(0.2 * BUDGET)
+    jump = band_of([[(1, 5.0), (2, 4.0), (2, 4.5), (3, 3.0)]])  # a growth that is not exact
+    assert jump is not None
+    assert jump.until(2).mean.tolist() == [5, 4] and jump.part(2, 9).mean.tolist() == [4, 4.5, 3]
     other: list[list[tuple[float, float]]] = [[(0, 0), (2, 2), (4, 4)], [(1, 2), (3, 4)]]
     mixed = band_of(other)  # y = x and y = x + 1, together at 2 alone
     assert mixed is not None and mixed.places.tolist() == [2] and mixed.mean.tolist() == [2.5]
