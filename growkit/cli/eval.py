@@ -1,4 +1,4 @@
-"""``growkit eval``: perplexity on text, and tasks of lm-evaluation-harness."""
+"""``growkit eval``: perplexity on text, the attention suite, tasks of lm-evaluation-harness."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from growkit.cli.common import (
 )
 
 PANEL = "Look and prove"
+SUITE = "Attention suite"
 
 
 def eval(
@@ -40,6 +41,34 @@ def eval(
     fewshot: Annotated[int | None, typer.Option(help="Examples in the prompt of a task.")] = None,
     batch_size: Annotated[int, typer.Option(help="Requests of a task that run at once.")] = 1,
     limit: Annotated[int | None, typer.Option(help="Only so many examples a task.")] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            help="attention: needle retrieval, noise in context, attention entropy, outlier "
+            "activations, on the texts given or the built-in sample.",
+            rich_help_panel=SUITE,
+        ),
+    ] = None,
+    forms: Annotated[
+        str,
+        typer.Option(
+            help="Needles: city (magic numbers), copy (random tokens) or both.",
+            rich_help_panel=SUITE,
+        ),
+    ] = "city,copy",
+    lengths: Annotated[
+        str, typer.Option(help="Tokens of the prompts.", rich_help_panel=SUITE)
+    ] = "128,256",
+    needles: Annotated[int, typer.Option(help="Needles in a context.", rich_help_panel=SUITE)] = 4,
+    queries: Annotated[
+        int, typer.Option(help="Needles of a context that are asked for.", rich_help_panel=SUITE)
+    ] = 2,
+    samples: Annotated[
+        int, typer.Option(help="Questions at each length and depth.", rich_help_panel=SUITE)
+    ] = 20,
+    seed: Annotated[
+        int, typer.Option(help="Of needles and their places.", rich_help_panel=SUITE)
+    ] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
     dtype: Annotated[
         str, typer.Option(help="auto (float32 on the CPU), float32, bfloat16, float16 or float64.")
@@ -52,9 +81,9 @@ def eval(
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Measure a checkpoint: perplexity and bits per byte on text, lm-eval tasks.
+    """Measure a checkpoint: perplexity and bits per byte on text, attention, lm-eval tasks.
 
-    [dim]growkit eval grown/ --text held_out.txt[/dim]
+    [dim]growkit eval grown/ --text held_out.txt --suite attention[/dim]
     """
     output = open_output(json_mode, quiet, verbose)
     folder = local_folder(checkpoint, revision, output)
@@ -64,12 +93,18 @@ def eval(
     from growkit.evaluation.perplexity import score_text
     from growkit.samples import sample_text
     from growkit.verify.loading import quiet_transformers
-    from growkit.verify.windows import read_text
 
     if names:
         check_installed()
-    texts = {path.name: read_text(path) for path in text or []}
-    if not texts and not names:
+    options = None
+    if suite is not None:
+        from growkit.cli.eval_suite import suite_options
+
+        options = suite_options(
+            suite, forms, lengths, needles=needles, queries=queries, samples=samples, seed=seed
+        )
+    texts = named_texts(text or [])
+    if not texts and not names and options is None:
         texts = {"built-in sample": sample_text()[:200_000]}
     loaded = load(folder, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     scores = {}
@@ -88,6 +123,11 @@ def eval(
                 batch_size=batch_size,
                 limit=limit,
             )
+    attention = None
+    if options is not None:
+        from growkit.cli.eval_suite import run_suite
+
+        attention = run_suite(loaded, "\n\n".join(texts.values()) or None, options, output)
     if scores:
         output.show(_score_table(scores))
     if measured:
@@ -99,8 +139,19 @@ def eval(
             "dtype": loaded.dtype,
             "texts": {name: asdict(score) for name, score in scores.items()},
             "tasks": measured,
+            "suites": {} if attention is None else {"attention": attention.as_dict()},
         }
     )
+
+
+def named_texts(paths: list[Path]) -> dict[str, str]:
+    """Texts by file name, or by the whole path where two files have the same name."""
+    from growkit.verify.windows import read_text
+
+    names = [path.name for path in paths]
+    return {
+        path.name if names.count(path.name) == 1 else str(path): read_text(path) for path in paths
+    }
 
 
 def _score_table(scores: dict[str, Any]) -> Any:

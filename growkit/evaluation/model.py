@@ -11,6 +11,7 @@ from torch import nn
 
 from growkit.errors import CheckpointError, UsageError
 from growkit.verify.folder import dtype_name, open_folder
+from growkit.verify.inputs import is_encoder_decoder
 from growkit.verify.loading import load_model, load_tokenizer
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
@@ -56,6 +57,16 @@ def load(
         )
     model = load_model(folder, chosen, trust_remote_code=trust_remote_code)
     return LoadedModel(path, model.to(place), tokenizer, place, dtype_name(chosen))
+
+
+def check_causal(model: Any) -> None:
+    """Raises UsageError for an encoder-decoder."""
+    if is_encoder_decoder(model):
+        raise UsageError(
+            f"{model.config.model_type!r} is an encoder-decoder, and only causal language models "
+            "are measured.",
+            "Give a decoder-only checkpoint.",
+        )
 
 
 def _device(name: str) -> torch.device:

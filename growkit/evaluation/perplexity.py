@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from growkit.errors import UsageError
-from growkit.evaluation.model import LoadedModel
+from growkit.evaluation.model import LoadedModel, check_causal
 from growkit.progress import Progress, SilentProgress
 
 
@@ -68,8 +68,9 @@ def score_text(
         stride: tokens between windows; default half a window.
 
     Raises:
-        UsageError: fewer than two tokens, or window and stride that do not fit.
+        UsageError: an encoder-decoder, fewer than two tokens, or window and stride that do not fit.
     """
+    check_causal(loaded.model)
     limit = getattr(loaded.model.config, "max_position_embeddings", None) or window
     window = min(window, int(limit))
     stride = stride or max(window // 2, 1)

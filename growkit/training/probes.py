@@ -18,8 +18,7 @@ probes is bit for bit the run without.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from growkit.errors import UsageError
+from growkit.evaluation.attention_maps import eager, layer_lambda, noise_heads, row_entropy
 from growkit.training.copies import Pairs, find_copies, similarities
 from growkit.training.growth_training import slots_of
 from growkit.training.head_outputs import dead_new_heads, head_norms
@@ -160,7 +160,7 @@ def probe(
         figures["lambda"] = found
     inputs = {key: value.to(model.device) for key, value in batch.items()}
     try:
-        with _eager(model), head_norms(model) as norms:
+        with eager(model), head_norms(model) as norms:
             maps = model(**inputs, use_cache=False, output_attentions=True).attentions
     except (AttributeError, NotImplementedError, TypeError, ValueError):
         return figures  # of a class of its own that returns no maps: no reason to end the run
@@ -169,51 +169,19 @@ def probe(
 
 def lambdas(model: Any) -> list[float] | None:
     """lambda of each layer of differential attention; None where lambda is no number a layer."""
-    found = []
-    for module in model.modules():
-        if all(hasattr(module, name) for name in ("lambda_init", "lambda_q1", "lambda_q2")):
-            vectors = [
-                (getattr(module, f"lambda_q{i}"), getattr(module, f"lambda_k{i}")) for i in (1, 2)
-            ]
-            first, second = ((q.double() * k.double()).sum().exp().item() for q, k in vectors)
-            found.append(first - second + float(module.lambda_init))
-    return found or None
+    found = [layer_lambda(module) for module in model.modules()]
+    return [value for value in found if value is not None] or None
 
 
 def entropies(model: Any, maps: tuple[Tensor, ...]) -> dict[str, list[float]]:
     """Mean entropy in nats of each layer's maps [b, heads, n, n], signal and noise apart."""
     result: dict[str, list[float]] = {}
+    layers = getattr(model.get_decoder(), "layers", None)
     for layer, weights in enumerate(maps):
-        weights = weights.double()
-        entropy = torch.special.entr(weights).sum(-1).mean(dim=(0, 2))
-        noise = noise_heads(model, layer, len(entropy)).to(entropy.device)
+        entropy = row_entropy(weights).mean(dim=(0, 2))
+        attention = None if layers is None else getattr(layers[layer], "self_attn", None)
+        noise = noise_heads(attention, len(entropy)).to(entropy.device)
         result.setdefault("signal_entropy", []).append(entropy[~noise].mean().item())
         if noise.any():
             result.setdefault("noise_entropy", []).append(entropy[noise].mean().item())
     return result
-
-
-def noise_heads(model: Any, layer: int, count: int) -> Tensor:
-    """Which of a layer's attention maps are of noise heads, bool ``[count]``."""
-    order = torch.arange(count)
-    layers = getattr(model.get_decoder(), "layers", None)
-    heads: Any = None if layers is None else getattr(layers[layer].self_attn, "heads", None)
-    if model.config.model_type == "diffllama":  # signal heads are the first half
-        return order >= count // 2
-    if hasattr(heads, "signal_per_group"):
-        stripe = heads.signal_per_group + heads.noise_per_group
-        return order % stripe >= heads.signal_per_group
-    return torch.zeros(count, dtype=torch.bool)
-
-
-@contextmanager
-def _eager(model: Any) -> Iterator[None]:
-    """Attention that returns its maps, in evaluation mode; both as they were afterwards."""
-    training, before = model.training, model.config._attn_implementation
-    model.eval()
-    try:
-        model.set_attn_implementation("eager")
-        yield
-    finally:
-        model.set_attn_implementation(before)
-        model.train(training)
