@@ -126,7 +126,8 @@ def continuation_scores(
         rows: (question, answer), each of at least one token.
     """
     model: Any = loaded.model
-    past = model.base_model(input_ids=_row(context, loaded), use_cache=True).past_key_values
+    seen = model.base_model(input_ids=_row(context, loaded), use_cache=True)
+    past = getattr(seen, "past_key_values", None)
     kept: dict[str, Any] = {}
     before: Sequence[int] = context
     if hasattr(past, "batch_repeat_interleave"):
