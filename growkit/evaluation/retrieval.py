@@ -127,7 +127,7 @@ def continuation_scores(
     """
     model: Any = loaded.model
     seen = model.base_model(input_ids=_row(context, loaded), use_cache=True)
-    past = getattr(seen, "past_key_values", None)
+    past: Any = getattr(seen, "past_key_values", None)
     kept: dict[str, Any] = {}
     before: Sequence[int] = context
     if hasattr(past, "batch_repeat_interleave"):
