@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from math import inf, isfinite
 from typing import Any
 
-from growkit.study.findings import Finding, findings
+from growkit.study.intervals import Spread, spread_of
 from growkit.study.results import Arm, StudyResult
 from growkit.study.savings import Saving, savings
-from growkit.study.statistics import Spread, spread_of
+from growkit.study.statistics import Finding, findings
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import Any
 from growkit.report.canvas import Figure, canvas, png_bytes, svg_text
 from growkit.study.arm_figures import arm_figures
 from growkit.study.curves import Band, common_start, growths, loss_band, series_band
-from growkit.study.findings import Finding, findings
 from growkit.study.results import Arm, StudyResult
+from growkit.study.statistics import Finding, findings
 
 # Okabe & Ito's colours, which the colour-blind tell apart (without their yellow).
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from math import isfinite
 
 from growkit.quantities import human_count, percent
-from growkit.study.findings import findings, seeds_text
 from growkit.study.results import StudyResult
 from growkit.study.savings import savings
+from growkit.study.statistics import findings, seeds_text
 
 # A run that ends this far from the budget was not given the same as the others.
 OFF_BUDGET = 0.02

@@ -12,10 +12,10 @@ import yaml
 from growkit.quantities import human_count, human_seconds, percent
 from growkit.report.canvas import Figure
 from growkit.report.html import figures_html, page_html, table_html
-from growkit.study.findings import findings, seeds_text
 from growkit.study.limits import limits
 from growkit.study.results import Arm, StudyResult
-from growkit.study.table import tables, verdicts
+from growkit.study.statistics import seeds_text, verdicts
+from growkit.study.table import comparisons, tables
 from growkit.study.text_table import Table
 
 
@@ -35,7 +35,7 @@ def study_page(
     body = (
         _section("The question", f"<p>{escape(result.question)}</p>\n")
         + _section("What was run", _list(run_text(result)) + _table(arms_table(result)))
-        + _section("What it says", _list(verdict_lines(result)) + _table(verdicts(result)))
+        + _section("What it says", _list(verdicts(result)) + _table(comparisons(result)))
         + _section("Figures", (f"<p>{escape(note)}</p>\n" if note else "") + plots)
         + _section("Tables", "".join(map(_table, tables(result)[1:])))
         + _section("What it cannot say", _list(limits(result)))
@@ -47,15 +47,6 @@ def study_page(
         )
     )
     return page_html(f"Study: {result.name}", body)
-
-
-def verdict_lines(result: StudyResult) -> list[str]:
-    """One line a comparison, the verdict in words."""
-    lines = [
-        f"{one.label} against {one.against_label}, at {one.comparison.kind}: {one.answer}."
-        for one in findings(result)
-    ]
-    return lines or ["The recipe asks for no comparison."]
 
 
 def run_text(result: StudyResult) -> list[str]:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 
+from growkit.study.intervals import Estimate, Spread, estimate, spread_of
 from growkit.study.results import Arm, Point, Run, StudyResult
-from growkit.study.statistics import Estimate, Spread, estimate, spread_of
 
 
 @dataclass(frozen=True)

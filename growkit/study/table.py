@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from growkit.quantities import human_count, human_seconds, percent
 from growkit.study.arm_figures import ArmFigures, arm_figures, learning_rates, mean_of
-from growkit.study.findings import Finding, findings, seeds_text
+from growkit.study.intervals import Estimate, Spread, spread_of
 from growkit.study.results import Arm, StudyResult
 from growkit.study.savings import Saving
-from growkit.study.statistics import Estimate, Spread, spread_of
+from growkit.study.statistics import Finding, findings, seeds_text
 from growkit.study.text_table import Table
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def equal_parameters(result: StudyResult) -> list[Table]:
     ]
 
 
-def verdicts(result: StudyResult) -> Table:
+def comparisons(result: StudyResult) -> Table:
     """The comparisons, with what the seeds allow to say."""
     rows = []
     for one in findings(result):
@@ -103,15 +103,15 @@ def measures(result: StudyResult) -> list[Table]:
 def tables(result: StudyResult) -> list[Table]:
     """Everything, in reading order: the comparisons first."""
     return [
-        verdicts(result), equal_flops(result), *equal_parameters(result), *measures(result)
+        comparisons(result), equal_flops(result), *equal_parameters(result), *measures(result)
     ]  # fmt: skip
 
 
-def terminal_tables(result: StudyResult) -> list[RichTable]:
+def rich_tables(result: StudyResult) -> list[RichTable]:
     """The comparisons and the arms for a terminal: what stands in the first is left out of the
     second."""
     arms = equal_flops(result).without("difference (95 % CI)", "tokens")
-    return [verdicts(result).rich(), arms.rich()]
+    return [comparisons(result).rich(), arms.rich()]
 
 
 def _groups(figures: Sequence[ArmFigures]) -> list[list[ArmFigures]]:

@@ -8,8 +8,9 @@ from pathlib import Path
 from growkit.errors import UsageError
 from growkit.report.canvas import Figure
 from growkit.study.limits import limits
-from growkit.study.page import study_page, verdict_lines
+from growkit.study.page import study_page
 from growkit.study.results import StudyResult
+from growkit.study.statistics import verdicts
 from growkit.study.table import tables
 from growkit.study.text_table import markdown_text
 from growkit.whole_file import write_whole
@@ -47,7 +48,7 @@ def write_study(
 
 def markdown(result: StudyResult) -> str:
     """``table.md``: the verdicts in words, the tables and the limits."""
-    listed = "\n".join(f"* {markdown_text(line)}" for line in verdict_lines(result))
+    listed = "\n".join(f"* {markdown_text(line)}" for line in verdicts(result))
     cannot = "\n".join(f"* {markdown_text(line)}" for line in limits(result))
     shown = "\n".join(table.markdown() for table in tables(result))
     name, question = markdown_text(result.name), markdown_text(result.question)

@@ -1,99 +1,123 @@
-"""Student's interval and Holm's correction against numbers of textbooks, and by simulation."""
+"""Verdicts: what is shown, what is not, and that the pairing is what shows it."""
 
 from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from made_up_studies import growth_study, made_arm, made_study
 
-from growkit.study.statistics import estimate, holm, spread_of, t_coverage, t_quantile
+from growkit.study.results import Arm, Comparison, StudyResult
+from growkit.study.statistics import Finding, findings
 
-
-# Two-sided critical values as every table of Student's t prints them (NIST/SEMATECH e-Handbook
-# of Statistical Methods, 1.3.6.7.2).
-@pytest.mark.parametrize(
-    ("freedom", "coverage", "t"),
-    [
-        (1, 0.95, 12.706), (2, 0.95, 4.303), (3, 0.95, 3.182), (4, 0.95, 2.776),
-        (5, 0.95, 2.571), (9, 0.95, 2.262), (10, 0.95, 2.228), (30, 0.95, 2.042),
-        (100, 0.95, 1.984), (1, 0.90, 6.314), (2, 0.99, 9.925), (7, 0.99, 3.499),
-        (5, 0.998, 5.893),
-    ],
-)  # fmt: skip
-def test_t_table(freedom: int, coverage: float, t: float) -> None:
-    assert t_quantile(coverage, freedom) == pytest.approx(t, abs=6e-4)
+SCRATCH = {1: 3.50, 2: 3.60, 3: 3.45}
 
 
-@given(st.floats(0, 60), st.integers(1, 60))
-def test_coverage_is_the_integral_of_the_density(t: float, freedom: int) -> None:
-    """The finite sums against Simpson's rule over Student's density."""
-    constant = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(
-        freedom * math.pi
-    )
-
-    def density(angle: float) -> float:  # x = sqrt(freedom) tan(angle): a bounded integrand
-        return constant * math.sqrt(freedom) * math.cos(angle) ** (freedom - 1)
-
-    steps, end = 400, math.atan(t / math.sqrt(freedom))
-    weights = [1 if i in (0, steps) else 4 if i % 2 else 2 for i in range(steps + 1)]
-    total = sum(w * density(end * i / steps) for i, w in enumerate(weights)) * end / steps / 3
-    assert t_coverage(t, freedom) == pytest.approx(2 * total, abs=1e-9)
+def only(*finals: dict[int, float]) -> Finding:
+    arms = [made_arm(name, losses) for name, losses in zip("AB", finals, strict=True)]
+    (found,) = findings(made_study(*arms, comparisons=(Comparison("A", "B"),)))
+    return found
 
 
-def test_paired_interval_of_a_textbook() -> None:
-    """Student's own example (1908, Biometrika 6, 1-25): hours of sleep gained, two drugs."""
-    differences = [1.2, 2.4, 1.3, 1.3, 0.0, 1.0, 1.8, 0.8, 4.6, 1.4]
-    found = estimate(differences)
-    assert found.count == 10 and found.mean == pytest.approx(1.58)
-    assert found.standard_error == pytest.approx(0.38896, abs=1e-5)
-    assert (found.low, found.high) == (
-        pytest.approx(0.7001, abs=1e-4),
-        pytest.approx(2.4599, abs=1e-4),
-    )
-    assert found.p == pytest.approx(0.002833, abs=1e-6)
-    assert not found.holds_zero
+def test_a_difference_is_shown() -> None:
+    found = only({1: 3.49, 2: 3.588, 3: 3.436}, SCRATCH)
+    # Differences -0.010, -0.012, -0.014: mean 0.012, standard error 0.002 / sqrt(3), t = 4.303.
+    assert found.verdict == "A lower by 0.0120 (95 % CI 0.0070 to 0.0170, 3 seeds)"
+    assert found.direction == found.word == "lower"
+    other = only(SCRATCH, {1: 3.49, 2: 3.588, 3: 3.436})
+    assert other.verdict == "A higher by 0.0120 (95 % CI 0.0070 to 0.0170, 3 seeds)"
 
 
-def test_few_values() -> None:
-    one = estimate([0.3])
-    assert (one.mean, one.low, one.high, one.p) == (0.3, None, None, None) and one.holds_zero
-    two = estimate([0.1, 0.3])  # 12.706 standard errors of 0.1 to each side
-    assert (two.low, two.high) == (
-        pytest.approx(-1.0706, abs=1e-4),
-        pytest.approx(1.4706, abs=1e-4),
-    )
-    same = estimate([0.0, 0.0, 0.0])
-    assert same.holds_zero and same.p == 1.0
-    always = estimate([0.5, 0.5])
-    assert not always.holds_zero and always.p == 0.0
-    with pytest.raises(ValueError, match="no values"):
-        estimate([])
-    assert spread_of([]) is None and spread_of([2.0]).deviation is None  # type: ignore[union-attr]
+def test_no_difference_is_said_to_be_none() -> None:
+    found = only({1: 3.49, 2: 3.612, 3: 3.449}, SCRATCH)
+    assert found.verdict == "no difference shown (+0.000, 95 % CI -0.027 to +0.028, 3 seeds)"
+    assert found.word == "no difference shown"
+    assert only(SCRATCH, SCRATCH).word == "no difference shown"
 
 
-def test_interval_covers_the_truth_as_often_as_it_says() -> None:
-    """Three seeds with a known mean difference: 95 of 100 intervals hold it (normal law: 83)."""
-    draw = random.Random(5).gauss
-    samples = [[draw(0.02, 0.01) for _ in range(3)] for _ in range(4000)]
-    found = [estimate(sample) for sample in samples]
-    held = sum(one.low <= 0.02 <= one.high for one in found) / len(found)  # type: ignore[operator]
-    assert held == pytest.approx(0.95, abs=0.012)
-    normal = sum(abs(one.mean - 0.02) < 1.96 * one.standard_error for one in found) / len(found)  # type: ignore[operator]
-    assert normal < 0.85  # the shortcut that would be wrong with so few seeds
+def test_seeds_are_pairs() -> None:
+    """The same losses with the seeds of one arm permuted: the difference is lost in the spread."""
+    lower = {seed: loss - 0.03 + 0.001 * seed for seed, loss in SCRATCH.items()}
+    assert only(lower, SCRATCH).direction == "lower"
+    turned = dict(zip((2, 3, 1), lower.values(), strict=True))
+    assert sorted(turned.values()) == sorted(lower.values())
+    assert only(turned, SCRATCH).direction == "none"
 
 
-def test_holm() -> None:
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([0.2]) == [0.2] and holm([]) == []
+def test_seeds_that_only_one_arm_has_are_left_out() -> None:
+    found = only({1: 3.4, 2: 3.5, 9: 0.0}, SCRATCH)
+    assert sorted(found.differences) == [1, 2] and found.estimate is not None
+    assert found.estimate.mean == pytest.approx(-0.1)
 
 
-@given(st.lists(st.floats(0, 1), max_size=8))
-def test_holm_is_never_below_the_raw_p_nor_above_bonferroni(values: list[float]) -> None:
-    for raw, adjusted in zip(values, holm(values), strict=True):
-        assert raw <= adjusted <= min(1.0, raw * len(values))
-    order = sorted(range(len(values)), key=values.__getitem__)
-    sorted_ = [holm(values)[index] for index in order]
-    assert sorted_ == sorted(sorted_)
+def test_one_seed_says_nothing() -> None:
+    found = only({1: 3.4}, SCRATCH)
+    assert found.verdict == "one seed: no statement (difference -0.1000)"
+    assert found.direction == "unknown" and found.adjusted_p is None
+    assert only({9: 3.4}, SCRATCH).verdict == "no seed finished by both: no statement"
+    assert only({}, SCRATCH).word == "no statement"
+
+
+def test_two_seeds_have_a_huge_interval() -> None:
+    found = only({1: 3.49, 2: 3.58}, SCRATCH)  # -0.01 and -0.02: 12.7 x 0.005 around -0.015
+    assert found.verdict == "no difference shown (-0.015, 95 % CI -0.079 to +0.049, 2 seeds)"
+
+
+def test_diverged_runs_are_no_numbers() -> None:
+    found = only({1: 3.49, 2: math.nan, 3: 3.44}, SCRATCH)
+    assert found.left_out == (2,) and sorted(found.differences) == [1, 3]
+    assert found.verdict.endswith("(left out, loss not finite: seed 2)")
+
+
+def test_an_end_near_zero_is_not_shown_as_zero() -> None:
+    found = only({1: 3.4715, 2: 3.5762, 3: 3.4395}, SCRATCH)
+    assert found.estimate is not None and found.estimate.high is not None
+    assert "+0.000," not in found.verdict and "0.000 to" not in found.verdict
+
+
+def test_many_comparisons_are_corrected_together() -> None:
+    """Twenty arms of pure noise and one real difference of p = 0.03 that does not survive them."""
+    draw = random.Random(4).gauss
+    losses = {seed: 3.5 + draw(0, 0.05) for seed in (1, 2, 3)}
+    arms = [made_arm("reference", losses)]
+    arms.append(made_arm("real", {s: v - (0.01, 0.014, 0.019)[s - 1] for s, v in losses.items()}))
+    alone = findings(made_study(*arms))[0]
+    assert alone.survives and alone.adjusted_p == alone.estimate.p  # type: ignore[union-attr]
+    for number in range(20):
+        noise = {s: v + draw(0, 0.01) for s, v in losses.items()}
+        arms.append(made_arm(f"noise{number}", noise))
+    among = findings(made_study(*arms))
+    assert among[0].word == "lower, not after Holm" and among[0].estimate == alone.estimate
+    assert "not shown any more when corrected for 21 comparisons" in among[0].verdict
+    assert not any(one.survives for one in among[1:])
+    assert any(one.direction != "none" for one in among[1:])  # what the correction is for
+
+
+def test_a_null_study_is_wrong_as_often_as_it_says() -> None:
+    """Arms that differ by seeds alone: about 5 % of verdicts are wrong, and no more."""
+    draw = random.Random(3).gauss
+    wrong = 0
+    for _ in range(400):
+        losses = {seed: 3.5 + draw(0, 0.05) for seed in (1, 2, 3)}
+        same = {seed: loss + draw(0, 0.01) for seed, loss in losses.items()}
+        wrong += only(same, losses).direction != "none"
+    assert 8 <= wrong <= 34
+
+
+def test_the_made_up_growth_study() -> None:
+    signal, noise = findings(growth_study())
+    assert signal.word == "lower" and noise.word == "no difference shown"
+
+
+def without_runs(result: StudyResult, name: str) -> StudyResult:
+    def cut(arm: Arm) -> Arm:
+        return replace(arm, runs=()) if arm.name == name else arm
+
+    return replace(result, arms=tuple(map(cut, result.arms)))
+
+
+def test_unfinished_arms() -> None:
+    words = [one.word for one in findings(without_runs(growth_study(), "signal"))]
+    assert words == ["no statement", "no difference shown"]

@@ -25,11 +25,11 @@ from growkit.study.limits import limits
 from growkit.study.page import study_page
 from growkit.study.results import Phase, StudyResult, result_from
 from growkit.study.table import (
+    comparisons,
     equal_flops,
     equal_parameters,
+    rich_tables,
     tables,
-    terminal_tables,
-    verdicts,
 )
 from growkit.study.write import markdown, write_study
 
@@ -202,10 +202,10 @@ def test_equal_parameters() -> None:
 def test_verdict_table_and_rich(result: StudyResult) -> None:
     from rich.console import Console
 
-    table = verdicts(result)
+    table = comparisons(result)
     assert [row[2] for row in table.rows] == ["lower", "no difference shown"]
     console = Console(width=200, file=io.StringIO())
-    console.print(*terminal_tables(result), *terminal_tables(evil_study()))
+    console.print(*rich_tables(result), *rich_tables(evil_study()))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "signal against scratch" in text and "<script>alert('x')</script>" in text
 
