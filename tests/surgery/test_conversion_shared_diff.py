@@ -152,3 +152,15 @@ def test_ranks_that_a_head_cannot_have_are_refused(
     assert main(["convert", str(source[0]), "--to", "shared_diff", *arguments]) == 2
     assert "head of 8 channels" in capsys.readouterr().err
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("mirror", ["1", "-inf", "nan"])
+def test_a_lambda_that_leaves_nothing_is_refused(
+    source: tuple[Path, torch.Tensor],
+    tmp_path: Path,
+    mirror: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["--rank", "2", f"--mirror={mirror}", "--out", str(tmp_path / "b")]
+    assert main(["convert", str(source[0]), "--to", "shared_diff", *arguments]) == 2
+    assert "(1 - lambda)" in capsys.readouterr().err

@@ -19,7 +19,7 @@ columns of W_O get a gradient at the first step, D and the new values at the sec
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import frexp
+from math import frexp, isfinite
 
 import numpy as np
 
@@ -84,7 +84,7 @@ class ToSharedDiff:
                     f"Give a number from {least} to {dim}"
                     + (" (0: the keys get no updates)." if not least else "."),
                 )
-        if not mirror < 1:
+        if not (isfinite(mirror) and mirror < 1):
             raise UsageError(
                 f"--mirror {mirror:g}: what is left of a map is (1 - lambda) of it.",
                 "Give a number below 1; 0.5 and 0.75 are lossless in every dtype.",
