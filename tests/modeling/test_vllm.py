@@ -75,7 +75,8 @@ def write_model(case: str, folder: Path) -> Path:
         config = gda_config((6, 2, 2), keys, norm == "norm", "sdpa", **SIZES)
         model: Any = scatter_weights(GdaForCausalLM(config))
     else:
-        model = model_of(case, **SIZES)
+        wide = {"simulated_head_dim": 64} if case == "sas" else {}
+        model = model_of(case, **SIZES, **wide)
     model.save_pretrained(folder)
     return folder
 
