@@ -23,6 +23,13 @@ PAIRS: dict[str, tuple[str, dict[str, Any], list[str], str]] = {
         "qwen2",
     ),
     "gda with head norms": ("qwen3", {}, ["--to", "gda", "--ratio", "2"], "qwen3"),
+    "shared_diff": ("llama", {}, ["--to", "shared_diff", "--rank", "4"], "mistral"),
+    "shared_diff with keys": (
+        "llama",
+        {},
+        ["--to", "shared_diff", "--rank", "4", "--key-rank", "4"],
+        "mistral",
+    ),
     "wgqa": ("llama", {}, ["--to", "wgqa"], "mistral"),
     "wgqa of columns": (
         "qwen3",
@@ -37,8 +44,8 @@ PAIRS: dict[str, tuple[str, dict[str, Any], list[str], str]] = {
 def write_pair(root: Path, name: str) -> tuple[Path, Path]:
     """Folders of the variant and of its fold.
 
-    A conversion begins as the source: lambda 0, equal weights of a group. What the variant adds is
-    moved away from there, as training would, so that there is something to fold.
+    A conversion begins as the source: lambda 0, equal weights of a group, zero columns. What the
+    variant adds is moved away from there, as training would, so that there is something to fold.
     """
     family, fields, options, _ = PAIRS[name]
     source = write_checkpoint(root / "source", family_config(family, **SIZES | fields))
@@ -46,8 +53,9 @@ def write_pair(root: Path, name: str) -> tuple[Path, Path]:
     path = root / "variant/model.safetensors"
     tensors, generator = load_file(path), torch.Generator().manual_seed(0)
     for key, tensor in tensors.items():
-        if ".lambda_" in key or key.endswith((".w_k", ".w_v")):
-            tensor += 0.3 * torch.randn(tensor.shape, generator=generator)
+        if ".lambda_" in key or key.endswith((".w_k", ".w_v", "_up.weight", "o_proj.weight")):
+            size = 0.1 if "o_proj" in key else 0.3
+            tensor += size * torch.randn(tensor.shape, generator=generator)
     save_file(tensors, path, metadata={"format": "pt"})
     run("export", root / "variant", "--fold", "--out", root / "folded")
     return root / "variant", root / "folded"

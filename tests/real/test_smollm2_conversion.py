@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from vllm_engine import served
 
 from growkit.cli.main import main
 
@@ -66,12 +67,17 @@ def test_the_folded_folder_is_an_ordinary_model_with_the_same_tokens(
 
 @pytest.mark.vllm
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed")
-def test_vllm_serves_the_folded_folder(smollm2: Path, chain: Path) -> None:
-    from vllm import LLM, SamplingParams
-
-    engine = LLM(model=str(chain / "plain"), dtype="float32", max_model_len=64, enforce_eager=True)
-    sampling = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS)
-    expected = greedy(smollm2)
-    (answer,) = engine.generate([PROMPT], sampling)
-    served = list(answer.prompt_token_ids) + list(answer.outputs[0].token_ids)
-    assert served == expected
+@pytest.mark.parametrize("name", ["grown", "plain"])
+def test_vllm_gives_the_tokens_of_smollm2(
+    smollm2: Path, chain: Path, tmp_path: Path, name: str
+) -> None:
+    """The grown GDA by its own code, the folded one by vLLM's Mistral."""
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    prompts = tokenizer([PROMPT, "Once upon a time"]).input_ids
+    kind = "vllm" if name == "plain" else "transformers"
+    trust = name == "grown"
+    report = served(smollm2, chain / name, tmp_path, kind, trust=trust, prompts=prompts)
+    assert report["found"] == report["expected"], report
+    assert report["class"] == (
+        "MistralForCausalLM" if name == "plain" else "TransformersForCausalLM"
+    )

@@ -3,6 +3,7 @@
 * GDA without sub-layer norm and with shared keys is linear in its attention maps:
   y = sum_i W_i (A_i v - lambda A_j v), so a noise head j is an ordinary head with output weights
   -lambda times the sum of W_i over the signal heads of its group.
+* GDA and DIFF V1 with keys of their own, and Shared DIFF, are linear too: ``fold_maps.py``.
 * WGQA's merged keys and values are those of an ordinary model whose projections are the merged
   ones: W_g = sum_i w_i (.) W_i (arXiv 2407.10855).
 
@@ -22,19 +23,18 @@ from growkit.checkpoint import Checkpoint
 from growkit.errors import UsageError, nearest
 from growkit.families import Family
 from growkit.families.differential import LAMBDA_ROLES
-from growkit.families.gda import CARRIED_FIELDS
+from growkit.families.gda import CARRIED_FIELDS, stored_lambda_init
 from growkit.surgery.compare import read_rows
 from growkit.surgery.conversions.conversion import Array, Computed, Converted
+from growkit.surgery.conversions.fold_maps import FoldedHeads, folded_tensors
 from growkit.surgery.growth import Exactness, ModelShape
 from growkit.surgery.lambdas import lambda_value
 
 QUERY_ROLES = ("q", "q_bias")
-# Why attention of these families is not linear in its maps, or is not worth folding.
+# Why attention of these families is not linear in its maps.
 NOT_LINEAR = {
-    "diff_v1": "its heads have keys of their own for the second map",
     "diff_v2": "its lambda depends on the token",
     "gda_gated": "its lambda depends on the token",
-    "shared_diff": "its two maps have queries of their own, made of low-rank updates",
     "sas": "its heads pass through a ReLU",
     "motif": "every head has a norm of its own (subln)",
     "diffllama": "every head has a norm of its own",
@@ -55,7 +55,7 @@ class Fold:
             reason = NOT_LINEAR.get(name, "it is ordinary attention already")
             raise UsageError(
                 f"A {name} checkpoint cannot be folded: {reason}.",
-                f"What folds: {', '.join(FOLDS)} (gda without sub-layer norm, noise_keys shared).",
+                f"What folds: {', '.join(FOLDS)} (without sub-layer norm).",
             )
         return fold(shape, _plain_config(shape, self.format))
 
@@ -127,7 +127,7 @@ FORMATS: Mapping[str, tuple[bool, bool]] = {
 }
 
 
-def _fold_gda(shape: ModelShape, config: dict[str, Any]) -> Converted:
+def _fold_differential(shape: ModelShape, config: dict[str, Any]) -> Converted:
     sizes = shape.sizes
     if sizes["sub_layer_norm"]:
         raise UsageError(
@@ -135,12 +135,25 @@ def _fold_gda(shape: ModelShape, config: dict[str, Any]) -> Converted:
             "linear in the attention maps.",
             "It cannot be folded; serve it with trust_remote_code.",
         )
-    if sizes["parts"] == 2:
-        raise UsageError(
-            "The noise heads have keys of their own (noise_keys own), so a folded model would need "
-            "key/value heads for every map.",
-            "Only noise_keys 'shared' is folded; serve it with trust_remote_code.",
-        )
+    if shape.family.name == "gda" and sizes["parts"] == 1:
+        return _fold_shared_keys(shape, config)
+    heads = FoldedHeads.of(shape)
+    query, kv = len(heads.query), len(heads.key)
+    config |= {"num_attention_heads": query, "num_key_value_heads": kv}
+    return Converted(
+        config=config,
+        warnings=_head_dim_ignored(config),
+        summary=f"every map a query head: {query} on {kv} key/value heads, lambda folded into "
+        "o_proj",
+        exactness=Exactness.ROUNDED,
+        reason="a subtracted map is a head with output weights -lambda W_O",
+        axes=heads.axes(shape),
+        computed=folded_tensors(shape, heads, lambda c, layer: _lambda(c, shape.family, layer)),
+    )
+
+
+def _fold_shared_keys(shape: ModelShape, config: dict[str, Any]) -> Converted:
+    sizes = shape.sizes
     signal, noise = sizes["signal_head"], sizes["noise_head"]
     config |= {"num_attention_heads": signal + noise, "num_key_value_heads": sizes["kv_head"]}
     return Converted(
@@ -163,7 +176,7 @@ def _folded_output(shape: ModelShape) -> Computed:
     noise, width = sizes["noise_head"] // groups, sizes["value_dim"]
     signal = sizes["signal_head"] // groups
     output = family.tensor("o")
-    assert output is not None and family.lambda_init is not None
+    assert output is not None
 
     def rows(checkpoint: Checkpoint, layer: int, first: int, count: int) -> Array:
         name = output.name.replace("{layer}", str(layer))
@@ -181,9 +194,8 @@ def _lambda(checkpoint: Checkpoint, family: Family, layer: int) -> float:
         tensor = family.tensor(role)
         assert tensor is not None
         vectors.append(checkpoint.read(tensor.name.replace("{layer}", str(layer))))
-    assert family.lambda_init is not None
     q1, k1, q2, k2 = vectors
-    return lambda_value(q1, k1, q2, k2, family.lambda_init(checkpoint.config, layer))
+    return lambda_value(q1, k1, q2, k2, stored_lambda_init(checkpoint.config, layer))
 
 
 def _rows(checkpoint: Checkpoint, name: str, first: int, count: int) -> Array:
@@ -240,6 +252,8 @@ def merged_heads(shape: ModelShape, role: str, weights_role: str, kind: str) -> 
 
 
 FOLDS: dict[str, Callable[[ModelShape, dict[str, Any]], Converted]] = {
-    "gda": _fold_gda,
+    "gda": _fold_differential,
+    "diff_v1": _fold_differential,
+    "shared_diff": _fold_differential,
     "wgqa": _fold_wgqa,
 }
