@@ -32,6 +32,10 @@ class CheckpointError(GrowkitError):
     """A checkpoint folder cannot be read or is damaged."""
 
 
+class Diverged(GrowkitError):
+    """A loss or a gradient norm became NaN or infinite."""
+
+
 class VerificationFailed(GrowkitError):
     """Two checkpoints that must compute the same function do not."""
 

@@ -150,7 +150,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), max_steps: int | None
     text = read_text(path)
     values = parse_yaml(text, str(path), IncrementLoader)
     for override in overrides:
-        _apply(values, override)
+        apply_override(values, override)
     if max_steps is not None and isinstance(values, dict):
         training = values.setdefault("training", {})
         if isinstance(training, dict):
@@ -159,7 +159,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), max_steps: int | None
     return make_recipe(values, str(path), text)
 
 
-def _apply(values: Any, override: str) -> None:
+def apply_override(values: Any, override: str) -> None:
     key, separator, value = override.partition("=")
     if not separator or not key:
         raise UsageError(

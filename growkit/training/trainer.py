@@ -19,7 +19,7 @@ import torch
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerControl
 
-from growkit.errors import GrowkitError
+from growkit.errors import Diverged
 from growkit.progress import Progress
 from growkit.training.averaging import average_into, last_whole
 from growkit.training.data_use import sample_order
@@ -274,7 +274,7 @@ class RunCallback(TrainerCallback):
     def _refuse_non_finite(self, step: int, row: dict[str, Any]) -> None:
         for name in ("loss", "grad_norm"):
             if row[name] is not None and not math.isfinite(row[name]):
-                raise GrowkitError(
+                raise Diverged(
                     f"The {name.replace('_', ' ')} is {row[name]} at step {step}.",
                     "Lower training.learning_rate or raise training.warmup_steps; if the source "
                     "checkpoint itself holds NaN, repair it first.",

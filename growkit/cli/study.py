@@ -1,0 +1,133 @@
+"""``growkit study``: several ways to spend one training budget, compared over seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from growkit.cli.common import (
+    FlopsPerSecondOption,
+    JsonOption,
+    QuietOption,
+    VerboseOption,
+    open_output,
+)
+
+if TYPE_CHECKING:
+    from growkit.study.results import StudyResult
+    from growkit.study.study import Choice, Study
+
+PANEL = "Train"
+
+
+def study(
+    recipe: Annotated[Path, typer.Argument(help="YAML recipe, or a name from 'growkit recipes'.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder of the results; default: studies/ and its name."),
+    ] = None,
+    runs: Annotated[
+        Path | None,
+        typer.Option(help="Folder of trained models, which studies may share; default: OUT/runs."),
+    ] = None,
+    arms: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Only these arms (and their bases).")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(metavar="0,1", help="Only these seeds.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Runs at a time on every device.")] = 1,
+    devices: Annotated[
+        str, typer.Option(metavar="LIST", help="auto, cpu, or cuda:0,cuda:1 ...")
+    ] = "auto",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a value of the recipe."),
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Show what would be run, and what it costs; run nothing.")
+    ] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Write table, plots and page of what is there.")
+    ] = False,
+    flops_per_second: FlopsPerSecondOption = None,
+    json_mode: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Compare growth methods (or anything else) under the same training FLOPs, paired by seed.
+
+    A killed study goes on where it was, and a finished run is never made again.
+
+    [dim]growkit study study-growth --out studies/growth --workers 2[/dim]
+    """
+    output = open_output(json_mode, quiet, verbose)
+    from growkit.errors import GrowkitError
+    from growkit.recipe_files import find_recipe
+    from growkit.study.recipe import load_study
+    from growkit.study.study import Study, choose
+    from growkit.study.write import write_study
+
+    recipe = find_recipe(recipe)
+    loaded = load_study(recipe, overrides or [])
+    choice = choose(loaded, _words(arms), _numbers(seeds))
+    places = _devices(devices)
+    out = out or Path("studies") / recipe.stem.removeprefix("study-")
+    one = Study(loaded, out, runs or out / "runs", output)
+    if plan:
+        _show_plan(output, one, choice, flops_per_second)
+        return
+    try:
+        result = one.result() if report else one.run(choice, devices=places, workers=workers)
+    except BaseException:
+        if one.out.is_dir():
+            write_study(one.result(), one.out)  # of what is finished, also after Ctrl-C
+        raise
+    written = write_study(result, one.out)
+    _show(output, result, written)
+    output.result(result.to_dict())
+    if one.failed:
+        reasons = sorted(set(one.failed.values()))
+        raise GrowkitError(
+            f"{len(one.failed)} runs of the study failed: {reasons[0]}",
+            f"Their logs are {one.runs}/KEY/log.txt; the same command tries them again.",
+        )
+
+
+def _words(text: str | None) -> list[str]:
+    return [word.strip() for word in text.split(",")] if text else []
+
+
+def _numbers(text: str | None) -> list[int]:
+    from growkit.errors import UsageError
+
+    try:
+        return [int(word) for word in _words(text)]
+    except ValueError:
+        raise UsageError(f"--seeds {text!r} holds no numbers.", "For example --seeds 0,1.") from None
+
+
+def _devices(text: str) -> list[str]:
+    import re
+
+    from growkit.errors import UsageError
+
+    devices = _words(text)
+    for device in devices:
+        if not re.fullmatch(r"auto|cpu|cuda:\d+", device) or devices.count(device) > 1:
+            raise UsageError(
+                f"--devices {text!r} cannot be used.", "Give auto, cpu, or cuda:0,cuda:1 ..."
+            )
+    if not devices or ("auto" in devices and len(devices) > 1):
+        raise UsageError(f"--devices {text!r} cannot be used.", "auto stands alone.")
+    return devices
+
+
+def _show_plan(
+    output: object, study: Study, choice: Choice, flops_per_second: float | None
+) -> None:
+    raise NotImplementedError
+
+
+def _show(output: object, result: StudyResult, written: list[Path]) -> None:
+    raise NotImplementedError

@@ -1,0 +1,68 @@
+"""What all runs of a study read: one tokenizer and one text, with the hashes that keys are made of.
+
+The tokenizer is trained once, in the folder of runs, and named after what it was trained on.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from growkit.checkpoint import content_hash, open_checkpoint
+from growkit.progress import Reporter
+from growkit.study.recipe import StudyRecipe
+from growkit.study.shapes import digest
+from growkit.training.sources import Corpus, corpus_of
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The tokenizer's folder (None: every checkpoint has its own) and the hashes by name."""
+
+    tokenizer: Path | None
+    fingerprints: dict[str, str]
+
+
+def open_inputs(recipe: StudyRecipe, runs: Path, reporter: Reporter) -> Inputs:
+    """Hash what the study reads, and train its tokenizer if it is not there.
+
+    Raises:
+        UsageError, CheckpointError: files or folders that are missing or damaged.
+    """
+    from growkit.training.tokenizer import tokenizer_fingerprint
+
+    corpus = corpus_of(recipe.data)
+    sources = [*corpus.sources, *([corpus.held_out] if corpus.held_out is not None else [])]
+    memo = runs / "data" / "hashes.json"
+    content = digest([source.content(memo) for source in sources])
+    fingerprints = {"data": content}
+    for start in [*recipe.bases.values(), *recipe.arms.values()]:
+        if start.checkpoint is not None:
+            with open_checkpoint(start.checkpoint) as checkpoint:
+                fingerprints[str(start.checkpoint)] = content_hash(checkpoint)
+    tokenizer = _tokenizer(recipe, corpus, runs, content, reporter)
+    if tokenizer is not None:
+        fingerprints["tokenizer"] = tokenizer_fingerprint(tokenizer)
+    return Inputs(tokenizer, fingerprints)
+
+
+def _tokenizer(
+    recipe: StudyRecipe, corpus: Corpus, runs: Path, content: str, reporter: Reporter
+) -> Path | None:
+    section = recipe.tokenizer
+    if section is None:
+        return None
+    if section.path is not None:
+        return section.path.resolve()
+    size = section.train_bpe or 257
+    target = runs / "tokenizers" / digest([content, size, recipe.data.eval_fraction])
+    if not target.is_dir():
+        from growkit.training.tokenizer import train_bpe
+
+        reporter.note(f"Training a BPE tokenizer of {size} tokens on the training text.")
+        partial = target.with_name(target.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        train_bpe(corpus.train_documents(), size, partial)
+        partial.rename(target)
+    return target

@@ -1,0 +1,202 @@
+"""The study recipe: what a YAML file may say, checked before anything else happens. No torch.
+
+A study is one budget of training FLOPs and several *arms*, each a way to spend it. An arm (and a
+*base*, which several arms go on from) says what it starts from and what differs in its training.
+docs/study.md explains every key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from growkit.errors import UsageError, nearest
+from growkit.study.checks import check_references, check_training
+from growkit.surgery.conversion_request import ConversionRequest
+from growkit.surgery.request import GrowthRequest
+from growkit.training.recipe import TokenizerSection, apply_override
+from growkit.training.recipe_data import DataSection
+from growkit.training.recipe_errors import explain
+from growkit.training.recipe_section import Positive, Section
+from growkit.yaml_text import IncrementLoader, parse_yaml, read_text
+
+Flops = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class Budget(Section):
+    """Training FLOPs of every arm: a number, or what ``tokens`` tokens cost the arm ``arm``."""
+
+    training_flops: Flops | None = None
+    tokens: Positive | None = None
+    arm: str | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Budget:
+        if (self.training_flops is None) == (self.tokens is None):
+            raise ValueError("give exactly one of 'training_flops' and 'tokens'")
+        if (self.tokens is None) != (self.arm is None):
+            raise ValueError("'tokens' and 'arm' go together: so many tokens of that arm")
+        return self
+
+
+class SweepSection(Section):
+    """How a learning rate that is given as a list is chosen: by short trials of one seed."""
+
+    share: Share = 0.3
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+
+class Start(Section):
+    """Where a model comes from, what is done to it, and what differs in its training.
+
+    Attributes:
+        config: from scratch, as in a training recipe.
+        checkpoint: an existing folder; what its training cost is not known and not counted.
+        base: goes on from a base of the recipe.
+        shape_of: from scratch, in the final shape of another arm.
+        grow: as in a growth recipe; without it a base is trained on as it is.
+        convert: as the options of ``growkit convert``.
+        training: changes to the training section; ``learning_rate`` may be a list, or
+            ``{of: NAME}`` for the rate that another base or arm uses.
+        rewarm_steps: the learning rate rises from 0 again over so many steps after the change.
+        attn_implementation, dtype: as in a training recipe's model section.
+    """
+
+    label: str | None = None
+    config: dict[str, Any] | None = None
+    checkpoint: Path | None = None
+    base: str | None = None
+    shape_of: str | None = None
+    grow: dict[str, Any] | None = None
+    convert: dict[str, Any] | None = None
+    training: dict[str, Any] = Field(default_factory=dict)
+    rewarm_steps: Annotated[int, Field(ge=0)] = 0
+    attn_implementation: str | None = None
+    dtype: Literal["float32", "bfloat16", "auto"] = "float32"
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Start:
+        origins = (self.config, self.checkpoint, self.base, self.shape_of)
+        if sum(origin is not None for origin in origins) != 1:
+            raise ValueError("give exactly one of 'config', 'checkpoint', 'base' and 'shape_of'")
+        if self.grow is not None and self.convert is not None:
+            raise ValueError("'grow' and 'convert' are two changes: put the first into a base")
+        changed = self.grow is not None or self.convert is not None
+        if changed and self.base is None and self.checkpoint is None:
+            raise ValueError("'grow' and 'convert' need a 'base' or a 'checkpoint' to change")
+        if self.config is not None and "model_type" not in self.config:
+            raise ValueError("'config' needs a model_type, for example gda or llama")
+        if self.rewarm_steps and self.base is None:
+            raise ValueError("'rewarm_steps' follows a 'base'; a first warm-up is warmup_steps")
+        return self
+
+    @property
+    def from_scratch(self) -> bool:
+        """Begins with random weights."""
+        return self.config is not None or self.shape_of is not None
+
+    @property
+    def change(self) -> dict[str, Any] | None:
+        """What is done to the model, as a content key and a record hold it."""
+        if self.grow is not None:
+            return {"grow": GrowthRequest.from_mapping(self.grow).to_dict()}
+        if self.convert is not None:
+            return {"convert": self.conversion().to_dict()}
+        return None
+
+    def conversion(self) -> ConversionRequest:
+        """The conversion. Raises UsageError for a wrong value."""
+        assert self.convert is not None
+        known = ConversionRequest.__dataclass_fields__
+        for key in self.convert:
+            if key not in known:
+                raise UsageError(
+                    f"The recipe has an unknown key {key!r} under 'convert'.",
+                    f"{nearest(str(key), known)}Valid keys: {', '.join(known)}.",
+                )
+        return ConversionRequest(**self.convert)
+
+
+class Base(Start):
+    """A model that several arms go on from; every seed has its own."""
+
+    training_flops: Flops | None = None
+    tokens: Positive | None = None
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Base:
+        if (self.training_flops is None) == (self.tokens is None):
+            raise ValueError("give exactly one of 'training_flops' and 'tokens'")
+        return self
+
+
+class Question(Section):
+    """Two arms whose final losses are compared."""
+
+    arm: str
+    against: str
+
+
+class StudyRecipe(Section):
+    """A whole study."""
+
+    question: str
+    description: str | None = None
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)]
+    data: DataSection
+    tokenizer: TokenizerSection | None = None
+    training: dict[str, Any] = Field(default_factory=dict)
+    budget: Budget
+    bases: dict[str, Base] = Field(default_factory=dict)
+    arms: Annotated[dict[str, Start], Field(min_length=1)]
+    compare: list[Question] = Field(default_factory=list)
+    sweep: SweepSection = Field(default_factory=SweepSection)
+    evaluations: Positive = 20
+    target_loss: Flops | None = None
+    measures: list[Literal["attention"]] = Field(default_factory=list)
+    series: list[str] = Field(default_factory=list)
+
+    def start(self, name: str) -> Start:
+        """A base or an arm by its name; the names of both are different."""
+        return self.bases[name] if name in self.bases else self.arms[name]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as the YAML file would hold them."""
+        return self.model_dump(mode="json", exclude_none=True, by_alias=True)
+
+
+def make_study(values: Any, source: str = "study", text: str = "") -> StudyRecipe:
+    """Check a mapping; ``text`` is the YAML it came from, for line numbers in errors.
+
+    Raises:
+        UsageError: naming the key, its line, and the nearest valid key of an unknown one.
+    """
+    if not isinstance(values, dict):
+        raise UsageError(
+            f"{source} does not hold a YAML mapping.",
+            f"Its sections are {', '.join(StudyRecipe.model_fields)}.",
+        )
+    try:
+        study = StudyRecipe.model_validate(values)
+    except ValidationError as error:
+        raise explain(error, StudyRecipe, source, text) from None
+    check_references(study, source)
+    check_training(study, source)
+    return study
+
+
+def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyRecipe:
+    """Read a YAML recipe and apply ``key.path=value`` overrides (values are YAML).
+
+    Raises:
+        UsageError: the file cannot be read, is not YAML, or says something that no study can.
+    """
+    text = read_text(path)
+    values = parse_yaml(text, str(path), IncrementLoader)
+    for override in overrides:
+        apply_override(values, override)
+    return make_study(values, str(path), text)

@@ -1,0 +1,119 @@
+"""What is kept of a finished training run: one small JSON file under its content key. No torch.
+
+A study looks for a record before it starts a run, in its own folder and in the shared folder of
+runs, so a finished run is never made again, and records can be committed without the weights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+RECORD = "record.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished training run.
+
+    Attributes:
+        name: of the run when it was made; studies that share it may call it otherwise.
+        change: what was done to the model before it, in words, or None.
+        exactness: of that change, with what verification found, or None.
+        parameters: of the model.
+        flops_per_token: of training.
+        steps, tokens: of this run alone.
+        learning_rate: peak.
+        seconds: spent on training steps.
+        curve: (tokens of this run, held-out loss).
+        measures, series: see :class:`growkit.study.results.Run`.
+        machine: where it ran.
+        date: when it ended, ISO 8601.
+        diverged: why the run was given up, None for one that ended well.
+    """
+
+    key: str
+    name: str
+    change: str | None
+    exactness: str | None
+    parameters: int
+    flops_per_token: float
+    steps: int
+    tokens: int
+    learning_rate: float
+    seconds: float
+    curve: list[tuple[int, float]]
+    measures: dict[str, float]
+    series: dict[str, list[tuple[float, float]]]
+    machine: dict[str, Any]
+    date: str
+    held_out_tokens: int = 0
+    diverged: str | None = None
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def first_loss(self) -> float:
+        """Held out, before the first step."""
+        return self.curve[0][1] if self.curve else float("nan")
+
+    @property
+    def last_loss(self) -> float:
+        """Held out, after the last step; NaN where the run diverged."""
+        return float("nan") if self.diverged or not self.curve else self.curve[-1][1]
+
+    def write(self, path: Path) -> None:
+        """Write the file, whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        partial.write_text(json.dumps({"format": FORMAT, **asdict(self)}) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+
+
+def read_record(path: Path) -> Record | None:
+    """The record in a file; None where there is none, or one of another format."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values.pop("format") != FORMAT:
+            return None
+        values["curve"] = [(tokens, loss) for tokens, loss in values["curve"]]
+        values["series"] = {
+            name: [(a, b) for a, b in pairs] for name, pairs in values["series"].items()
+        }
+        return Record(**values)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+class Records:
+    """Records by content key.
+
+    Args:
+        own: folder of the study's own copies.
+        runs: folder of the runs, shared by studies.
+    """
+
+    def __init__(self, own: Path, runs: Path) -> None:
+        self.own, self.runs = own, runs
+        self._known: dict[str, Record] = {}
+
+    def get(self, key: str) -> Record | None:
+        """The record of a run, or None; one that another study made is copied."""
+        if key not in self._known:
+            record = read_record(self.own / f"{key}.json")
+            if record is None:
+                record = read_record(self.runs / key / RECORD)
+                if record is not None:
+                    record.write(self.own / f"{key}.json")
+            if record is None:
+                return None
+            self._known[key] = record
+        return self._known[key]
+
+    def weights(self, key: str) -> Path | None:
+        """The folder of the trained model, if it is still there."""
+        folder = self.runs / key / "model"
+        return folder if (folder / "config.json").is_file() else None

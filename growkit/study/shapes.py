@@ -1,0 +1,175 @@
+"""The shape of every model of a study before anything is trained: parameters and FLOPs a token.
+
+A shape is found by doing what the study will do, on untrained weights: the model is made from its
+config, and a growth or a conversion is planned on it. Nothing is estimated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from growkit.checkpoint import open_checkpoint
+from growkit.families import Family, family_of
+from growkit.study.recipe import Start, StudyRecipe
+from growkit.surgery.conversion_plan import build_conversion_plan
+from growkit.surgery.cost import cost_of
+from growkit.surgery.plan import Plan, build_plan
+from growkit.surgery.request import GrowthRequest
+
+if TYPE_CHECKING:
+    from growkit.checkpoint import Checkpoint
+
+# Forward once, gradients of activations and of weights (Kaplan et al. 2020, arXiv 2001.08361).
+PASSES = 3
+# Of a config.json: what says nothing about the shape.
+NO_SHAPE = ("growkit", "auto_map", "architectures", "transformers_version", "dtype", "torch_dtype")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The configuration of a model and what a training token costs it.
+
+    Attributes:
+        config: of a config.json, without what depends on versions and files.
+        parameters: a tied output projection counts once.
+        flops_per_token: of training, at the study's sequence length.
+    """
+
+    config: dict[str, Any]
+    parameters: int
+    flops_per_token: float
+
+    @cached_property
+    def key(self) -> str:
+        """Equal for equal configurations."""
+        return digest(self.config)
+
+
+def digest(values: Any) -> str:
+    """A short hash of JSON-able values."""
+    text = json.dumps(values, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+class Shapes:
+    """Shapes by the names of bases and arms.
+
+    Args:
+        folder: where untrained models are kept, by content.
+        tokenizer: folder of the study's tokenizer, None where every model brings its own.
+    """
+
+    def __init__(self, study: StudyRecipe, folder: Path, tokenizer: Path | None) -> None:
+        self.study, self.folder, self.tokenizer = study, folder, tokenizer
+        self._known: dict[str, Shape] = {}
+
+    def of(self, name: str) -> Shape:
+        """The final shape of a base or an arm.
+
+        Raises:
+            UsageError, CheckpointError: the config, the growth or the conversion cannot be used.
+        """
+        if name not in self._known:
+            self._known[name] = self._measure(self.study.start(name))
+        return self._known[name]
+
+    def config_of(self, start: Start) -> dict[str, Any]:
+        """The model config that a start from scratch is made from."""
+        if start.shape_of is not None:
+            return dict(self.of(start.shape_of).config)
+        assert start.config is not None
+        return dict(start.config)
+
+    def _measure(self, start: Start) -> Shape:
+        with open_checkpoint(self._origin(start)) as checkpoint:
+            plan = plan_of(start, checkpoint)
+            if plan is not None:
+                return self._shape(plan.family, plan.sizes, plan.config)
+            family = family_of(checkpoint.config, checkpoint.tensors)
+            sizes = family.sizes_of(checkpoint.config, checkpoint.tensors)
+            return self._shape(family, sizes, checkpoint.config)
+
+    def _shape(self, family: Family, sizes: Mapping[str, int], config: Mapping[str, Any]) -> Shape:
+        cost = cost_of(family, sizes, "F32", self.study.data.sequence_length, config)
+        kept = {key: value for key, value in config.items() if key not in NO_SHAPE}
+        return Shape(kept, cost.parameters, float(PASSES * cost.flops_per_token))
+
+    def _origin(self, start: Start) -> Path:
+        """A folder with the model before the change of ``start``, untrained if need be."""
+        if start.checkpoint is not None:
+            return start.checkpoint
+        if start.base is not None:
+            return self._drafted(self.study.bases[start.base])
+        return self._untrained(self.config_of(start))
+
+    def _drafted(self, base: Start) -> Path:
+        """A folder with the shape of a base."""
+        origin = self._origin(base)
+        if base.change is None:
+            return origin
+        target = self.folder / digest([str(origin), base.change])
+        if not target.is_dir():
+            apply_change(base, origin, target, verify=False)
+        return target
+
+    def _untrained(self, config: dict[str, Any]) -> Path:
+        target = self.folder / digest(config)
+        if target.is_dir():
+            return target
+        from growkit.training.models import build_model
+        from growkit.training.recipe import ModelSection
+        from growkit.training.tokenizer import load_tokenizer
+        from growkit.verify.loading import quiet_transformers
+
+        assert self.tokenizer is not None, "a study with models from scratch has a tokenizer"
+        with quiet_transformers():
+            model = build_model(ModelSection(config=config), load_tokenizer(self.tokenizer), 0)
+            partial = target.with_name(target.name + ".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            model.save_pretrained(partial)
+            partial.rename(target)
+        return target
+
+
+def plan_of(start: Start, checkpoint: Checkpoint) -> Plan | None:
+    """The plan of a start's change on an opened checkpoint; None where nothing changes.
+
+    Raises:
+        UsageError, CheckpointError: the change does not fit the checkpoint.
+    """
+    if start.grow is not None:
+        request = GrowthRequest.from_mapping(start.grow)
+        return build_plan(
+            checkpoint,
+            request.operators(),
+            symmetry=request.symmetry_choice(),
+            target=request.format,
+        )
+    if start.convert is not None:
+        asked = start.conversion()
+        return build_conversion_plan(
+            checkpoint, asked.conversion(), symmetry=asked.symmetry_choice()
+        )
+    return None
+
+
+def apply_change(start: Start, source: Path, target: Path, *, verify: bool = True) -> dict[str, Any]:
+    """Grow or convert ``source`` into ``target``; returns the manifest.
+
+    Optimizer state goes along where the source is a run that has it and the growth keeps it.
+    """
+    if start.grow is not None:
+        from growkit.grow import grow_checkpoint
+
+        request = GrowthRequest.from_mapping(start.grow)
+        return grow_checkpoint(source, target, request, verify=verify)[1]
+    from growkit.convert import convert_checkpoint
+
+    return convert_checkpoint(source, target, start.conversion(), verify=verify)[1]

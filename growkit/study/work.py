@@ -1,0 +1,209 @@
+"""One training run of a study, in a process of its own: ``python -m growkit.study.work FOLDER``.
+
+FOLDER holds ``node.json``, what to do, and gets::
+
+    source/         the model that the run starts from, grown or converted and verified
+    model/          the run (see growkit.training.run): trained weights at its top
+    record.json     what is kept of it; written last
+
+A run that was killed goes on from its last checkpoint, and comes to the same result.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from growkit.errors import Diverged, GrowkitError
+from growkit.study.lock import BUSY, end_with_parent, held
+from growkit.study.machine import machine
+from growkit.study.recipe import Start
+from growkit.study.records import RECORD, Record, read_record
+from growkit.study.shapes import apply_change
+
+NODE = "node.json"
+
+
+def work(folder: Path) -> Record:
+    """Make the run that ``folder/node.json`` describes, or go on with it.
+
+    Raises:
+        GrowkitError: whatever the growth or the training raises, but not for a loss that is NaN:
+            that is a result.
+    """
+    node = json.loads((folder / NODE).read_text(encoding="utf-8"))
+    start = Start.model_validate(node["start"])
+    values, manifest = node["recipe"], None
+    if node["parent"] is not None:
+        source, manifest = _source(start, Path(node["parent"]), folder / "source")
+        values["model"] |= {"checkpoint": str(source)}
+        values["model"].pop("config", None)
+    from growkit.training import train
+    from growkit.training.metrics import read_metrics
+    from growkit.training.recipe import make_recipe
+
+    recipe = make_recipe(values, node["name"])
+    model, diverged = folder / "model", None
+    try:
+        train(recipe, model)
+    except Diverged as error:
+        diverged = error.cause
+    rows = read_metrics(model / "training" / "metrics.jsonl")
+    final = _final(model)
+    measures = {} if diverged else _measures(model, final, node["measures"])
+    record = Record(
+        key=node["key"],
+        name=node["name"],
+        change=None if manifest is None else _in_words(start),
+        exactness=None if manifest is None else _exactness(manifest),
+        parameters=node["parameters"],
+        flops_per_token=node["flops_per_token"],
+        steps=recipe.total_steps - recipe.first_step,
+        tokens=(recipe.total_steps - recipe.first_step) * recipe.tokens_per_step,
+        learning_rate=recipe.training.learning_rate,
+        seconds=_training_seconds(rows, recipe.first_step * recipe.tokens_per_step),
+        curve=_curve(rows, recipe.first_step * recipe.tokens_per_step),
+        measures=measures,
+        series=_series(rows, node["series"]),
+        machine=machine(),
+        date=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        diverged=diverged,
+        recipe={key: final.get("recipe", {}).get(key) for key in ("model", "training")}
+        if final
+        else {},
+    )
+    _clean(folder, keep_state=node["has_children"])
+    record.write(folder / RECORD)
+    return record
+
+
+def _source(start: Start, parent: Path, target: Path) -> tuple[Path, dict[str, Any] | None]:
+    """The folder that the run starts from, made once, and the manifest of its change."""
+    from growkit.surgery.manifest import read_manifest
+
+    if start.change is None:
+        if not target.is_dir():
+            carry_over(parent, target)
+        return target, None
+    if not target.is_dir():
+        apply_change(start, parent, target)
+    return target, read_manifest(target)
+
+
+def carry_over(source: Path, target: Path) -> None:
+    """A copy of a trained folder with its optimizer state, so that a run goes on as it was.
+
+    It is the growth that changes nothing.
+    """
+    from growkit.checkpoint import open_checkpoint
+    from growkit.grow import publish_plan
+    from growkit.optimizer_state.find import find_state
+    from growkit.optimizer_state.grow import GrownState
+    from growkit.surgery.plan import build_plan
+
+    with open_checkpoint(source) as checkpoint:
+        plan = build_plan(checkpoint, [])
+        state = find_state(source)
+        optimizer = None if state is None else GrownState(plan, state, "grow")
+        publish_plan(plan, target, {}, verify=False, optimizer=optimizer)
+
+
+def _in_words(start: Start) -> str:
+    change = start.change or {}
+    (kind, values), *_ = change.items()
+    return f"{kind}: " + ", ".join(f"{key} {value}" for key, value in values.items())
+
+
+def _exactness(manifest: dict[str, Any]) -> str:
+    verified = manifest.get("verification", {}).get("summary", "not verified")
+    return f"{manifest['plan']['exactness']}; {verified}"
+
+
+def _final(model: Path) -> dict[str, Any]:
+    path = model / "growkit_training.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return found
+
+
+def _curve(rows: Sequence[dict[str, Any]], before: int) -> list[tuple[int, float]]:
+    """(tokens of this run, held-out loss); tokens count through all runs in the rows."""
+    return [(row["tokens"] - before, row["eval_loss"]) for row in rows if "eval_loss" in row]
+
+
+def _training_seconds(rows: Sequence[dict[str, Any]], before: int) -> float:
+    """Time of the training steps alone, over all attempts."""
+    seconds, at = 0.0, before
+    for row in rows:
+        if "tokens_per_second" in row:
+            seconds += (row["tokens"] - at) / max(row["tokens_per_second"], 1e-9)
+            at = row["tokens"]
+    return round(seconds, 2)
+
+
+def _series(
+    rows: Sequence[dict[str, Any]], names: Sequence[str]
+) -> dict[str, list[tuple[float, float]]]:
+    found: dict[str, list[tuple[float, float]]] = {}
+    for name in names:
+        points = [
+            (float(row["tokens"]), _mean(row["probe"][name]))
+            for row in rows
+            if row.get("probe", {}).get(name) is not None
+        ]
+        if points:
+            found[name] = points
+    return found
+
+
+def _mean(value: Any) -> float:
+    return sum(map(float, value)) / max(len(value), 1) if isinstance(value, list) else float(value)
+
+
+def _measures(model: Path, final: dict[str, Any], asked: Sequence[str]) -> dict[str, float]:
+    """Figures of the trained model besides its loss."""
+    found = {
+        name: float(final[name])
+        for name in ("perplexity", "bits_per_byte")
+        if final.get(name) is not None
+    }
+    if "attention" in asked:
+        from growkit.study.quality import attention_figures
+
+        found |= attention_figures(model)
+    return found
+
+
+def _clean(folder: Path, *, keep_state: bool) -> None:
+    """Leave the weights, and optimizer state where another run goes on from them."""
+    shutil.rmtree(folder / "source", ignore_errors=True)
+    if not keep_state:
+        shutil.rmtree(folder / "model" / "training" / "checkpoints", ignore_errors=True)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The worker process: exit 1 and one line on stderr for a failure."""
+    from growkit.threads import wait_passively
+
+    wait_passively()
+    end_with_parent()
+    folder = Path(arguments[0])
+    with held(folder) as alone:
+        if not alone:
+            return BUSY
+        try:
+            # Another study may have made it since this process was started.
+            if read_record(folder / RECORD) is None:
+                work(folder)
+        except GrowkitError as error:
+            print(f"{error.cause} {error.remedy}", file=sys.stderr)
+            return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
