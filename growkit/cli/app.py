@@ -20,6 +20,7 @@ COMMANDS = {
     "diff": "diff",
     "train": "train",
     "report": "report",
+    "study": "study",
     "demo": "demo",
 }
 

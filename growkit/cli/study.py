@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -14,10 +14,6 @@ from growkit.cli.common import (
     VerboseOption,
     open_output,
 )
-
-if TYPE_CHECKING:
-    from growkit.study.results import StudyResult
-    from growkit.study.study import Choice, Study
 
 PANEL = "Train"
 
@@ -62,6 +58,7 @@ def study(
     [dim]growkit study study-growth --out studies/growth --workers 2[/dim]
     """
     output = open_output(json_mode, quiet, verbose)
+    from growkit.cli.study_view import show_plan, show_result
     from growkit.errors import GrowkitError
     from growkit.recipe_files import find_recipe
     from growkit.study.recipe import load_study
@@ -75,7 +72,7 @@ def study(
     out = out or Path("studies") / recipe.stem.removeprefix("study-")
     one = Study(loaded, out, runs or out / "runs", output)
     if plan:
-        _show_plan(output, one, choice, flops_per_second)
+        output.result(show_plan(output, one, choice, flops_per_second))
         return
     try:
         result = one.result() if report else one.run(choice, devices=places, workers=workers)
@@ -84,7 +81,7 @@ def study(
             write_study(one.result(), one.out)  # of what is finished, also after Ctrl-C
         raise
     written = write_study(result, one.out)
-    _show(output, result, written)
+    show_result(output, result, written)
     output.result(result.to_dict())
     if one.failed:
         reasons = sorted(set(one.failed.values()))
@@ -104,7 +101,9 @@ def _numbers(text: str | None) -> list[int]:
     try:
         return [int(word) for word in _words(text)]
     except ValueError:
-        raise UsageError(f"--seeds {text!r} holds no numbers.", "For example --seeds 0,1.") from None
+        raise UsageError(
+            f"--seeds {text!r} holds no numbers.", "For example --seeds 0,1."
+        ) from None
 
 
 def _devices(text: str) -> list[str]:
@@ -121,13 +120,3 @@ def _devices(text: str) -> list[str]:
     if not devices or ("auto" in devices and len(devices) > 1):
         raise UsageError(f"--devices {text!r} cannot be used.", "auto stands alone.")
     return devices
-
-
-def _show_plan(
-    output: object, study: Study, choice: Choice, flops_per_second: float | None
-) -> None:
-    raise NotImplementedError
-
-
-def _show(output: object, result: StudyResult, written: list[Path]) -> None:
-    raise NotImplementedError

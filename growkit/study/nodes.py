@@ -187,24 +187,19 @@ class Nodes:
             return self.trials(rates["of"])
         if not isinstance(rates, list):
             return []
-        return [self._node(name, section.seed, float(rate), section.share) for rate in sorted(rates)]
+        return [
+            self._node(name, section.seed, float(rate), section.share) for rate in sorted(rates)
+        ]
 
     def _node(self, name: str, seed: int, rate: float, share: float = 1.0) -> Node:
         start = self.study.start(name)
         parent = self.node(start.base, seed) if start.base is not None else None
         shape = self.shapes.of(name)
         per_step = shape.flops_per_token * self.tokens_per_step
-        before = sum(node.flops for node in parent.lineage) if parent is not None else 0.0
-        first = sum(node.steps for node in parent.lineage) if parent is not None else 0
-        whole = self._flops(name, start, shape)
-        steps = int(share * (whole - (0.0 if isinstance(start, Base) else before)) / per_step)
-        if steps < 1:
-            raise UsageError(
-                f"{name!r} has nothing left to train on: its base spent {before:.3g} of "
-                f"{whole:.3g} training FLOPs.",
-                "Raise the budget, or shorten the base.",
-            )
-        values = self._recipe(start, seed, rate, first, steps, per_step, share * whole)
+        before, first = self._before(name)
+        steps = self.steps(name, share)
+        budget = share * self._flops(name)
+        values = self._recipe(start, seed, rate, first, steps, per_step, budget)
         trial = "" if share == 1.0 else f", learning rate {rate:g}"
         return Node(
             name=f"{name}, seed {seed}{trial}",
@@ -218,13 +213,43 @@ class Nodes:
             key=self._key(values, start, parent),
         )
 
-    def _flops(self, name: str, start: Start, shape: Shape) -> float:
+    def steps(self, name: str, share: float = 1.0) -> int:
+        """Optimizer steps of a base or an arm, without those of what it goes on from.
+
+        Raises:
+            UsageError: nothing is left of the budget.
+        """
+        before, _ = self._before(name)
+        whole = self._flops(name)
+        left = whole if isinstance(self.study.start(name), Base) else whole - before
+        steps = int(share * left / (self.shapes.of(name).flops_per_token * self.tokens_per_step))
+        if steps < 1:
+            raise UsageError(
+                f"{name!r} has nothing left to train on: its base spent {before:.3g} of "
+                f"{whole:.3g} training FLOPs.",
+                "Raise the budget, or shorten the base.",
+            )
+        return steps
+
+    def _before(self, name: str) -> tuple[float, int]:
+        """(training FLOPs, steps) of what a base or an arm goes on from."""
+        base = self.study.start(name).base
+        if base is None:
+            return 0.0, 0
+        flops, steps = self._before(base)
+        own = self.steps(base)
+        cost = own * self.shapes.of(base).flops_per_token * self.tokens_per_step
+        return flops + cost, steps + own
+
+    def _flops(self, name: str) -> float:
+        """The budget of an arm, or what a base is given."""
+        start = self.study.start(name)
         if not isinstance(start, Base):
             return self.budget
         if start.training_flops is not None:
             return start.training_flops
         assert start.tokens is not None
-        return start.tokens * shape.flops_per_token
+        return start.tokens * self.shapes.of(name).flops_per_token
 
     def _recipe(
         self,

@@ -160,7 +160,9 @@ def plan_of(start: Start, checkpoint: Checkpoint) -> Plan | None:
     return None
 
 
-def apply_change(start: Start, source: Path, target: Path, *, verify: bool = True) -> dict[str, Any]:
+def apply_change(
+    start: Start, source: Path, target: Path, *, verify: bool = True
+) -> dict[str, Any]:
     """Grow or convert ``source`` into ``target``; returns the manifest.
 
     Optimizer state goes along where the source is a run that has it and the growth keeps it.

@@ -23,6 +23,7 @@ from growkit.errors import UsageError, nearest
 from growkit.progress import Reporter, Silent
 from growkit.study.inputs import Inputs, open_inputs
 from growkit.study.nodes import Node, Nodes, Waiting, finished
+from growkit.study.outline import Line, outline
 from growkit.study.recipe import StudyRecipe
 from growkit.study.records import Record, Records
 from growkit.study.results import Arm, Comparison, Phase, Point, Run, StudyResult
@@ -165,9 +166,26 @@ class Study:
                 return before
         return node
 
+    def outline(self, choice: Choice) -> list[Line]:
+        """What the choice would run."""
+        return outline(self.nodes, choice.arms)
+
+    def cost(self, choice: Choice) -> float:
+        """Training FLOPs of all its runs, those that are there and trials included."""
+        flops = {line.name: line.flops for line in self.outline(choice)}
+        return sum(
+            flops.get(name, 0.0) * (self.recipe.sweep.share if isinstance(what, str) else 1.0)
+            for name, what in self._planned(choice)
+        )
+
     def progress(self, choice: Choice) -> tuple[int, int]:
         """(finished, all) runs of the choice, trials of learning rates included."""
-        planned: set[tuple[str, object]] = set()
+        planned = len(self._planned(choice))
+        return min(len(self._recorded(choice)), planned), planned
+
+    def _planned(self, choice: Choice) -> set[tuple[str, int | str]]:
+        """A base or an arm with a seed or, of a trial, with what is tried."""
+        planned: set[tuple[str, int | str]] = set()
 
         def add(name: str, seed: int) -> None:
             base = self.recipe.start(name).base
@@ -188,7 +206,7 @@ class Study:
         for seed in choice.seeds:
             for arm in choice.arms:
                 add(arm, seed)
-        return min(len(self._recorded(choice)), len(planned)), len(planned)
+        return planned
 
     def _recorded(self, choice: Choice) -> set[str]:
         keys: set[str] = set()
@@ -324,5 +342,3 @@ def _claim(out: Path) -> None:
             f"The output {str(out)!r} is not empty and holds no study.",
             "Choose another folder with --out.",
         )
-
-
