@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -74,13 +75,16 @@ def study(
     if plan:
         output.result(show_plan(output, one, choice, flops_per_second))
         return
+    command = f"growkit study {shlex.quote(str(recipe))} --out {shlex.quote(str(out))}"
     try:
         result = one.result() if report else one.run(choice, devices=places, workers=workers)
     except BaseException:
         if one.out.is_dir():
-            write_study(one.result(), one.out)  # of what is finished, also after Ctrl-C
+            write_study(
+                one.result(), one.out, command=command
+            )  # of what is finished, also after Ctrl-C
         raise
-    written = write_study(result, one.out)
+    written = write_study(result, one.out, command=command, note=output.note)
     show_result(output, result, written)
     output.result(result.to_dict())
     if one.failed:

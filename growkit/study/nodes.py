@@ -315,8 +315,22 @@ class Nodes:
         origin = None
         if start.checkpoint is not None:
             origin = self.fingerprints[str(start.checkpoint)]
+        # Figures besides the loss belong to the result of an arm: a run without them is another.
+        observed = (
+            {}
+            if isinstance(start, Base)
+            else {
+                name: value
+                for name, value in (
+                    ("measures", self.study.measures),
+                    ("series", self.study.series),
+                )
+                if value
+            }
+        )
         return digest(
             {
+                **observed,
                 "format": FORMAT,
                 "model": values["model"],
                 "data": data,

@@ -7,10 +7,11 @@ runs, so a finished run is never made again, and records can be committed withou
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from growkit.whole_file import write_whole
 
 RECORD = "record.json"
 FORMAT = 1
@@ -68,9 +69,7 @@ class Record:
     def write(self, path: Path) -> None:
         """Write the file, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps({"format": FORMAT, **asdict(self)}) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        write_whole(path, json.dumps({"format": FORMAT, **asdict(self)}) + "\n")
 
 
 def read_record(path: Path) -> Record | None:

@@ -8,11 +8,13 @@ so a grown model carries what its source cost.
 from __future__ import annotations
 
 import json
-import os
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from growkit.whole_file import write_whole
 
 FORMAT = 1
 STUDY_FILE = "study.json"
@@ -187,17 +189,18 @@ class StudyResult:
         return next(arm for arm in self.arms if arm.name == name)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able values."""
+        """JSON-able values; the loss of a trial that diverged, NaN, is null there."""
         values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        for arm in values["arms"]:
+            if arm["sweep"] is not None:
+                losses = arm["sweep"]["losses"]
+                arm["sweep"]["losses"] = [[a, None if math.isnan(b) else b] for a, b in losses]
         return {"format": FORMAT} | values
 
     def write(self, folder: Path) -> Path:
         """Write ``study.json``, whole or not at all."""
-        target = folder / STUDY_FILE
-        partial = target.with_name(target.name + ".partial")
-        partial.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, target)
-        return target
+        text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
+        return write_whole(folder / STUDY_FILE, text + "\n")
 
 
 def result_from(values: Mapping[str, Any]) -> StudyResult:
@@ -217,7 +220,12 @@ def _arm(values: Mapping[str, Any]) -> Arm:
             "runs": tuple(_run(run) for run in values["runs"]),
             "sweep": None
             if sweep is None
-            else Sweep(**{**sweep, "losses": tuple((a, b) for a, b in sweep["losses"])}),
+            else Sweep(
+                **{
+                    **sweep,
+                    "losses": tuple((a, math.nan if b is None else b) for a, b in sweep["losses"]),
+                }
+            ),
             "failed": {int(seed): why for seed, why in values.get("failed", {}).items()},
         }
     )

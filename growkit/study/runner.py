@@ -23,6 +23,7 @@ from growkit.study.nodes import Node
 from growkit.study.recipe import Base, Start
 from growkit.study.records import Records
 from growkit.training.metrics import read_metrics
+from growkit.whole_file import write_whole
 
 POLL = 0.5
 LOG = "log.txt"
@@ -159,9 +160,7 @@ class Runner:
             "series": self.series,
             "has_children": isinstance(node.start, Base),
         }
-        partial = folder / "node.json.partial"
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, folder / "node.json")
+        write_whole(folder / "node.json", json.dumps(content, indent=1) + "\n")
 
     def _collect(self, bar: Progress) -> None:
         figures = {}

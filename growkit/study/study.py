@@ -12,7 +12,6 @@ and in the folder of runs (default OUT/runs) the trained models and the packed t
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from growkit.study.records import Record, Records
 from growkit.study.results import Arm, Comparison, Phase, Point, Run, StudyResult
 from growkit.study.runner import Runner, slots
 from growkit.study.shapes import Shapes
+from growkit.whole_file import write_whole
 
 RECIPE = "study.yaml"
 EQUAL_FLOPS, EQUAL_PARAMETERS = "equal FLOPs", "equal FLOPs, equal parameters"
@@ -129,9 +129,7 @@ class Study:
 
     def _keep_recipe(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
-        partial = self.out / f"{RECIPE}.partial"
-        partial.write_text(yaml.safe_dump(self.recipe.to_dict(), sort_keys=False))
-        os.replace(partial, self.out / RECIPE)
+        write_whole(self.out / RECIPE, yaml.safe_dump(self.recipe.to_dict(), sort_keys=False))
 
     # -- what is to be done ---------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from growkit.study.machine import machine
 from growkit.study.recipe import Start
 from growkit.study.records import RECORD, Record, read_record
 from growkit.study.shapes import apply_change
+from growkit.training.metrics import last_evaluation, read_metrics
 
 NODE = "node.json"
 
@@ -44,7 +45,6 @@ def work(folder: Path) -> Record:
         values["model"] |= {"checkpoint": str(source)}
         values["model"].pop("config", None)
     from growkit.training import train
-    from growkit.training.metrics import read_metrics
     from growkit.training.recipe import make_recipe
 
     recipe = make_recipe(values, node["name"])
@@ -55,7 +55,7 @@ def work(folder: Path) -> Record:
         diverged = error.cause
     rows = read_metrics(model / "training" / "metrics.jsonl")
     final = _final(model)
-    measures = {} if diverged else _measures(model, final, node["measures"])
+    measures = {} if diverged else _measures(model, final, rows, node["measures"])
     record = Record(
         key=node["key"],
         name=node["name"],
@@ -72,6 +72,7 @@ def work(folder: Path) -> Record:
         series=_series(rows, node["series"]),
         machine=machine(),
         date=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        held_out_tokens=final.get("held_out_tokens", 0),
         diverged=diverged,
         recipe={key: final.get("recipe", {}).get(key) for key in ("model", "training")}
         if final
@@ -164,17 +165,23 @@ def _mean(value: Any) -> float:
     return sum(map(float, value)) / max(len(value), 1) if isinstance(value, list) else float(value)
 
 
-def _measures(model: Path, final: dict[str, Any], asked: Sequence[str]) -> dict[str, float]:
-    """Figures of the trained model besides its loss."""
+def _measures(
+    model: Path, final: dict[str, Any], rows: Sequence[dict[str, Any]], asked: Sequence[str]
+) -> dict[str, float]:
+    """Figures of the trained model besides its loss, ``loss.NAME`` of each source among them."""
+    last = last_evaluation(rows) or {}
+    by_source = {key: last[key] for key in last if key.startswith("eval_loss/")}
     found = {
         name: float(final[name])
         for name in ("perplexity", "bits_per_byte")
         if final.get(name) is not None
     }
+    found |= {key.replace("eval_loss/", "loss."): float(by_source[key]) for key in by_source}
     if "attention" in asked:
-        from growkit.study.quality import attention_figures
+        from growkit.evaluation import attention_suite
+        from growkit.evaluation.model import load
 
-        found |= attention_figures(model)
+        found |= attention_suite(load(model)).figures()
     return found
 
 
