@@ -40,7 +40,8 @@ def open_inputs(recipe: StudyRecipe, runs: Path, reporter: Reporter) -> Inputs:
     for start in [*recipe.bases.values(), *recipe.arms.values()]:
         if start.checkpoint is not None:
             with open_checkpoint(start.checkpoint) as checkpoint:
-                fingerprints[str(start.checkpoint)] = content_hash(checkpoint)
+                own = tokenizer_fingerprint(start.checkpoint)
+                fingerprints[str(start.checkpoint)] = f"{content_hash(checkpoint)} {own}"
     tokenizer = _tokenizer(recipe, corpus, runs, content, reporter)
     if tokenizer is not None:
         fingerprints["tokenizer"] = tokenizer_fingerprint(tokenizer)

@@ -281,6 +281,8 @@ class Nodes:
         model: dict[str, Any] = {"dtype": start.dtype}
         if start.attn_implementation is not None:
             model["attn_implementation"] = start.attn_implementation
+        if start.optimizer_state == "reset":
+            model["optimizer_state"] = "reset"
         if start.from_scratch:
             model["config"] = self.shapes.config_of(start)
         values: dict[str, Any] = {

@@ -62,6 +62,8 @@ class Start(Section):
         convert: as the options of ``growkit convert``.
         training: changes to the training section; ``learning_rate`` may be a list, or
             ``{of: NAME}`` for the rate that another base or arm uses.
+        optimizer_state: ``reset`` goes on from a base with a fresh optimizer (a conversion always
+            does; of a growth, ``grow.optimizer_state`` says it).
         rewarm_steps: the learning rate rises from 0 again over so many steps after the change.
         attn_implementation, dtype: as in a training recipe's model section.
     """
@@ -74,6 +76,7 @@ class Start(Section):
     grow: dict[str, Any] | None = None
     convert: dict[str, Any] | None = None
     training: dict[str, Any] = Field(default_factory=dict)
+    optimizer_state: Literal["auto", "reset"] = "auto"
     rewarm_steps: Annotated[int, Field(ge=0)] = 0
     attn_implementation: str | None = None
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"

@@ -87,6 +87,8 @@ def _source(start: Start, parent: Path, target: Path) -> tuple[Path, dict[str, A
     """The folder that the run starts from, made once, and the manifest of its change."""
     from growkit.surgery.manifest import read_manifest
 
+    if start.change is None and start.checkpoint is not None:
+        return parent, None
     if start.change is None:
         if not target.is_dir():
             carry_over(parent, target)
