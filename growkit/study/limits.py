@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import isfinite
 
 from growkit.quantities import human_count, percent
+from growkit.study.intervals import CONFIDENCE, t_quantile
 from growkit.study.results import StudyResult
 from growkit.study.savings import savings
 from growkit.study.statistics import findings, seeds_text
@@ -63,6 +64,15 @@ def _of_comparisons(result: StudyResult) -> list[str]:
         said.append(
             "With two seeds an interval reaches 12.7 standard errors to each side: only very large "
             "differences can be shown."
+        )
+    lost = [one for one in found if one.direction in ("lower", "higher") and not one.survives]
+    if lost:
+        # What the smallest of so many p-values has to be under, as a multiple of its error.
+        seeds, compared = max(counts), lost[0].compared
+        needed = t_quantile(1 - (1 - CONFIDENCE) / compared, seeds - 1)
+        said.append(
+            f"{compared} comparisons with {seeds} seeds: Holm's correction first passes a mean "
+            f"difference of {needed:.1f} standard errors. Fewer questions or more seeds show more."
         )
     if any(one.direction == "none" for one in found):
         said.append(

@@ -29,7 +29,7 @@ def study_page(
         command: reproduces the study; by default the one that runs the recipe on the page.
         note: stands where the figures are (why there are none).
     """
-    file = shlex.quote(f"{result.name}.yaml")
+    command = command or f"growkit study study.yaml --out {shlex.quote(result.name)}"
     recipe = yaml.safe_dump(result.recipe, sort_keys=False, allow_unicode=True, width=96)
     plots = figures_html(figures, wide=True) if figures else ""
     body = (
@@ -41,8 +41,8 @@ def study_page(
         + _section("What it cannot say", _list(limits(result)))
         + _section(
             "Reproduce it",
-            f"<pre>{escape(command or f'growkit study {file}')}</pre>\n"
-            f"<p>with this recipe as {escape(result.name)}.yaml:</p>\n"
+            f"<pre>{escape(command)}</pre>\n"
+            "<p>with this recipe as study.yaml:</p>\n"
             f"<pre>{escape(recipe)}</pre>\n",
         )
     )

@@ -104,15 +104,20 @@ def findings(result: StudyResult) -> list[Finding]:
     """The answers to a study's comparisons, in its order."""
     found = [_finding(result, comparison) for comparison in result.comparisons]
     p_values = {
-        index: finding.estimate.p
-        for index, finding in enumerate(found)
+        _pair(finding): finding.estimate.p
+        for finding in found
         if finding.estimate is not None and finding.estimate.p is not None
     }
     adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
     return [
-        replace(finding, adjusted_p=adjusted.get(index), compared=len(adjusted))
-        for index, finding in enumerate(found)
+        replace(finding, adjusted_p=adjusted.get(_pair(finding)), compared=len(adjusted))
+        for finding in found
     ]
+
+
+def _pair(finding: Finding) -> frozenset[str]:
+    """The two arms, whichever is asked about: a question asked twice is one test."""
+    return frozenset((finding.comparison.arm, finding.comparison.against))
 
 
 def verdicts(result: StudyResult) -> list[str]:

@@ -108,10 +108,9 @@ def tables(result: StudyResult) -> list[Table]:
 
 
 def rich_tables(result: StudyResult) -> list[RichTable]:
-    """The comparisons and the arms for a terminal: what stands in the first is left out of the
-    second."""
-    arms = equal_flops(result).without("difference (95 % CI)", "tokens")
-    return [comparisons(result).rich(), arms.rich()]
+    """The arms for a terminal; what the verdicts say in words beside it is left out."""
+    arms = equal_flops(result).without("difference (95 % CI)", "tokens", "wall time")
+    return [arms.rich()]
 
 
 def _groups(figures: Sequence[ArmFigures]) -> list[list[ArmFigures]]:

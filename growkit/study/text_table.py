@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -50,9 +50,10 @@ class Table:
             caption_justify="left",
         )  # fmt: skip
         for number, column in enumerate(self.columns):
-            table.add_column(
-                column, justify="left" if number < self.words else "right", overflow="fold"
-            )
+            cells = [column, *(row[number] for row in self.rows)]
+            width = max(len(word) for cell in cells for word in cell.split())
+            justify: Literal["left", "right"] = "left" if number < self.words else "right"
+            table.add_column(column, justify=justify, overflow="fold", min_width=width)
         for row in self.rows:
             table.add_row(*map(Text, row))  # names are no markup
         return table

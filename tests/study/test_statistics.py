@@ -95,6 +95,14 @@ def test_many_comparisons_are_corrected_together() -> None:
     assert any(one.direction != "none" for one in among[1:])  # what the correction is for
 
 
+def test_a_question_asked_both_ways_is_one_test() -> None:
+    arms = [made_arm("A", {1: 3.49, 2: 3.588, 3: 3.436}), made_arm("B", SCRATCH)]
+    asked = (Comparison("A", "B"), Comparison("B", "A"), Comparison("A", "B", "equal parameters"))
+    found = findings(made_study(*arms, comparisons=asked))
+    assert {one.compared for one in found} == {1}
+    assert {one.adjusted_p for one in found} == {found[0].estimate.p}  # type: ignore[union-attr]
+
+
 def test_a_null_study_is_wrong_as_often_as_it_says() -> None:
     """Arms that differ by seeds alone: about 5 % of verdicts are wrong, and no more."""
     draw = random.Random(3).gauss

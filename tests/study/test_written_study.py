@@ -207,7 +207,20 @@ def test_verdict_table_and_rich(result: StudyResult) -> None:
     console = Console(width=200, file=io.StringIO())
     console.print(*rich_tables(result), *rich_tables(evil_study()))
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "signal against scratch" in text and "<script>alert('x')</script>" in text
+    assert "not shown" not in text and "reference" in text  # verdicts are sentences, not cells
+    assert "<script>alert('x')</script>" in text
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_terminal_tables_break_between_words(width: int) -> None:
+    from rich.console import Console
+
+    console = Console(width=width, file=io.StringIO())
+    console.print(*rich_tables(growth_study()))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    for word in ("parameters", "reference", "scratch", "(edge", "learning"):
+        assert word in text
+    assert max(map(len, text.splitlines())) <= width
 
 
 def test_measures(result: StudyResult) -> None:
@@ -246,6 +259,13 @@ def test_limits_name_what_is_missing() -> None:
         "from scratch: odd.", "did not reach it: slow (seeds 1, 2, 3).",
     ):  # fmt: skip
         assert part in said, part
+    near = {s: v - 0.1 - 0.015 * s for s, v in losses.items()}  # 15 standard errors
+    many = [made_arm(f"x{i}", near) for i in range(21)]
+    said = "\n".join(limits(made_study(made_arm("a", losses), *many)))
+    assert (
+        "21 comparisons with 3 seeds: Holm's correction first passes a mean difference of 20."
+        in said
+    )
     clean = {s: v - 0.1 - 0.001 * s for s, v in losses.items()}
     left = limits(made_study(made_arm("a", losses), made_arm("b", clean)))
     assert len(left) == 2 and left[0].startswith("The intervals cover the seeds alone")
