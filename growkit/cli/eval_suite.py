@@ -81,6 +81,13 @@ def _accuracy(found: Accuracy) -> str:
     return f"{found.accuracy:.0%} ({100 * found.low:.0f}-{100 * found.high:.0f})"
 
 
+def _size(value: float | None) -> str:
+    """A size of any magnitude in few letters."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
+
+
 def _retrieval_table(suite: AttentionSuite) -> Any:
     used = suite.settings
     table = _table(
@@ -149,8 +156,7 @@ def _layer_table(suite: AttentionSuite) -> Any:
             row.append("" if found is None else f"{found.nats:.3f} ({found.normalised:.2f})")
         if outliers is not None:
             kurtosis = outliers.hidden_kurtosis[layer]
-            row.append(f"{outliers.largest_hidden_state[layer]:.4g}")
-            row.append("" if kurtosis is None else f"{kurtosis:.4g}")
+            row += [_size(outliers.largest_hidden_state[layer]), _size(kurtosis)]
         table.add_row(*row)
     if entropy is not None:
         table.add_section()
@@ -173,6 +179,5 @@ def _outlier_table(suite: AttentionSuite) -> Any:
     ):
         if values is not None:
             tops = (values.top_1, values.top_2, values.top_3, values.top_10, values.top_100)
-            shown = ["" if top is None else f"{top:.4g}" for top in (*tops, values.median)]
-            table.add_row(name, *shown)
+            table.add_row(name, *(_size(size) for size in (*tops, values.median)))
     return table

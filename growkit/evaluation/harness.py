@@ -29,7 +29,7 @@ def run_tasks(
     batch_size: int = 1,
     limit: int | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Task -> metric -> value, as the harness reports them.
+    """Task -> metric -> value, as the harness reports them, and the number of ``samples``.
 
     Args:
         tasks: names of tasks; local ones stand as YAML files in ``include_path`` and need no
@@ -68,9 +68,13 @@ def run_tasks(
     )
     return {
         task: {
-            name.removesuffix(",none"): value
-            for name, value in metrics.items()
-            if name != "alias" and "stderr" not in name
+            # the number of examples stands beside the metrics, each of which is "name,filter"
+            **({"samples": metrics["sample_len"]} if "sample_len" in metrics else {}),
+            **{
+                name.removesuffix(",none"): value
+                for name, value in metrics.items()
+                if "," in name and "stderr" not in name
+            },
         }
         for task, metrics in results["results"].items()
     }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,7 +51,26 @@ def test_a_local_task_runs(folder: Path, tasks: Path, capsys, monkeypatch) -> No
     # Every question has the same two answers and every other one each target: the model prefers
     # one of them always or nearly so.
     assert 0.25 <= report["tasks"]["letter_choice"]["acc"] <= 0.75
+    assert set(report["tasks"]["letter_choice"]) == {"samples", "acc"}
     assert report["texts"] == {}
+
+
+@pytest.mark.skipif(not INSTALLED, reason="needs the eval extra")
+def test_tasks_made_of_a_text_run(folder: Path, tmp_path: Path, text, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    last_word = Path(__file__).parents[2] / "benchmarks" / "last_word.py"
+    (tmp_path / "plays.txt").write_text(text)
+    options = [str(tmp_path / "plays.txt"), "--out", str(tmp_path / "tasks"), "--limit", "4"]
+    subprocess.run([sys.executable, str(last_word), *options], check=True)
+    names = ["last_word_plays", "last_word_choice_plays"]
+    command = ["eval", str(folder), "--tasks", ",".join(names), "--json"]
+    assert main([*command, "--include-path", str(tmp_path / "tasks")]) == 0
+    tasks = json.loads(capsys.readouterr().out)["tasks"]
+    assert set(tasks) == set(names)
+    assert tasks["last_word_plays"]["samples"] == 4
+    assert tasks["last_word_plays"]["perplexity"] > 1
+    assert 0 <= tasks["last_word_choice_plays"]["acc"] <= 1
 
 
 @pytest.mark.skipif(not INSTALLED, reason="needs the eval extra")
