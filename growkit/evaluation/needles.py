@@ -174,6 +174,12 @@ def _city_needles(
         whole = encode(f"{question} {number}")
         start, end = _common(encode(question), whole), _common(whole, line)
         found.append(Needle(tuple(line), start, end, tuple(whole[:start]), tuple(whole[start:])))
+    different = ({needle.question for needle in found}, {needle.answer for needle in found})
+    if min(map(len, different)) < count:
+        raise UsageError(
+            "The tokenizer gives the same tokens for different cities or numbers.",
+            "Use the form 'copy'.",
+        )
     return found
 
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from known_models import KnownModel
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from growkit.errors import UsageError
@@ -104,6 +105,17 @@ def test_parts_of_a_prompt_are_a_partition(words, text, form, length, needles, s
     assert tuple(ids[masks[PARTS.index("answer")]].tolist()) == needle.answer
     assert tuple(ids[masks[PARTS.index("question")]].tolist()) == needle.question
     assert masks[PARTS.index("needle")].sum() == len(needle.tokens) - len(needle.answer)
+
+
+def test_a_tokenizer_that_knows_no_numbers_is_refused(text) -> None:
+    """All answers would be one unknown token, which no model can tell apart."""
+    letters = ["?", *sorted(set(text) - set("0123456789"))]
+    vocab = {letter: i for i, letter in enumerate(letters)}
+    tokenizer = Tokenizer(models.WordLevel(vocab, "?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    unknowing = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="?")
+    with pytest.raises(UsageError, match="the same tokens for different"):
+        make(unknowing, text, "city", length=300)
 
 
 def test_what_does_not_fit_is_refused(words, text) -> None:

@@ -114,6 +114,19 @@ def test_scores_with_a_cache_are_those_of_whole_rows(models, name: str) -> None:
     assert greedy[2] and not greedy[0]
 
 
+def test_exact_is_what_generation_gives(models) -> None:
+    """Oracle: transformers' own greedy generation."""
+    loaded = LoadedModel(Path("x"), models["gda"], None, torch.device("cpu"), "float64")
+    prompt = list(range(5, 25))
+    generated = loaded.model.generate(
+        torch.tensor([prompt]), max_new_tokens=4, do_sample=False, pad_token_id=0
+    )[0, 20:].tolist()
+    other = [*generated[:3], (generated[3] + 1) % 256]
+    rows = [(prompt[15:], generated), (prompt[15:], other)]
+    scores, greedy = continuation_scores(loaded, prompt[:15], rows)
+    assert greedy == [True, False] and scores[0] > scores[1]
+
+
 def test_wilson_interval_of_published_cases() -> None:
     # Newcombe 1998 (Statistics in Medicine 17), table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29
     for correct, trials, low, high in (

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import shutil
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from known_models import KnownModel
-from tiny_checkpoints import COMMON
+from tiny_checkpoints import COMMON, llama_config, make_folder
 from transformers import MambaConfig, MambaForCausalLM, T5Config, T5ForConditionalGeneration
 
 from growkit.cli.main import main
+from growkit.convert import convert_checkpoint
 from growkit.errors import UsageError
 from growkit.evaluation import attention_suite
 from growkit.evaluation.model import LoadedModel, load
 from growkit.evaluation.suite import SuiteOptions
+from growkit.surgery.conversion_request import ConversionRequest
 
 QUICK = SuiteOptions(lengths=(160,), depths=(0.0, 1.0), needles=2, samples=1, prompts=1, windows=2)
 
@@ -53,6 +56,32 @@ def test_from_python_everything_is_measured_and_nothing_changed(folder: Path) ->
     assert figures["entropy_normalised.noise"] == found.entropy.mean["noise"].normalised
     assert all(isinstance(value, float) for value in figures.values())
     strict(json.dumps(found.as_dict()))
+
+
+def test_a_checkpoint_of_the_same_function_has_the_same_figures(folder, tmp_path: Path) -> None:
+    """Llama as GDA with lambda 0: its effective maps, answers and hidden states are Llama's."""
+    llama = make_folder(tmp_path / "llama", llama_config())
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folder / name, llama)
+    convert_checkpoint(llama, tmp_path / "gda", ConversionRequest(to="gda"), verify=False)
+    before, after = (
+        attention_suite(load(path, dtype="float64"), options=QUICK)
+        for path in (llama, tmp_path / "gda")
+    )
+    assert after.retrieval == before.retrieval
+    assert "signal" in after.context_noise[0].maps and "signal" not in before.context_noise[0].maps
+    for kind in ("attention_answer.copy", "attention_noise.city", "entropy_normalised.effective"):
+        assert after.figures()[kind] == pytest.approx(before.figures()[kind], rel=1e-5)
+    assert after.outliers.hidden_kurtosis == pytest.approx(before.outliers.hidden_kurtosis)
+    # the new noise heads have logits too, which is all that the two models differ in
+    assert after.outliers.attention_logits.values > before.outliers.attention_logits.values
+
+
+def test_in_bfloat16(folder: Path) -> None:
+    found = attention_suite(load(folder, dtype="bfloat16"), options=QUICK)
+    assert found.notes == ()
+    for result in found.context_noise:
+        assert sum(astuple(result.maps["effective"].shares)) == pytest.approx(1)
 
 
 def test_another_seed_asks_for_other_needles(words, text) -> None:
