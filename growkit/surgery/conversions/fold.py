@@ -115,7 +115,8 @@ def _head_dim_ignored(config: Mapping[str, Any]) -> tuple[str, ...]:
         return ()
     return (
         f"head_dim = {dim} is not hidden_size / heads = {hidden} / {heads}, which vLLM's own Qwen2 "
-        "class would take: serve it by transformers' class (vllm serve --model-impl transformers)",
+        "class takes, and answers wrongly without an error: serve it by transformers' class (vllm "
+        "serve --model-impl transformers)",
     )
 
 
