@@ -23,12 +23,18 @@ class Work:
     values: float
 
     def flops(self, backward: bool) -> float:
-        """Of a forward pass, or of a forward and a backward pass.
+        """Of a forward pass, or of a forward and a backward pass."""
+        return sum(self.kinds(backward))
+
+    def kinds(self, backward: bool) -> tuple[float, float]:
+        """Of the products with weights, and of the attention calls.
 
         Backward: every product has two gradients, and a fused kernel computes the scores again.
         """
-        forward = self.weights + self.scores + self.values
-        return 3 * forward + self.scores if backward else forward
+        attention = self.scores + self.values
+        if not backward:
+            return self.weights, attention
+        return 3 * self.weights, 3 * attention + self.scores
 
 
 def work_of(config: Any, n: int, *, causal: bool = True, wide_values: bool = True) -> Work:

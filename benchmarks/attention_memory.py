@@ -9,6 +9,19 @@ from pathlib import Path
 
 import torch
 
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+
+
+def keep_freed_memory() -> None:
+    """Have malloc (glibc) keep what is freed, as the allocators that torch recommends for CPUs do.
+
+    Otherwise large tensors are mapped anew at every call, and the kernel's zeroing of their pages
+    is a cost of the allocator that no FLOP count knows: up to a fifth of a call of SAS.
+    """
+    libc = ctypes.CDLL(None)
+    for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 1 << 30)):
+        libc.mallopt(parameter, value)
+
 
 def peak_megabytes(run: Callable[[], None], device: str) -> float:
     """Megabytes: of the allocator on a GPU, of the process's resident set on Linux."""

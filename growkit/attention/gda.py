@@ -20,6 +20,7 @@ sum over j) is our extension; the published operator is the case of one noise he
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -29,6 +30,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attention_forward
 
+from .blockwise import blockwise_attention, runs_in_blocks
 from .definition import Definition, lambda_of
 from .gda_heads import GdaHeads
 from .one_call import (
@@ -48,19 +50,33 @@ LAMBDA_NAMES = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
 WIDE_VALUE_BACKENDS = ("eager", "sdpa", "flex_attention")
 
 
-def takes_wide_values(implementation: str, device: str) -> bool:
-    """Whether own-keys attention makes one call with values 2d wide, or two with their halves.
+def value_path(
+    implementation: str, query: Tensor, key: Tensor, attention_mask: Tensor | None
+) -> str:
+    """How own-keys attention, whose values are 2d wide, calls its backend for one kind of head.
 
-    * On the CPU, SDPA's fused kernel wants equal widths; wider values fall back to explicit n x n
-      maps. Two calls compute the scores twice and are still faster, forward and backward, for
-      head_dim 64 and 128 (benchmarks/README.md), and their memory does not grow with n^2.
-    * On a GPU, SDPA has fused kernels for unequal widths (memory-efficient for all, cuDNN where
-      both are at most 128), so the scores are computed once. Not measured.
-    * eager and flex_attention compute the scores once for a value of any width.
+    * "blocks": growkit's own loop over blocks of queries (:mod:`.blockwise`). On the CPU, SDPA's
+      fused kernel wants values as wide as keys; whole causal sequences in fp32 go through the
+      loop, which computes the scores once: 0.5 to 0.8 of the time of "halves".
+    * "halves": two calls, each with one half of the values. What is left on SDPA on the CPU
+      (padding, steps of generation, bf16), and every backend not known to take wide values. The
+      scores are computed twice, and memory does not grow with n^2.
+    * "wide": one call with the values as they are. eager and flex_attention compute the scores once
+      for a value of any width; on a GPU SDPA has fused kernels for unequal widths
+      (memory-efficient for all, cuDNN where both are at most 128; not measured). On the CPU SDPA
+      would fall back to explicit n x n maps, slower than the halves and 8 times their memory.
+
+    Figures for head_dim 64 and 128 and 512 to 4096 tokens: benchmarks/README.md.
+
+    Args:
+        query, key: [b, heads, n, d] of one kind of head.
+        attention_mask: as the attention function gets it.
     """
-    if equal_widths_only(implementation, device):
-        return False
-    return implementation in WIDE_VALUE_BACKENDS
+    if runs_in_blocks(implementation, query, key, 2 * key.shape[-1], attention_mask):
+        return "blocks"
+    if equal_widths_only(implementation, query.device.type):
+        return "halves"
+    return "wide" if implementation in WIDE_VALUE_BACKENDS else "halves"
 
 
 def gda_attention_reference(
@@ -206,7 +222,7 @@ class GdaAttention(GdaAttentionBase):
     """DIFF V1 and Motif-2 form: noise heads have keys of their own, values are 2d wide.
 
     One attention call for the signal heads on k1 and one for the noise heads on k2; twice as many
-    where that is needed or faster (:func:`takes_wide_values`). k1, k2 and v1, v2 are
+    where values have to be halved (:func:`value_path`). k1, k2 and v1, v2 are
     cached as ordinary heads of width d, which every cache class of transformers can hold.
     """
 
@@ -235,15 +251,16 @@ class GdaAttention(GdaAttentionBase):
             key, value = past_key_values.update(key, value, self.layer_idx)
         stripe = [self.heads.signal_per_group, self.heads.noise_per_group]
         queries = query.unflatten(1, (-1, sum(stripe))).split(stripe, dim=2)
+        path = value_path(self.config._attn_implementation, query, key, attention_mask)
         pairs = value.unflatten(1, (-1, 2))  # [b, n_kv, 2, n, d]
-        if takes_wide_values(self.config._attn_implementation, value.device.type):
-            values = [pairs.transpose(2, 3).flatten(3)]
-        else:
+        if path == "halves":
             values = [pairs[:, :, 0], pairs[:, :, 1]]
+        else:
+            values = [pairs.transpose(2, 3).flatten(3)]
         outputs, maps = [], []
         for part, map_query in enumerate(queries):  # the signal heads on k1, the noise heads on k2
             output, weights = self._attend(
-                map_query.flatten(1, 2), key[:, part::2], values, attention_mask, kwargs
+                path, map_query.flatten(1, 2), key[:, part::2], values, attention_mask, kwargs
             )
             outputs.append(output.unflatten(2, (-1, stripe[part])))
             if weights is not None:
@@ -253,6 +270,7 @@ class GdaAttention(GdaAttentionBase):
 
     def _attend(
         self,
+        path: str,
         query: Tensor,
         key: Tensor,
         values: list[Tensor],
@@ -260,9 +278,11 @@ class GdaAttention(GdaAttentionBase):
         kwargs: dict[str, Any],
     ) -> tuple[Tensor, Tensor | None]:
         """Softmax attention of one kind of head: [b, n, heads, width of the values together]."""
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
+        attention: Callable = blockwise_attention
+        if path != "blocks":
+            attention = ALL_ATTENTION_FUNCTIONS.get_interface(
+                self.config._attn_implementation, eager_attention_forward
+            )
         call = _MapCall(self, query.shape[1] // key.shape[1])
         results = [
             attention(
@@ -270,4 +290,5 @@ class GdaAttention(GdaAttentionBase):
             )
             for value in values
         ]
-        return torch.cat([output for output, _ in results], dim=-1), results[0][1]
+        outputs = [output for output, _ in results]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1), results[0][1]

@@ -20,6 +20,7 @@ from transformers.models.llama.modeling_llama import (
     eager_attention_forward,
 )
 
+from .blockwise import blockwise_attention, runs_in_blocks
 from .linear_weights import LinearWeights
 
 Positions = tuple[Tensor, Tensor]
@@ -212,10 +213,14 @@ class OneCallAttention(AttentionBase):
         query, key, value = self.project(hidden_states, position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
-        value = self.attended_values(value)
+        implementation = self.config._attn_implementation
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
+            implementation, eager_attention_forward
         )
+        if runs_in_blocks(implementation, query, key, value.shape[-1], attention_mask):
+            attention_interface = blockwise_attention
+        else:
+            value = self.attended_values(value)
         output, weights = attention_interface(
             self,
             query,

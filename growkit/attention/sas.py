@@ -40,7 +40,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import initialization as init
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from .definition import Definition
 from .one_call import (
@@ -122,14 +121,22 @@ class HeadSimulation(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """[b, heads, n, d] -> [b, H', n, D' or d]."""
-        batch = states.shape[0]
-        z = states.transpose(1, 2).flatten(0, 1)  # one [heads, d] a token
-        z = self.heads(z)
-        z = z + self.heads_residual(torch.relu(z))
+        z = _over_heads(self.heads, states)
+        z = z + _over_heads(self.heads_residual, torch.relu(z))
         if self.features is not None:
             z = self.features(z)
             z = z + self.features_residual(torch.relu(z))
-        return z.unflatten(0, (batch, -1)).transpose(1, 2)
+        return z
+
+
+def _over_heads(layer: nn.Conv1d, states: Tensor) -> Tensor:
+    """The convolution of every token's [heads, d], on [b, heads, n, d] as it is.
+
+    A kernel one token high: the tokens are rows of an image whose channels are the heads, which
+    saves the transposes of n small convolutions.
+    """
+    padding = (0, int(layer.padding[0]))
+    return functional.conv2d(states, layer.weight.unsqueeze(2), layer.bias, padding=padding)
 
 
 class SimulatedAttention(OneCallAttention):
@@ -232,11 +239,18 @@ class SimulatedAttention(OneCallAttention):
                 (self.simulate_v, self.v_proj, None),
             )
         )
-        d = self.head_dim
-        rotated = apply_rotary_pos_emb(query[..., :d], key[..., :d], *position_embeddings)
-        query = torch.cat((rotated[0], query[..., d:]), dim=-1)
-        key = torch.cat((rotated[1], key[..., d:]), dim=-1)
-        return query, key, value
+        return (*(self.rotated(states, *position_embeddings) for states in (query, key)), value)
+
+    def rotated(self, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Rotary encoding of the first d features; [b, H', n, D'] -> the same.
+
+        Split and joined once: slices would fill a whole gradient with zeros for each of them.
+        """
+        half = self.head_dim // 2
+        first, second, rest = states.split([half, half, states.shape[-1] - 2 * half], dim=-1)
+        (cos1, cos2), (sin1, sin2) = (part.unsqueeze(1).chunk(2, dim=-1) for part in (cos, sin))
+        turned = (first * cos1 - second * sin1, second * cos2 + first * sin2)
+        return torch.cat((*turned, rest), dim=-1)
 
     def attended_values(self, value: Tensor) -> Tensor:
         """Zeros up to the width of the keys, where the fused attention wants one width."""

@@ -124,8 +124,8 @@ def test_a_paged_cache_is_refused_where_it_would_be_written_twice():
 
 
 def test_control_pairing_by_halves_is_caught(monkeypatch):
-    def halves(self, query, key, values, attention_mask, kwargs):
-        return attend(self, query.roll(1, dims=1), key, values, attention_mask, kwargs)
+    def halves(self, path, query, *others):
+        return attend(self, path, query.roll(1, dims=1), *others)
 
     attend = GdaAttention._attend
     layer = attention_layer(gda_config((4, 4, 4)))

@@ -47,15 +47,19 @@ def test_halves_of_the_values_cost_the_scores_twice():
     assert work_of(plain, 16, wide_values=False) == work_of(plain, 16)
 
 
-def test_both_paths_of_own_keys_compute_the_same(monkeypatch):
+def test_all_paths_of_own_keys_compute_the_same(monkeypatch):
     config = CONFIGS["gda 3:1, own keys"]
     config._attn_implementation = "sdpa"
     layer = layer_of(config, "cpu", torch.float32)
-    hidden, rotary = inputs_of(config, 16, "cpu", torch.float32)
-    assert not gda.takes_wide_values("sdpa", "cpu")
-    halves = layer(hidden, rotary)[0]
-    monkeypatch.setattr(gda, "takes_wide_values", lambda *_: True)
-    assert torch.allclose(layer(hidden, rotary)[0], halves, atol=1e-6)
+    hidden, rotary = inputs_of(config, 300, "cpu", torch.float32)
+    query = torch.empty(1, 1, 300, config.head_dim)
+    assert gda.value_path("sdpa", query, query, None) == "blocks"
+    outputs = {"blocks": layer(hidden, rotary)[0]}
+    for path in ("halves", "wide"):
+        monkeypatch.setattr(gda, "value_path", lambda *_, path=path: path)
+        outputs[path] = layer(hidden, rotary)[0]
+    for path in ("halves", "wide"):
+        assert torch.allclose(outputs[path], outputs["blocks"], atol=1e-6)
 
 
 def test_a_tiny_run_writes_every_variant(tmp_path):

@@ -1,0 +1,111 @@
+"""Attention in blocks of queries computes what the definition says, in every position."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from gda_cases import HEAD_DIM, HIDDEN
+from test_gda_oracle import error
+from variant_cases import layer_of
+
+from growkit.attention import blockwise
+from growkit.attention.blockwise import ROWS, blockwise_attention, runs_in_blocks
+
+LENGTHS = [2 * ROWS, 2 * ROWS + 37]
+UNEQUAL_WIDTHS = ["diff_v1", "diff_v1-plain", "shared_diff", "shared_diff-plain", "sas"]
+
+
+def tensors(n: int, heads=4, kv_heads=2, width=12, batch=2):
+    generator = torch.Generator().manual_seed(3)
+    shapes = ((heads, 8), (kv_heads, 8), (kv_heads, width))
+    return [
+        torch.randn(batch, n, count, size, generator=generator).transpose(1, 2).requires_grad_()
+        for count, size in shapes
+    ]
+
+
+def plain(query, key, value, scaling):
+    """softmax(q k^T) v in float64 with the whole map."""
+    group = query.shape[1] // key.shape[1]
+    key, value = (part.double().repeat_interleave(group, dim=1) for part in (key, value))
+    scores = query.double() @ key.transpose(2, 3) * scaling
+    hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+    return (scores.masked_fill(hidden, float("-inf")).softmax(-1) @ value).transpose(1, 2)
+
+
+def results(output, inputs):
+    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(9))
+    return [output, *torch.autograd.grad((output * weights).sum(), inputs)]
+
+
+def worst(n: int, **shape) -> float:
+    inputs = tensors(n, **shape)
+    expected = results(plain(*inputs, 0.3), inputs)
+    actual = results(blockwise_attention(None, *inputs, None, 0.3)[0], inputs)
+    return max(error(a, e) for a, e in zip(actual, expected, strict=True))
+
+
+@pytest.mark.parametrize("n", [1, ROWS - 1, *LENGTHS])
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2), (4, 1)])
+@pytest.mark.parametrize("width", [3, 12])
+def test_outputs_and_gradients_equal_the_whole_map(n, heads, width):
+    assert worst(n, heads=heads[0], kv_heads=heads[1], width=width) < 1e-5
+
+
+def test_one_head_at_a_time_where_scores_have_little_room(monkeypatch):
+    monkeypatch.setattr(blockwise, "SCORES", 1)
+    assert worst(LENGTHS[1]) < 1e-5
+
+
+def test_a_later_token_never_changes_an_earlier_output():
+    query, key, value = tensors(LENGTHS[1])
+    before = blockwise_attention(None, query, key, value, None, 0.3)[0]
+    with torch.no_grad():
+        for part in (query, key, value):
+            part[:, :, 200:] += 1
+    after = blockwise_attention(None, query, key, value, None, 0.3)[0]
+    assert torch.equal(before[:, :200], after[:, :200])
+    assert not torch.equal(before[:, 200:], after[:, 200:])
+
+
+def test_control_a_block_that_sees_its_own_future_is_caught(monkeypatch):
+    monkeypatch.setattr(
+        blockwise,
+        "_maps",
+        lambda query, key, scaling: torch.softmax(
+            torch.bmm((query * scaling).flatten(1, 2), key.transpose(1, 2)), dim=-1
+        ),
+    )
+    assert worst(LENGTHS[1]) > 1e-2
+
+
+@pytest.mark.parametrize("case", UNEQUAL_WIDTHS)
+def test_layers_with_unequal_widths_run_in_blocks_and_equal_the_definition(case, monkeypatch):
+    layer, n, calls = layer_of(case, "sdpa"), LENGTHS[1], []
+    monkeypatch.setattr(
+        blockwise, "_blocks", lambda q, of=blockwise._blocks: calls.append(1) or of(q)
+    )
+    hidden = torch.randn(2, n, HIDDEN, generator=torch.Generator().manual_seed(1))
+    angles = torch.arange(n)[:, None] / 50.0 ** (torch.arange(HEAD_DIM // 2) / HEAD_DIM)
+    angles = torch.cat((angles, angles), dim=-1)[None]
+    positions = (angles.cos(), angles.sin())
+    inputs = [hidden.requires_grad_(), *layer.parameters()]
+    expected = results(layer.reference(layer, hidden, positions), inputs)
+    assert not calls
+    actual = results(layer(hidden, positions)[0], inputs)
+    assert len(calls) == (2 if case == "sas" else 4)  # forward and backward of every call
+    assert max(error(a, e) for a, e in zip(actual, expected, strict=True)) < 2e-5
+
+
+def test_everything_else_stays_with_the_backend():
+    query, key, value = (part.detach() for part in tensors(2 * ROWS))
+    width = value.shape[-1]
+    assert runs_in_blocks("sdpa", query, key, width, None)
+    assert not runs_in_blocks("eager", query, key, width, None)
+    assert not runs_in_blocks("sdpa", query, key, key.shape[-1], None), "a fused kernel exists"
+    assert not runs_in_blocks("sdpa", query, key, width, torch.zeros(1, 1, 1, 1)), "padding"
+    assert not runs_in_blocks("sdpa", query[:, :, -1:], key, width, None), "a step of generation"
+    assert not runs_in_blocks("sdpa", query[:, :, :9], key[:, :, :9], width, None), "short"
+    assert not runs_in_blocks("sdpa", query.bfloat16(), key.bfloat16(), width, None)
+    with torch.autocast("cpu"):
+        assert not runs_in_blocks("sdpa", query, key, width, None)
