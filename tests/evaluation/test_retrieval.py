@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from known_models import KnownModel
 from tiny_checkpoints import diffllama_config, gda_config, llama_config, make_folder
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, GPT2LMHeadModel
 from variant_checkpoints import VARIANTS, write_variant
 
 from growkit.evaluation.model import LoadedModel
@@ -74,7 +74,7 @@ def test_another_needles_answer_is_wrong(words, text) -> None:
     assert ask(loaded, swapped) == [(False, False)]
 
 
-MODELS = ["llama", "gda", "gda-shared", "diffllama", "gpt2", *VARIANTS]
+MODELS = ["llama", "gda", "gda-shared", "diffllama", "gpt2", "gemma2-sliding", *VARIANTS]
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +91,17 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.nn.Modul
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=256, n_embd=16, n_layer=2, n_head=2, n_positions=64)
     found["gpt2"] = GPT2LMHeadModel(config).double().eval()
+    sliding = Gemma2Config(
+        vocab_size=256,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        intermediate_size=16,
+        sliding_window=5,
+    )
+    found["gemma2-sliding"] = AutoModelForCausalLM.from_config(sliding).double().eval()
     return found
 
 
