@@ -11,14 +11,18 @@ from growkit.errors import UsageError, nearest
 # growkit/recipes is a link to recipes/ in a clone, and a folder of copies in an installed package.
 _PLACES = (Path(__file__).parent / "recipes", Path(__file__).parents[1] / "recipes")
 
+KINDS = ("grow", "train", "study")
+# What only a recipe of the kind has.
+KEYS = {"study": "arms", "grow": "grow"}
+
 
 @dataclass(frozen=True)
 class RecipeFile:
     """One shipped recipe.
 
     Attributes:
-        name: what ``--recipe`` and ``growkit train`` take.
-        kind: ``grow`` or ``train``.
+        name: what ``--recipe``, ``growkit train`` and ``growkit study`` take.
+        kind: ``grow``, ``train`` or ``study``.
         description: what it does.
         source: paper or model that it follows, if any.
         purpose: what it is for.
@@ -44,9 +48,9 @@ def recipe_folder() -> Path:
 
 
 def shipped_recipes() -> list[RecipeFile]:
-    """Every shipped recipe, growth first, by name."""
+    """Every shipped recipe: growth, then training, then studies, by name."""
     found = [_read(path) for path in sorted(recipe_folder().glob("*.yaml"))]
-    return sorted(found, key=lambda recipe: (recipe.kind != "grow", recipe.name))
+    return sorted(found, key=lambda recipe: (KINDS.index(recipe.kind), recipe.name))
 
 
 def find_recipe(given: Path) -> Path:
@@ -119,10 +123,10 @@ def _read(path: Path) -> RecipeFile:
     said = " ".join(line for line in comment if line and line not in commands)
     return RecipeFile(
         name=path.stem,
-        kind="grow" if "grow" in content else "train",
+        kind=next((kind for kind, key in KEYS.items() if key in content), "train"),
         description=" ".join(str(content.get("description", said)).split()),
         source=" ".join(str(content.get("source", "")).split()),
-        purpose=" ".join(str(content.get("purpose", "")).split()),
+        purpose=" ".join(str(content.get("purpose", content.get("question", ""))).split()),
         command=commands[0] if commands else "",
         path=path,
     )

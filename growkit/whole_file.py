@@ -1,8 +1,10 @@
-"""A file that is there whole or not at all."""
+"""Files and folders that are there whole or not at all."""
 
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -11,4 +13,25 @@ def write_whole(target: Path, content: str | bytes) -> Path:
     partial = target.with_name(target.name + ".partial")
     partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
     os.replace(partial, target)
+    return target
+
+
+def make_whole(target: Path, make: Callable[[Path], None]) -> Path:
+    """Make a folder beside ``target`` and rename it; one that is there stays as it is.
+
+    Several processes may do so at once where all of them make the same: the first one wins.
+    """
+    if target.is_dir():
+        return target
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        make(partial)
+        try:
+            partial.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return target

@@ -10,6 +10,7 @@ from math import prod
 from typing import Any
 
 from growkit.advice.facts import Facts
+from growkit.surgery.cost import training_flops
 from growkit.training.rates import thaw_step
 
 # Compute-optimal training of Chinchilla, tokens a parameter (Hoffmann et al., 2203.15556).
@@ -57,21 +58,19 @@ class Budget:
 
 
 def training_flops_per_token(facts: Facts) -> float | None:
-    """FLOPs of a training step a token: forward once, gradients twice (Kaplan et al., 2001.08361).
+    """FLOPs of a training step a token (:func:`growkit.surgery.cost.training_flops`).
 
-    Recomputation (gradient checkpointing) adds a forward pass. Weight gradients are counted for
-    tensors that are trained; input gradients for all, which is more than a run needs that trains
-    late layers only.
+    Weight gradients are counted for tensors that are trained; input gradients for all, which is
+    more than a run needs that trains late layers only.
     """
     if facts.flops_per_token is None:
         return None
     setup, recipe = facts.setup, facts.recipe
     matrices = {name: prod(s) for name, s in facts.shapes.items() if len(s) > 1}
     trained = sum(n for name, n in matrices.items() if not setup.new_only or name in facts.new)
-    passes = 2.0 + trained / sum(matrices.values())
-    if recipe is not None and recipe.training.gradient_checkpointing:
-        passes += 1.0
-    return passes * facts.flops_per_token
+    recomputed = recipe is not None and recipe.training.gradient_checkpointing
+    part = trained / sum(matrices.values())
+    return training_flops(facts.flops_per_token, part, recomputed=recomputed)
 
 
 def settled_tokens(facts: Facts) -> int | None:

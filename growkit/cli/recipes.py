@@ -20,7 +20,8 @@ def recipes(
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """List the recipes that come with growkit: published growth methods, and training runs.
+    """List the recipes that come with growkit: published growth methods, training runs and
+    studies.
 
     [dim]growkit grow ckpt/ --recipe gda-signal-x2 --out grown/[/dim]
     """

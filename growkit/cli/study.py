@@ -60,10 +60,11 @@ def study(
     """
     output = open_output(json_mode, quiet, verbose)
     from growkit.cli.study_view import show_plan, show_result
-    from growkit.errors import GrowkitError
+    from growkit.errors import GrowkitError, UsageError
     from growkit.recipe_files import find_recipe
+    from growkit.study.choice import choose
     from growkit.study.recipe import load_study
-    from growkit.study.study import Study, choose
+    from growkit.study.study import RECIPE, Study
     from growkit.study.write import write_study
 
     recipe = find_recipe(recipe)
@@ -71,27 +72,34 @@ def study(
     choice = choose(loaded, _words(arms), _numbers(seeds))
     places = _devices(devices)
     out = out or Path("studies") / recipe.stem.removeprefix("study-")
+    if report and not (out / RECIPE).is_file():
+        raise UsageError(
+            f"--report: there is no study in {str(out)!r}.", "Give its folder with --out."
+        )
     one = Study(loaded, out, runs or out / "runs", output)
     if plan:
         output.result(show_plan(output, one, choice, flops_per_second))
         return
-    command = f"growkit study {shlex.quote(str(recipe))} --out {shlex.quote(str(out))}"
-    try:
-        result = one.result() if report else one.run(choice, devices=places, workers=workers)
-    except BaseException:
-        if one.out.is_dir():
-            write_study(
-                one.result(), one.out, command=command
-            )  # of what is finished, also after Ctrl-C
-        raise
+    changes = [word for override in overrides or [] for word in ("--set", override)]
+    command = shlex.join(["growkit", "study", str(recipe), *changes, "--out", str(out)])
+    if report:
+        result = one.result()
+    else:
+        try:
+            result = one.run(choice, devices=places, workers=workers)
+        except BaseException:  # Ctrl-C, too: what is finished is written
+            if (one.out / RECIPE).is_file():
+                write_study(one.result(), one.out, command=command)
+            raise
     written = write_study(result, one.out, command=command, note=output.note)
     show_result(output, result, written)
     output.result(result.to_dict())
     if one.failed:
         reasons = sorted(set(one.failed.values()))
         raise GrowkitError(
-            f"{len(one.failed)} runs of the study failed: {reasons[0]}",
-            f"Their logs are {one.runs}/KEY/log.txt; the same command tries them again.",
+            f"{len(one.failed)} runs of the study failed: {reasons[0].rstrip('.')}.",
+            f"Their logs are {one.runs}/KEY/log.txt. The same command tries them again; what "
+            "diverged needs a smaller learning rate.",
         )
 
 

@@ -13,15 +13,13 @@ import yaml
 from growkit.checkpoint import open_checkpoint
 from growkit.errors import GrowkitError, UsageError
 from growkit.families import family_of
-from growkit.surgery.cost import cost_of
+from growkit.surgery.cost import cost_of, training_flops
 from growkit.surgery.manifest import read_manifest
 from growkit.surgery.report import main_dtype, stored_dtypes
 from growkit.surgery.trained_tokens import TRAINING_RECORD, trained_tokens
 from growkit.training.checkpoints import newest_whole
 from growkit.training.metrics import read_metrics
 
-# Forward once, gradients of activations and of weights (Kaplan et al. 2020, arXiv 2001.08361).
-PASSES = 3
 METRICS = "metrics.jsonl"
 
 
@@ -138,7 +136,7 @@ def _read(folder: Path, name: str) -> Run:
 
 
 def _flops_per_token(folder: Path, source: Path | None, recipe: dict[str, Any]) -> float | None:
-    """FLOPs of a training step a token: three times the forward pass at the sequence length."""
+    """FLOPs of a training step a token, at the sequence length."""
     newest = newest_whole(folder / "training" / "checkpoints")[0]
     places = [place for place in (folder, newest, source) if place is not None]
     place = next((place for place in places if (place / "config.json").is_file()), None)
@@ -152,7 +150,7 @@ def _flops_per_token(folder: Path, source: Path | None, recipe: dict[str, Any]) 
     except GrowkitError:
         return None
     length = recipe["data"].get("sequence_length", 512)
-    return float(PASSES * cost_of(family, sizes, dtype, length).flops_per_token)
+    return training_flops(cost_of(family, sizes, dtype, length).flops_per_token)
 
 
 def _parent(run: Run, runs: Sequence[Run]) -> Run | None:

@@ -7,13 +7,23 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from growkit.errors import UsageError, nearest
+from growkit.surgery.request import GrowthRequest
 from growkit.training.recipe_training import TrainingSection
 
 if TYPE_CHECKING:
     from growkit.study.recipe import Start, StudyRecipe
 
 # The study sets these: the budget gives the steps, and the seed is one of the study's.
-OWN = ("max_steps", "max_tokens", "seed", "eval_steps", "probe_steps", "save_total_limit")
+OWN = (
+    "max_steps",
+    "max_tokens",
+    "seed",
+    "logging_steps",
+    "eval_steps",
+    "probe_steps",
+    "save_steps",
+    "save_total_limit",
+)
 # A base and what goes on from it read one order of samples.
 SHARED = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
@@ -35,11 +45,11 @@ def check_references(study: StudyRecipe, source: str) -> None:
             _known(start.base, study.bases, f"{where}.base", "bases")
         if start.shape_of is not None:
             _known(start.shape_of, study.arms, f"{where}.shape_of", "arms")
-        of = _rate_of(start)
+        of = _rate_of(study, start)
         if of is not None:
             _known(of, {**study.bases, **study.arms}, f"{where}.training.learning_rate.of", "names")
         _no_circle(study, name, where)
-        _ = start.change  # read now, so that a wrong growth is refused now
+        _check_change(start, where)
     for number, question in enumerate(study.compare):
         for key in ("arm", "against"):
             _known(getattr(question, key), study.arms, f"{source}: compare[{number}].{key}", "arms")
@@ -60,9 +70,40 @@ def _kind(study: StudyRecipe, name: str) -> str:
     return "bases" if name in study.bases else "arms"
 
 
-def _rate_of(start: Start) -> str | None:
-    rate = start.training.get("learning_rate")
-    return rate.get("of") if isinstance(rate, dict) else None
+def _rate_of(study: StudyRecipe, start: Start) -> str | None:
+    """Whose learning rate it uses; the study's own training section may say so for all."""
+    rate = {**study.training, **start.training}.get("learning_rate")
+    return str(rate["of"]) if isinstance(rate, dict) and "of" in rate else None
+
+
+def _check_change(start: Start, where: str) -> None:
+    """Read the growth or conversion now, so that a wrong one is refused now."""
+    try:
+        if start.grow is not None:
+            GrowthRequest.from_mapping(start.grow).operators()
+        if start.convert is not None:
+            start.conversion().conversion()
+    except UsageError as error:
+        raise UsageError(f"{where}: {error.cause}", error.remedy) from None
+
+
+def check_data(study: StudyRecipe, source: str) -> None:
+    """There is a held-out loss, and runs of every length read the same samples.
+
+    Raises:
+        UsageError: naming the key.
+    """
+    if study.data.eval_fraction == 0 and not study.data.eval_files:
+        raise UsageError(
+            f"{source}: data.eval_fraction is 0 and there are no data.eval_files.",
+            "Arms are compared by their held-out loss: hold out a part, for example 0.02.",
+        )
+    for part in study.data.mixture or ():
+        if part.weights[0] != part.weights[1]:
+            raise UsageError(
+                f"{source}: data.mixture gives {part.name!r} a weight that changes over the run.",
+                "Arms have runs of different lengths and would read different text: give numbers.",
+            )
 
 
 def _known(name: str, names: Any, where: str, what: str) -> None:
@@ -83,7 +124,7 @@ def _no_circle(study: StudyRecipe, name: str, where: str) -> None:
                 "Let one of them start from a config.",
             )
         start = study.start(name)
-        for other in (start.base, start.shape_of, _rate_of(start)):
+        for other in (start.base, start.shape_of, _rate_of(study, start)):
             if other is not None and (other in study.bases or other in study.arms):
                 follow(other, (*path, name))
 
@@ -135,10 +176,8 @@ def _check_values(values: dict[str, Any], where: str) -> None:
         rates = []
     else:
         rates = rate if isinstance(rate, list) else [] if rate is None else [rate]
-        if isinstance(rate, list) and (not rates or len(set(map(str, rates))) != len(rates)):
-            raise UsageError(
-                f"{where}.learning_rate is {rate!r}.", "Give different rates, at least one."
-            )
+        if rate == []:
+            raise UsageError(f"{where}.learning_rate is [].", "Give at least one rate.")
     for one in rates or [1e-3]:
         try:
             TrainingSection.model_validate({**values, "learning_rate": one, "max_steps": 1})
@@ -149,3 +188,5 @@ def _check_values(values: dict[str, Any], where: str) -> None:
                 f"{where}{'.' + key if key else ''} is {problem['input']!r}.",
                 f"{problem['msg'].removeprefix('Value error, ')}.",
             ) from None
+    if len({float(one) for one in rates}) != len(rates):
+        raise UsageError(f"{where}.learning_rate is {rate!r}.", "Give different rates.")

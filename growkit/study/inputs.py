@@ -5,7 +5,6 @@ The tokenizer is trained once, in the folder of runs, and named after what it wa
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from growkit.progress import Reporter
 from growkit.study.recipe import StudyRecipe
 from growkit.study.shapes import digest
 from growkit.training.sources import Corpus, corpus_of
+from growkit.whole_file import make_whole
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,19 @@ def open_inputs(recipe: StudyRecipe, runs: Path, reporter: Reporter) -> Inputs:
     fingerprints = {"data": content}
     for start in [*recipe.bases.values(), *recipe.arms.values()]:
         if start.checkpoint is not None:
-            with open_checkpoint(start.checkpoint) as checkpoint:
-                own = tokenizer_fingerprint(start.checkpoint)
-                fingerprints[str(start.checkpoint)] = f"{content_hash(checkpoint)} {own}"
+            fingerprints[str(start.checkpoint)] = _fingerprint(start.checkpoint)
     tokenizer = _tokenizer(recipe, corpus, runs, content, reporter)
     if tokenizer is not None:
         fingerprints["tokenizer"] = tokenizer_fingerprint(tokenizer)
     return Inputs(tokenizer, fingerprints)
+
+
+def _fingerprint(folder: Path) -> str:
+    """Of a checkpoint's weights and tokenizer."""
+    from growkit.training.tokenizer import tokenizer_fingerprint
+
+    with open_checkpoint(folder) as checkpoint:
+        return f"{content_hash(checkpoint)} {tokenizer_fingerprint(folder)}"
 
 
 def _tokenizer(
@@ -58,12 +64,12 @@ def _tokenizer(
         return section.path.resolve()
     size = section.train_bpe or 257
     target = runs / "tokenizers" / digest([content, size, recipe.data.eval_fraction])
-    if not target.is_dir():
+
+    def make(folder: Path) -> None:
         from growkit.training.tokenizer import train_bpe
 
-        reporter.note(f"Training a BPE tokenizer of {size} tokens on the training text.")
-        partial = target.with_name(target.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        train_bpe(corpus.train_documents(), size, partial)
-        partial.rename(target)
-    return target
+        if section.train_bpe:
+            reporter.note(f"Training a BPE tokenizer of {size} tokens on the training text.")
+        train_bpe(corpus.train_documents(), size, folder)
+
+    return make_whole(target, make)

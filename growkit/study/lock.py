@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -17,19 +18,26 @@ BUSY = 75
 
 @contextmanager
 def held(folder: Path) -> Iterator[bool]:
-    """Whether this process has the folder to itself for the time being."""
+    """Whether this process has the folder to itself for the time being.
+
+    On a file system without locks everybody has it: two studies must not share such a folder.
+    """
     with (folder / ".lock").open("a") as file:
         try:
             fcntl.lockf(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-            return
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                yield False
+                return
         yield True
 
 
-def end_with_parent(interval: float = 2.0) -> None:
-    """Send this process SIGTERM when its parent is gone (killed, too): nobody waits for it."""
-    parent = os.getppid()
+def end_with_parent(parent: int, interval: float = 2.0) -> None:
+    """Send this process SIGTERM when its parent is gone (killed, too): nobody waits for it.
+
+    Args:
+        parent: process id; the parent says it, for it may be gone before it is asked.
+    """
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -13,16 +13,22 @@ from pathlib import Path
 from typing import Any
 
 from growkit.errors import UsageError
+from growkit.study.keys import content_key
 from growkit.study.recipe import Base, Start, StudyRecipe
 from growkit.study.records import Record, Records
 from growkit.study.results import Sweep
-from growkit.study.shapes import Shape, Shapes, digest
-from growkit.training.run_folder import MAY_CHANGE
+from growkit.study.shapes import Shape, Shapes
+from growkit.training.recipe import make_recipe
 
-FORMAT = 1
+# Of the last bits of a float.
+ROUNDING = 1e-12
 # Steps of a schedule that may be given as a part of the whole: here, of the budget's FLOPs.
 PARTS = ("decay_steps",)
 LOGGED = 50
+
+
+class SweepDiverged(UsageError):
+    """No learning rate of a base or an arm can be used; the others are not concerned."""
 
 
 class Waiting(Exception):
@@ -45,7 +51,6 @@ class Node:
         shape: of its model.
         recipe: a training recipe without ``model.checkpoint`` where it goes on from something.
         first_step: steps before it, those of its parents.
-        flops_before: spent by its parents.
         key: content key.
     """
 
@@ -56,27 +61,12 @@ class Node:
     shape: Shape
     recipe: dict[str, Any]
     first_step: int
-    flops_before: float
     key: str
 
     @property
     def steps(self) -> int:
         """Of this run alone."""
         return int(self.recipe["training"]["max_steps"]) - self.first_step
-
-    @property
-    def flops_per_step(self) -> float:
-        """Training FLOPs of an optimizer step."""
-        section, length = self.recipe["training"], self.recipe["data"]["sequence_length"]
-        sequences = section.get("per_device_train_batch_size", 8) * section.get(
-            "gradient_accumulation_steps", 1
-        )
-        return float(self.shape.flops_per_token * sequences * length)
-
-    @property
-    def flops(self) -> float:
-        """Of this run alone."""
-        return self.steps * self.flops_per_step
 
     @property
     def lineage(self) -> list[Node]:
@@ -110,10 +100,9 @@ class Nodes:
     def tokens_per_step(self) -> int:
         """Tokens of an optimizer step, the same in all runs."""
         section = self.study.training
-        sequences = section.get("per_device_train_batch_size", 8) * section.get(
-            "gradient_accumulation_steps", 1
-        )
-        return int(sequences * self.study.data.sequence_length)
+        sequences = int(section.get("per_device_train_batch_size", 8))
+        sequences *= int(section.get("gradient_accumulation_steps", 1))
+        return sequences * self.study.data.sequence_length
 
     @property
     def budget(self) -> float:
@@ -129,6 +118,7 @@ class Nodes:
 
         Raises:
             Waiting: a learning rate is not chosen yet.
+            SweepDiverged: no learning rate can be used.
             UsageError: nothing is left of the budget.
         """
         return self._node(name, seed, self.learning_rate(name))
@@ -139,9 +129,7 @@ class Nodes:
         Raises:
             Waiting: for trials of it.
         """
-        rate = self.rates(name)
-        if isinstance(rate, dict):
-            return self.learning_rate(rate["of"])
+        rate = self.rates(self.owner(name))
         if not isinstance(rate, list):
             return float(rate)
         sweep = self.sweep(name)
@@ -153,11 +141,18 @@ class Nodes:
         section = {**self.study.training, **self.study.start(name).training}
         return section.get("learning_rate", 3e-4)
 
+    def owner(self, name: str) -> str:
+        """The base or arm whose learning rate ``name`` uses: itself, or what ``of`` leads to."""
+        while isinstance(rate := self.rates(name), dict):
+            name = rate["of"]
+        return name
+
     def sweep(self, name: str) -> Sweep | None:
         """How the rate was chosen; None where the recipe gives it.
 
         Raises:
             Waiting: for trials.
+            SweepDiverged: none of them can be used.
         """
         trials = self.trials(name)
         if not trials:
@@ -169,8 +164,9 @@ class Nodes:
         losses = [(r.learning_rate, r.last_loss) for _, r in found if r is not None]
         good = [pair for pair in losses if not math.isnan(pair[1])]
         if not good:
-            raise UsageError(
-                f"Every learning rate of {name!r} diverged: {[rate for rate, _ in losses]}.",
+            tried = ", ".join(f"{rate:g}" for rate, _ in losses)
+            raise SweepDiverged(
+                f"Every learning rate of {self.owner(name)!r} diverged: {tried}.",
                 "Give smaller ones.",
             )
         chosen = min(good, key=lambda pair: pair[1])[0]
@@ -182,54 +178,90 @@ class Nodes:
         Raises:
             Waiting: its base waits for trials of its own.
         """
-        rates, section = self.rates(name), self.study.sweep
-        if isinstance(rates, dict):
-            return self.trials(rates["of"])
+        name = self.owner(name)
+        rates = self.rates(name)
         if not isinstance(rates, list):
             return []
-        return [
-            self._node(name, section.seed, float(rate), section.share) for rate in sorted(rates)
-        ]
+        return [self.trial(name, rate) for rate in sorted(map(float, rates))]
+
+    def trial(self, name: str, rate: float) -> Node:
+        """The trial of one learning rate.
+
+        Raises:
+            Waiting: its base waits for trials of its own.
+        """
+        return self._node(name, self.study.sweep.seed, rate, self.study.sweep.share)
 
     def _node(self, name: str, seed: int, rate: float, share: float = 1.0) -> Node:
         start = self.study.start(name)
         parent = self.node(start.base, seed) if start.base is not None else None
-        shape = self.shapes.of(name)
-        per_step = shape.flops_per_token * self.tokens_per_step
-        before, first = self._before(name)
-        steps = self.steps(name, share)
-        budget = share * self._flops(name)
-        values = self._recipe(start, seed, rate, first, steps, per_step, budget)
+        _, first = self._before(name)
+        recipe = self._recipe(name, seed, rate, share)
         trial = "" if share == 1.0 else f", learning rate {rate:g}"
+        origin = parent.key if parent is not None else None
         return Node(
             name=f"{name}, seed {seed}{trial}",
             start=start,
             seed=seed,
             parent=parent,
-            shape=shape,
-            recipe=values,
+            shape=self.shapes.of(name),
+            recipe=recipe,
             first_step=first,
-            flops_before=before,
-            key=self._key(values, start, parent),
+            key=content_key(recipe, start, self.study, self.fingerprints, origin),
         )
+
+    def check(self, name: str) -> None:
+        """The runs of a base or an arm have a length, and warm-up and decay fit into it.
+
+        Raises:
+            UsageError: naming the base or arm.
+        """
+        shares = [1.0]
+        if isinstance(self.rates(name), list):
+            shares.append(self.study.sweep.share)
+        for share in shares:
+            # Neither rate nor seed matter here; what a child starts from is not there yet.
+            recipe = self._recipe(name, 0, 1.0, share)
+            if "config" not in recipe["model"]:
+                recipe["model"] |= {"checkpoint": "."}
+            make_recipe(recipe, f"{name!r}" + ("" if share == 1.0 else ", trial of a rate"))
+
+    def flops_per_step(self, name: str) -> float:
+        """Training FLOPs of an optimizer step of a base or an arm."""
+        return self.shapes.of(name).flops_per_token * self.tokens_per_step
 
     def steps(self, name: str, share: float = 1.0) -> int:
         """Optimizer steps of a base or an arm, without those of what it goes on from.
 
+        The last step is the last whole one within the budget.
+
         Raises:
-            UsageError: nothing is left of the budget.
+            UsageError: not one step is left of the budget.
         """
         before, _ = self._before(name)
-        whole = self._flops(name)
+        whole, step = self._flops(name), self.flops_per_step(name)
         left = whole if isinstance(self.study.start(name), Base) else whole - before
-        steps = int(share * left / (self.shapes.of(name).flops_per_token * self.tokens_per_step))
-        if steps < 1:
+        # Steps that were counted out in tokens come back as the whole number that they were.
+        steps = math.floor(share * left / step * (1 + ROUNDING))
+        if steps >= 1:
+            return steps
+        if left <= 0:
             raise UsageError(
                 f"{name!r} has nothing left to train on: its base spent {before:.3g} of "
                 f"{whole:.3g} training FLOPs.",
                 "Raise the budget, or shorten the base.",
             )
-        return steps
+        if left < step:
+            raise UsageError(
+                f"{name!r} has {left:.3g} training FLOPs, less than one step of it "
+                f"({step:.3g} FLOPs, {self.tokens_per_step:,} tokens).",
+                "Raise the budget, shorten what it goes on from, or make its steps smaller.",
+            )
+        raise UsageError(
+            f"A trial of the learning rate of {name!r} has less than one step: sweep.share "
+            f"{share:g} of {left / step:.1f} steps.",
+            "Raise sweep.share or the budget.",
+        )
 
     def _before(self, name: str) -> tuple[float, int]:
         """(training FLOPs, steps) of what a base or an arm goes on from."""
@@ -238,8 +270,7 @@ class Nodes:
             return 0.0, 0
         flops, steps = self._before(base)
         own = self.steps(base)
-        cost = own * self.shapes.of(base).flops_per_token * self.tokens_per_step
-        return flops + cost, steps + own
+        return flops + own * self.flops_per_step(base), steps + own
 
     def _flops(self, name: str) -> float:
         """The budget of an arm, or what a base is given."""
@@ -251,22 +282,16 @@ class Nodes:
         assert start.tokens is not None
         return start.tokens * self.shapes.of(name).flops_per_token
 
-    def _recipe(
-        self,
-        start: Start,
-        seed: int,
-        rate: float,
-        first: int,
-        steps: int,
-        per_step: float,
-        budget: float,
-    ) -> dict[str, Any]:
+    def _recipe(self, name: str, seed: int, rate: float, share: float) -> dict[str, Any]:
         """The training recipe of a run."""
+        start, steps = self.study.start(name), self.steps(name, share)
+        per_step, (_, first) = self.flops_per_step(name), self._before(name)
         training = {"schedule": "wsd", **self.study.training, **start.training}
         for part in PARTS:
-            given = training.get(part, 0.2)
-            if given < 1:
-                training[part] = max(min(round(given * budget / per_step), steps), 1)
+            given = float(training.get(part, 0.2))
+            if 0 < given < 1:
+                wanted = round(given * share * self._flops(name) / per_step)
+                training[part] = max(min(wanted, steps), 1)
         interval = max(round(self.budget / self.study.evaluations / per_step), 1)
         training |= {
             "learning_rate": rate,
@@ -300,50 +325,6 @@ class Nodes:
                 "warmup_steps": start.rewarm_steps,
             }
         return values
-
-    def _key(self, values: dict[str, Any], start: Start, parent: Node | None) -> str:
-        """A hash of all that the result depends on; places and intervals of logging are not."""
-        training = {
-            key: value
-            for key, value in values["training"].items()
-            if f"training.{key}" not in MAY_CHANGE or key in ("max_steps", "max_tokens")
-        }
-        training.pop("use_cpu", None)
-        data = {
-            key: value
-            for key, value in values["data"].items()
-            if key not in ("files", "eval_files", "cache_dir", "workers")
-        }
-        origin = None
-        if start.checkpoint is not None:
-            origin = self.fingerprints[str(start.checkpoint)]
-        # Figures besides the loss belong to the result of an arm: a run without them is another.
-        observed = (
-            {}
-            if isinstance(start, Base)
-            else {
-                name: value
-                for name, value in (
-                    ("measures", self.study.measures),
-                    ("series", self.study.series),
-                )
-                if value
-            }
-        )
-        return digest(
-            {
-                **observed,
-                "format": FORMAT,
-                "model": values["model"],
-                "data": data,
-                "training": training,
-                "position": values.get("position"),
-                "content": self.fingerprints["data"],
-                "tokenizer": self.fingerprints.get("tokenizer"),
-                "change": start.change,
-                "parent": parent.key if parent is not None else origin,
-            }
-        )
 
 
 def finished(records: Records, node: Node) -> list[Record] | None:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from growkit.errors import UsageError, nearest
-from growkit.study.checks import check_references, check_training
+from growkit.study.checks import check_data, check_references, check_training
 from growkit.surgery.conversion_request import ConversionRequest
 from growkit.surgery.request import GrowthRequest
 from growkit.training.recipe import TokenizerSection, apply_override
@@ -23,14 +23,26 @@ from growkit.training.recipe_errors import explain
 from growkit.training.recipe_section import Positive, Section
 from growkit.yaml_text import IncrementLoader, parse_yaml, read_text
 
-Flops = Annotated[float, Field(gt=0)]
+Above0 = Annotated[float, Field(gt=0)]
+# See growkit.training.probes.
+Series = Literal[
+    "update_norm_old",
+    "update_norm_new",
+    "head_similarity",
+    "unit_similarity",
+    "dead_new_heads",
+    "new_heads",
+    "lambda",
+    "signal_entropy",
+    "noise_entropy",
+]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class Budget(Section):
     """Training FLOPs of every arm: a number, or what ``tokens`` tokens cost the arm ``arm``."""
 
-    training_flops: Flops | None = None
+    training_flops: Above0 | None = None
     tokens: Positive | None = None
     arm: str | None = None
 
@@ -121,13 +133,17 @@ class Start(Section):
                     f"The recipe has an unknown key {key!r} under 'convert'.",
                     f"{nearest(str(key), known)}Valid keys: {', '.join(known)}.",
                 )
+        if "to" not in self.convert:
+            raise UsageError(
+                "The recipe has a 'convert' without 'to'.", "For example convert: {to: diff_v2}."
+            )
         return ConversionRequest(**self.convert)
 
 
 class Base(Start):
     """A model that several arms go on from; every seed has its own."""
 
-    training_flops: Flops | None = None
+    training_flops: Above0 | None = None
     tokens: Positive | None = None
 
     @model_validator(mode="after")
@@ -159,9 +175,9 @@ class StudyRecipe(Section):
     compare: list[Question] = Field(default_factory=list)
     sweep: SweepSection = Field(default_factory=SweepSection)
     evaluations: Positive = 20
-    target_loss: Flops | None = None
+    target_loss: Above0 | None = None
     measures: list[Literal["attention"]] = Field(default_factory=list)
-    series: list[str] = Field(default_factory=list)
+    series: list[Series] = Field(default_factory=list)
 
     def start(self, name: str) -> Start:
         """A base or an arm by its name; the names of both are different."""
@@ -187,8 +203,9 @@ def make_study(values: Any, source: str = "study", text: str = "") -> StudyRecip
         study = StudyRecipe.model_validate(values)
     except ValidationError as error:
         raise explain(error, StudyRecipe, source, text) from None
-    check_references(study, source)
+    check_data(study, source)
     check_training(study, source)
+    check_references(study, source)
     return study
 
 

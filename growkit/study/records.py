@@ -11,9 +11,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from growkit.training.checkpoints import list_checkpoints
 from growkit.whole_file import write_whole
 
 RECORD = "record.json"
+NODE = "node.json"
+MODEL = "model"
 FORMAT = 1
 
 
@@ -112,7 +115,15 @@ class Records:
             self._known[key] = record
         return self._known[key]
 
-    def weights(self, key: str) -> Path | None:
-        """The folder of the trained model, if it is still there."""
-        folder = self.runs / key / "model"
-        return folder if (folder / "config.json").is_file() else None
+    def trained(self, key: str) -> Path | None:
+        """The folder of the trained model, if it is still there for a run to go on from."""
+        folder = self.runs / key / MODEL
+        return folder if can_go_on(folder) else None
+
+
+def can_go_on(model: Path) -> bool:
+    """Weights and optimizer state are there. Without the state a run would begin with a fresh one,
+    and its result would not be that of its key."""
+    return (model / "config.json").is_file() and bool(
+        list_checkpoints(model / "training" / "checkpoints")
+    )

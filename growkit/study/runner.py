@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from growkit.errors import UsageError
 from growkit.progress import Progress, Reporter
 from growkit.study.lock import BUSY
 from growkit.study.nodes import Node
 from growkit.study.recipe import Base, Start
-from growkit.study.records import Records
+from growkit.study.records import MODEL, NODE, Records
 from growkit.training.metrics import read_metrics
 from growkit.whole_file import write_whole
 
@@ -41,20 +42,38 @@ def slots(devices: Sequence[str], workers: int) -> list[Slot]:
     """``workers`` places on every device; cores are shared out evenly.
 
     Args:
-        devices: ``auto``, ``cpu`` or ``cuda:N``.
+        devices: ``auto``, ``cpu`` or ``cuda:N``, the N-th of those that CUDA_VISIBLE_DEVICES
+            names where it is set.
+
+    Raises:
+        UsageError: there is no N-th one.
     """
     count = len(devices) * workers
     threads = str(max((os.cpu_count() or 1) // count, 1))
     threads = os.environ.get("OMP_NUM_THREADS", threads)
-    visible = {"auto": {}, "cpu": {"CUDA_VISIBLE_DEVICES": ""}}
     return [
-        Slot(
-            {"OMP_NUM_THREADS": threads}
-            | visible.get(device, {"CUDA_VISIBLE_DEVICES": device.removeprefix("cuda:")})
-        )
+        Slot({"OMP_NUM_THREADS": threads} | _visible(device))
         for device in devices
         for _ in range(workers)
     ]
+
+
+def _visible(device: str) -> dict[str, str]:
+    if device == "auto":
+        return {}
+    if device == "cpu":
+        return {"CUDA_VISIBLE_DEVICES": ""}
+    number = int(device.removeprefix("cuda:"))
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return {"CUDA_VISIBLE_DEVICES": str(number)}
+    names = [name.strip() for name in named.split(",") if name.strip()]
+    if number >= len(names):
+        raise UsageError(
+            f"There is no device {device!r}: CUDA_VISIBLE_DEVICES is {named!r}.",
+            f"Give cuda:0 to cuda:{len(names) - 1}." if names else "Give cpu.",
+        )
+    return {"CUDA_VISIBLE_DEVICES": names[number]}
 
 
 @dataclass
@@ -73,6 +92,7 @@ class Runner:
         places: where runs can be made.
         measures, series: of :class:`growkit.study.recipe.StudyRecipe`.
         ended: called after every run that ended well.
+        command: of a worker; the folder of the run and our process id are added to it.
     """
 
     def __init__(
@@ -84,10 +104,11 @@ class Runner:
         measures: Sequence[str],
         series: Sequence[str],
         ended: Callable[[], None],
+        command: Sequence[str] = (sys.executable, "-m", "growkit.study.work"),
     ) -> None:
         self.runs, self.records, self.places = runs, records, list(places)
         self.reporter, self.measures, self.series = reporter, list(measures), list(series)
-        self.ended = ended
+        self.ended, self.command = ended, list(command)
         self.running: list[_Running] = []
         self.failed: dict[str, str] = {}
         self._busy: dict[str, float] = {}
@@ -134,11 +155,13 @@ class Runner:
         self._describe(node, folder)
         log = (folder / LOG).open("ab")
         process = subprocess.Popen(
-            [sys.executable, "-m", "growkit.study.work", str(folder)],
+            [*self.command, str(folder), str(os.getpid())],
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             env={**os.environ, **slot.environment},
+            # Ctrl-C is for the study, which asks its runs to save their last step.
+            start_new_session=True,
         )
         self.running.append(_Running(node, slot, process, log))
 
@@ -146,7 +169,7 @@ class Runner:
         start = {name: getattr(node.start, name) for name in Start.model_fields}
         parent = node.start.checkpoint
         if node.parent is not None:
-            parent = self.records.weights(node.parent.key)
+            parent = self.records.trained(node.parent.key)
             assert parent is not None, "a run starts after what it goes on from"
         content = {
             "key": node.key,
@@ -160,7 +183,7 @@ class Runner:
             "series": self.series,
             "has_children": isinstance(node.start, Base),
         }
-        write_whole(folder / "node.json", json.dumps(content, indent=1) + "\n")
+        write_whole(folder / NODE, json.dumps(content, indent=1) + "\n")
 
     def _collect(self, bar: Progress) -> None:
         figures = {}
@@ -179,7 +202,8 @@ class Runner:
             self._busy[node.key] = time.monotonic() + 5.0
             return
         record = self.records.get(node.key)
-        if record is None:
+        # A record that is there already is no success: a base may have to be made again.
+        if code != 0 or record is None:
             lines = (self.runs / node.key / LOG).read_text(errors="replace").strip().splitlines()
             reason = lines[-1] if lines else f"exit code {code}"
             self.failed[node.key] = reason
@@ -191,7 +215,7 @@ class Runner:
         self.ended()
 
     def _state(self, node: Node) -> str:
-        rows = read_metrics(self.runs / node.key / "model" / "training" / "metrics.jsonl")
+        rows = read_metrics(self.runs / node.key / MODEL / "training" / "metrics.jsonl")
         if not rows:
             return "starting"
         losses = [row["eval_loss"] for row in rows if "eval_loss" in row]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,15 +18,14 @@ from growkit.checkpoint import open_checkpoint
 from growkit.families import Family, family_of
 from growkit.study.recipe import Start, StudyRecipe
 from growkit.surgery.conversion_plan import build_conversion_plan
-from growkit.surgery.cost import cost_of
+from growkit.surgery.cost import cost_of, training_flops
 from growkit.surgery.plan import Plan, build_plan
 from growkit.surgery.request import GrowthRequest
+from growkit.whole_file import make_whole
 
 if TYPE_CHECKING:
     from growkit.checkpoint import Checkpoint
 
-# Forward once, gradients of activations and of weights (Kaplan et al. 2020, arXiv 2001.08361).
-PASSES = 3
 # Of a config.json: what says nothing about the shape.
 NO_SHAPE = ("growkit", "auto_map", "architectures", "transformers_version", "dtype", "torch_dtype")
 
@@ -99,7 +97,7 @@ class Shapes:
     def _shape(self, family: Family, sizes: Mapping[str, int], config: Mapping[str, Any]) -> Shape:
         cost = cost_of(family, sizes, "F32", self.study.data.sequence_length, config)
         kept = {key: value for key, value in config.items() if key not in NO_SHAPE}
-        return Shape(kept, cost.parameters, float(PASSES * cost.flops_per_token))
+        return Shape(kept, cost.parameters, training_flops(cost.flops_per_token))
 
     def _origin(self, start: Start) -> Path:
         """A folder with the model before the change of ``start``, untrained if need be."""
@@ -114,15 +112,17 @@ class Shapes:
         origin = self._origin(base)
         if base.change is None:
             return origin
-        target = self.folder / digest([str(origin), base.change])
-        if not target.is_dir():
-            apply_change(base, origin, target, verify=False)
-        return target
+        return make_whole(
+            self.folder / digest([str(origin), base.change]),
+            lambda folder: _draft(base, origin, folder),
+        )
 
     def _untrained(self, config: dict[str, Any]) -> Path:
-        target = self.folder / digest(config)
-        if target.is_dir():
-            return target
+        return make_whole(
+            self.folder / digest(config), lambda folder: self._make_untrained(config, folder)
+        )
+
+    def _make_untrained(self, config: dict[str, Any], folder: Path) -> None:
         from growkit.training.models import build_model
         from growkit.training.recipe import ModelSection
         from growkit.training.tokenizer import load_tokenizer
@@ -131,11 +131,11 @@ class Shapes:
         assert self.tokenizer is not None, "a study with models from scratch has a tokenizer"
         with quiet_transformers():
             model = build_model(ModelSection(config=config), load_tokenizer(self.tokenizer), 0)
-            partial = target.with_name(target.name + ".partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            model.save_pretrained(partial)
-            partial.rename(target)
-        return target
+            model.save_pretrained(folder)
+
+
+def _draft(base: Start, origin: Path, folder: Path) -> None:
+    apply_change(base, origin, folder, verify=False)
 
 
 def plan_of(start: Start, checkpoint: Checkpoint) -> Plan | None:

@@ -13,57 +13,26 @@ and in the folder of runs (default OUT/runs) the trained models and the packed t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from growkit.errors import UsageError, nearest
+from growkit.errors import UsageError
 from growkit.progress import Reporter, Silent
+from growkit.study.choice import Choice
 from growkit.study.inputs import Inputs, open_inputs
-from growkit.study.nodes import Node, Nodes, Waiting, finished
+from growkit.study.nodes import Node, Nodes, SweepDiverged, Waiting
+from growkit.study.outcome import Outcome
 from growkit.study.outline import Line, outline
+from growkit.study.planned import Planned, planned_runs
 from growkit.study.recipe import StudyRecipe
-from growkit.study.records import Record, Records
-from growkit.study.results import Arm, Comparison, Phase, Point, Run, StudyResult
+from growkit.study.records import Records
+from growkit.study.results import StudyResult
 from growkit.study.runner import Runner, slots
 from growkit.study.shapes import Shapes
 from growkit.whole_file import write_whole
 
 RECIPE = "study.yaml"
-EQUAL_FLOPS, EQUAL_PARAMETERS = "equal FLOPs", "equal FLOPs, equal parameters"
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The part of a study that is run now: arms and seeds in the recipe's order."""
-
-    arms: tuple[str, ...]
-    seeds: tuple[int, ...]
-
-
-def choose(recipe: StudyRecipe, arms: Sequence[str] = (), seeds: Sequence[int] = ()) -> Choice:
-    """All arms and seeds, or those that are named.
-
-    Raises:
-        UsageError: an arm or a seed that the recipe does not have.
-    """
-    for arm in arms:
-        if arm not in recipe.arms:
-            raise UsageError(
-                f"--arms names {arm!r}, which is no arm of the study.",
-                f"{nearest(arm, recipe.arms)}Its arms: {', '.join(recipe.arms)}.",
-            )
-    for seed in seeds:
-        if seed not in recipe.seeds:
-            raise UsageError(
-                f"--seeds names {seed}, which is no seed of the study.",
-                f"Its seeds: {', '.join(map(str, recipe.seeds))}.",
-            )
-    return Choice(
-        tuple(arm for arm in recipe.arms if not arms or arm in arms),
-        tuple(seed for seed in recipe.seeds if not seeds or seed in seeds),
-    )
 
 
 class Study:
@@ -86,7 +55,7 @@ class Study:
         self.recipe, self.out = recipe, out.resolve()
         self.runs = runs.resolve()
         self.reporter = reporter or Silent()
-        _claim(self.out)
+        _claim(self.out, self.runs)
         self.inputs: Inputs = open_inputs(recipe, self.runs, self.reporter)
         shapes = Shapes(recipe, self.runs / "shapes", self.inputs.tokenizer)
         self.records = Records(self.out / "records", self.runs)
@@ -107,6 +76,7 @@ class Study:
 
         A run that fails does not stop the others; ``Arm.failed`` says why it failed.
         """
+        self.outline(choice)  # what cannot be run is said before anything is
         self._keep_recipe()
         runner = Runner(
             self.runs,
@@ -142,6 +112,9 @@ class Study:
                     nodes = [self.nodes.node(arm, seed)]
                 except Waiting as waiting:
                     nodes = waiting.nodes
+                except SweepDiverged as error:
+                    self.failed.setdefault(f"rate of {self.nodes.owner(arm)}", error.cause)
+                    continue
                 for node in nodes:
                     first = self._first_missing(node)
                     if first is not None:
@@ -160,182 +133,44 @@ class Study:
             if record is not None and record.diverged:
                 self.failed.setdefault(node.key, f"{before.name} diverged: {record.diverged}")
                 return None
-            if self.records.weights(before.key) is None or record is None:
+            if self.records.trained(before.key) is None or record is None:
                 return before
         return node
 
     def outline(self, choice: Choice) -> list[Line]:
-        """What the choice would run."""
+        """What the choice would run.
+
+        Raises:
+            UsageError: the budget, or warm-up and decay, do not fit an arm.
+        """
+        for name in dict.fromkeys(one.name for one in self._planned(choice)):
+            self.nodes.check(name)
         return outline(self.nodes, choice.arms)
 
     def cost(self, choice: Choice) -> float:
         """Training FLOPs of all its runs, those that are there and trials included."""
-        flops = {line.name: line.flops for line in self.outline(choice)}
-        return sum(
-            flops.get(name, 0.0) * (self.recipe.sweep.share if isinstance(what, str) else 1.0)
-            for name, what in self._planned(choice)
-        )
+        return sum(one.flops(self.nodes) for one in self._planned(choice))
 
     def progress(self, choice: Choice) -> tuple[int, int]:
         """(finished, all) runs of the choice, trials of learning rates included."""
-        planned = len(self._planned(choice))
-        return min(len(self._recorded(choice)), planned), planned
+        planned = self._planned(choice)
+        return sum(one.is_finished(self.nodes) for one in planned), len(planned)
 
-    def _planned(self, choice: Choice) -> set[tuple[str, int | str]]:
-        """A base or an arm with a seed or, of a trial, with what is tried."""
-        planned: set[tuple[str, int | str]] = set()
-
-        def add(name: str, seed: int) -> None:
-            base = self.recipe.start(name).base
-            rates = self.nodes.rates(name)
-            owner = name
-            while isinstance(rates, dict):
-                owner = rates["of"]
-                rates = self.nodes.rates(owner)
-            if isinstance(rates, list):
-                origin = self.recipe.start(owner).base
-                if origin is not None:
-                    add(origin, self.recipe.sweep.seed)
-                planned.update((owner, f"trial {rate}") for rate in rates)
-            if base is not None:
-                add(base, seed)
-            planned.add((name, seed))
-
-        for seed in choice.seeds:
-            for arm in choice.arms:
-                add(arm, seed)
-        return planned
-
-    def _recorded(self, choice: Choice) -> set[str]:
-        keys: set[str] = set()
-        for seed in choice.seeds:
-            for arm in choice.arms:
-                for node in self._known(arm, seed):
-                    keys |= {one.key for one in node.lineage if self.records.get(one.key)}
-        return keys
-
-    def _known(self, arm: str, seed: int) -> list[Node]:
-        """The runs of an arm and its trials, as far as they can be told."""
-        try:
-            return [*self.nodes.trials(arm), self.nodes.node(arm, seed)]
-        except Waiting as waiting:
-            return waiting.nodes
-
-    # -- what was found -------------------------------------------------------------------------
+    def _planned(self, choice: Choice) -> list[Planned]:
+        return planned_runs(self.nodes, choice)
 
     def result(self) -> StudyResult:
         """All finished runs."""
-        arms = tuple(self._arm(name) for name in self.recipe.arms)
-        records = [record for arm in arms for record in self._records_of(arm.name)]
-        newest = max(records, key=lambda record: record.date, default=None)
-        return StudyResult(
-            name=self.out.name,
-            question=self.recipe.question,
-            budget=self.nodes.budget,
-            sequence_length=self.recipe.data.sequence_length,
-            held_out_tokens=newest.held_out_tokens if newest is not None else 0,
-            machine=newest.machine if newest is not None else {},
-            date=newest.date if newest is not None else "",
-            seeds=tuple(self.recipe.seeds),
-            arms=arms,
-            comparisons=self._comparisons(arms),
-            target=self.recipe.target_loss,
-            recipe=self.recipe.to_dict(),
-        )
-
-    def _records_of(self, arm: str) -> list[Record]:
-        found = []
-        for seed in self.recipe.seeds:
-            try:
-                found += finished(self.records, self.nodes.node(arm, seed)) or []
-            except Waiting:
-                continue
-        return found
-
-    def _arm(self, name: str) -> Arm:
-        start, shape = self.recipe.arms[name], self.nodes.shapes.of(name)
-        runs, failed = [], {}
-        try:
-            sweep = self.nodes.sweep(name)
-        except Waiting:
-            sweep = None
-        for seed in self.recipe.seeds:
-            try:
-                node = self.nodes.node(name, seed)
-            except Waiting:
-                continue
-            records = finished(self.records, node)
-            if node.key in self.failed:
-                failed[seed] = self.failed[node.key]
-            elif records is not None and records[-1].diverged:
-                failed[seed] = records[-1].diverged
-            elif records is not None:
-                runs.append(_run(seed, records))
-        return Arm(
-            name=name,
-            label=start.label or name,
-            from_scratch=start.from_scratch,
-            shape=shape.key,
-            parameters=shape.parameters,
-            flops_per_token=shape.flops_per_token,
-            runs=tuple(runs),
-            sweep=sweep,
-            failed=failed,
-        )
-
-    def _comparisons(self, arms: Sequence[Arm]) -> tuple[Comparison, ...]:
-        """What the recipe asks; by default each arm against from-scratch in its shape, and each
-        against the first arm."""
-        shapes = {arm.name: arm.shape for arm in arms}
-        pairs = [(question.arm, question.against) for question in self.recipe.compare]
-        if not pairs:
-            scratch = {arm.shape: arm.name for arm in reversed(arms) if arm.from_scratch}
-            pairs = [
-                (arm.name, scratch[arm.shape])
-                for arm in arms
-                if not arm.from_scratch and arm.shape in scratch
-            ]
-            first = arms[0].name
-            pairs += [(a.name, first) for a in arms[1:] if (a.name, first) not in pairs]
-        return tuple(
-            Comparison(a, b, EQUAL_PARAMETERS if shapes[a] == shapes[b] else EQUAL_FLOPS)
-            for a, b in pairs
-        )
+        return Outcome(self.nodes, self.failed).result(self.out.name)
 
 
-def _run(seed: int, records: Sequence[Record]) -> Run:
-    phases, curve = [], []
-    flops, tokens = 0.0, 0
-    for record in records:
-        phases.append(
-            Phase(
-                key=record.key,
-                change=record.change,
-                exactness=record.exactness,
-                parameters=record.parameters,
-                flops_per_token=record.flops_per_token,
-                steps=record.steps,
-                tokens=record.tokens,
-                flops=record.tokens * record.flops_per_token,
-                learning_rate=record.learning_rate,
-                seconds=record.seconds,
-                first_loss=record.first_loss,
-                last_loss=record.last_loss,
-            )
-        )
-        curve += [
-            Point(flops + at * record.flops_per_token, tokens + at, loss)
-            for at, loss in record.curve
-        ]
-        flops += record.tokens * record.flops_per_token
-        tokens += record.tokens
-    return Run(seed, tuple(phases), tuple(curve), records[-1].measures, records[-1].series)
-
-
-def _claim(out: Path) -> None:
+def _claim(out: Path, runs: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UsageError(f"The output {str(out)!r} is a file.", "Choose a folder with --out.")
-    if out.is_dir() and any(out.iterdir()) and not (out / RECIPE).is_file():
+    if not out.is_dir() or (out / RECIPE).is_file():
+        return
+    # A plan, and a study that was refused, leave the folder of runs alone.
+    if any(not runs.is_relative_to(path) for path in out.iterdir()):
         raise UsageError(
             f"The output {str(out)!r} is not empty and holds no study.",
             "Choose another folder with --out.",

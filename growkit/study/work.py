@@ -1,10 +1,10 @@
-"""One training run of a study, in a process of its own: ``python -m growkit.study.work FOLDER``.
+"""One training run of a study: the process ``python -m growkit.study.work FOLDER PARENT``.
 
 FOLDER holds ``node.json``, what to do, and gets::
 
     source/         the model that the run starts from, grown or converted and verified
     model/          the run (see growkit.training.run): trained weights at its top
-    record.json     what is kept of it; written last
+    record.json     what is kept of it
 
 A run that was killed goes on from its last checkpoint, and comes to the same result.
 """
@@ -12,6 +12,7 @@ A run that was killed goes on from its last checkpoint, and comes to the same re
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 from collections.abc import Sequence
@@ -19,15 +20,17 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from growkit.errors import Diverged, GrowkitError
 from growkit.study.lock import BUSY, end_with_parent, held
 from growkit.study.machine import machine
 from growkit.study.recipe import Start
-from growkit.study.records import RECORD, Record, read_record
+from growkit.study.records import MODEL, NODE, RECORD, Record, can_go_on, read_record
 from growkit.study.shapes import apply_change
 from growkit.training.metrics import last_evaluation, read_metrics
-
-NODE = "node.json"
+from growkit.training.recipe import Recipe, make_recipe
+from growkit.whole_file import write_whole
 
 
 def work(folder: Path) -> Record:
@@ -45,15 +48,16 @@ def work(folder: Path) -> Record:
         values["model"] |= {"checkpoint": str(source)}
         values["model"].pop("config", None)
     from growkit.training import train
-    from growkit.training.recipe import make_recipe
 
     recipe = make_recipe(values, node["name"])
-    model, diverged = folder / "model", None
+    model, diverged = folder / MODEL, None
+    _move(model / "training" / "recipe.yaml", recipe)
     try:
         train(recipe, model)
     except Diverged as error:
         diverged = error.cause
     rows = read_metrics(model / "training" / "metrics.jsonl")
+    diverged = diverged or _not_finite(rows)
     final = _final(model)
     measures = {} if diverged else _measures(model, final, rows, node["measures"])
     record = Record(
@@ -78,9 +82,37 @@ def work(folder: Path) -> Record:
         if final
         else {},
     )
-    _clean(folder, keep_state=node["has_children"])
     record.write(folder / RECORD)
+    _clean(folder, keep_state=node["has_children"])
     return record
+
+
+# Where a recipe says that files are. The key of the run vouches for what is in them.
+PLACES = {"model": ["checkpoint"], "data": ["files", "eval_files"], "tokenizer": ["path"]}
+
+
+def _move(stored: Path, recipe: Recipe) -> None:
+    """A run that was begun elsewhere (the folder of runs or its text was moved) may go on."""
+    if not stored.is_file():
+        return
+    old, new = yaml.safe_load(stored.read_text()), recipe.to_dict()
+    for section, keys in PLACES.items():
+        for key in keys:
+            if key in (new.get(section) or {}):
+                old.setdefault(section, {})[key] = new[section][key]
+    write_whole(stored, yaml.safe_dump(old, sort_keys=False))
+
+
+def _not_finite(rows: Sequence[dict[str, Any]]) -> str | None:
+    """Why a run has no result although its training losses are numbers."""
+    return next(
+        (
+            f"The held-out loss is {row['eval_loss']} at step {row['step']}."
+            for row in rows
+            if not math.isfinite(row.get("eval_loss", 0.0))
+        ),
+        None,
+    )
 
 
 def _source(start: Start, parent: Path, target: Path) -> tuple[Path, dict[str, Any] | None]:
@@ -135,7 +167,11 @@ def _final(model: Path) -> dict[str, Any]:
 
 def _curve(rows: Sequence[dict[str, Any]], before: int) -> list[tuple[int, float]]:
     """(tokens of this run, held-out loss); tokens count through all runs in the rows."""
-    return [(row["tokens"] - before, row["eval_loss"]) for row in rows if "eval_loss" in row]
+    return [
+        (row["tokens"] - before, row["eval_loss"])
+        for row in rows
+        if math.isfinite(row.get("eval_loss", math.nan))
+    ]
 
 
 def _training_seconds(rows: Sequence[dict[str, Any]], before: int) -> float:
@@ -158,8 +194,9 @@ def _series(
             for row in rows
             if row.get("probe", {}).get(name) is not None
         ]
-        if points:
-            found[name] = points
+        finite = [point for point in points if math.isfinite(point[1])]
+        if finite:
+            found[name] = finite
     return found
 
 
@@ -184,7 +221,7 @@ def _measures(
         from growkit.evaluation.model import load
 
         found |= attention_suite(load(model)).figures()
-    return found
+    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def _clean(folder: Path, *, keep_state: bool) -> None:
@@ -195,23 +232,35 @@ def _clean(folder: Path, *, keep_state: bool) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The worker process: exit 1 and one line on stderr for a failure."""
+    """The worker process: exit 1 and one line on stderr for a failure.
+
+    Args:
+        arguments: the folder, and the process id of the study that waits for the run.
+    """
     from growkit.threads import wait_passively
 
     wait_passively()
-    end_with_parent()
-    folder = Path(arguments[0])
+    folder, parent = Path(arguments[0]), int(arguments[1])
+    end_with_parent(parent)
     with held(folder) as alone:
         if not alone:
             return BUSY
         try:
-            # Another study may have made it since this process was started.
-            if read_record(folder / RECORD) is None:
+            if not _is_made(folder):
                 work(folder)
         except GrowkitError as error:
             print(f"{error.cause} {error.remedy}", file=sys.stderr)
             return error.exit_code
     return 0
+
+
+def _is_made(folder: Path) -> bool:
+    """Another study may have made it since this process was started, and kept what is needed."""
+    record = read_record(folder / RECORD)
+    if record is None or record.diverged:
+        return record is not None
+    node = json.loads((folder / NODE).read_text(encoding="utf-8"))
+    return not node["has_children"] or can_go_on(folder / MODEL)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,19 @@ class Cost:
         return asdict(self)
 
 
+def training_flops(forward: float, trained: float = 1.0, *, recomputed: bool = False) -> float:
+    """FLOPs of a training step a token, from those of a forward pass.
+
+    Forward once, once more for the gradients of activations and once for those of weights (Kaplan
+    et al. 2020, arXiv 2001.08361, section 2.1): three passes where everything is trained.
+
+    Args:
+        trained: part of the weights that get gradients of their own.
+        recomputed: activations are made a second time (gradient checkpointing).
+    """
+    return (2.0 + trained + recomputed) * forward
+
+
 def cost_of(
     family: Family,
     sizes: Mapping[str, int],
