@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -115,20 +116,25 @@ def _known(name: str, names: Any, where: str, what: str) -> None:
 
 
 def _no_circle(study: StudyRecipe, name: str, where: str) -> None:
-    """By any mixture of base, shape_of and the learning rate of another."""
+    """By any mixture of base and shape_of, or of base and the learning rate of another.
 
-    def follow(name: str, path: tuple[str, ...]) -> None:
+    A shape needs no learning rate, so those two do not mix.
+    """
+
+    def follow(
+        name: str, path: tuple[str, ...], links: Callable[[Start], list[str | None]]
+    ) -> None:
         if name in path:
             raise UsageError(
                 f"{where} goes on from itself: {' -> '.join((*path, name))}.",
-                "Let one of them start from a config.",
+                "Let one of them start from a config, or give its learning rate.",
             )
-        start = study.start(name)
-        for other in (start.base, start.shape_of, _rate_of(study, start)):
+        for other in links(study.start(name)):
             if other is not None and (other in study.bases or other in study.arms):
-                follow(other, (*path, name))
+                follow(other, (*path, name), links)
 
-    follow(name, ())
+    follow(name, (), lambda start: [start.base, start.shape_of])
+    follow(name, (), lambda start: [start.base, _rate_of(study, start)])
 
 
 def check_training(study: StudyRecipe, source: str) -> None:

@@ -28,6 +28,8 @@ from growkit.whole_file import write_whole
 
 POLL = 0.5
 LOG = "log.txt"
+# Seconds until a busy run is asked for again, and that an ending one has for its last step.
+RETRY = 5.0
 ENDING = 60.0
 
 
@@ -199,7 +201,7 @@ class Runner:
 
     def _after(self, node: Node, code: int, bar: Progress) -> None:
         if code == BUSY:
-            self._busy[node.key] = time.monotonic() + 5.0
+            self._busy[node.key] = time.monotonic() + RETRY
             return
         record = self.records.get(node.key)
         # A record that is there already is no success: a base may have to be made again.

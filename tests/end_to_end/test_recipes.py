@@ -136,7 +136,8 @@ def test_every_shipped_growth_recipe_is_tested_and_says_what_it_is() -> None:
             assert recipe.source and recipe.purpose
             assert f"{recipe.name}" in recipe.command
         else:
-            assert recipe.command.startswith("growkit train ")
+            assert recipe.command.startswith(f"growkit {recipe.kind} recipes/{recipe.name}.yaml ")
+            assert recipe.kind == recipe.name.partition("-")[0]
     assert {path.name for path in (ROOT / "recipes").iterdir()} == {
         f"{name}.yaml" for name in found
     }
