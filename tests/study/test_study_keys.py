@@ -132,12 +132,10 @@ def test_arms_share_their_base(nodes: Nodes) -> None:
 
 
 def sweeping(tmp_path: Path) -> Nodes:
-    return nodes_of(
-        tmp_path / "study",
-        study_of(**training(learning_rate={"of": "scratch"}), arms={
-            **values()["arms"], "scratch": {"shape_of": "signal", "training": {"learning_rate": RATES}}
-        }),
-    )  # fmt: skip
+    scratch = {"shape_of": "signal", "training": {"learning_rate": RATES}}
+    arms = values()["arms"] | {"scratch": scratch}
+    study = study_of(**training(learning_rate={"of": "scratch"}), arms=arms)
+    return nodes_of(tmp_path / "study", study)
 
 
 def test_a_rate_is_chosen_by_its_trials_and_goes_to_all_that_name_it(tmp_path: Path) -> None:
