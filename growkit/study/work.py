@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -29,6 +29,9 @@ from growkit.study.recipe import Start
 from growkit.study.records import MODEL, NODE, RECORD, Record, can_go_on, read_record
 from growkit.study.shapes import apply_change
 from growkit.training.metrics import last_evaluation, read_metrics
+
+if TYPE_CHECKING:
+    from growkit.training.recipe import Recipe
 from growkit.training.recipe import Recipe, make_recipe
 from growkit.whole_file import write_whole
 
@@ -59,7 +62,7 @@ def work(folder: Path) -> Record:
     rows = read_metrics(model / "training" / "metrics.jsonl")
     diverged = diverged or _not_finite(rows)
     final = _final(model)
-    measures = {} if diverged else _measures(model, final, rows, node["measures"])
+    measures = {} if diverged else _measures(model, recipe, rows, node["measures"])
     record = Record(
         key=node["key"],
         name=node["name"],
@@ -205,15 +208,15 @@ def _mean(value: Any) -> float:
 
 
 def _measures(
-    model: Path, final: dict[str, Any], rows: Sequence[dict[str, Any]], asked: Sequence[str]
+    model: Path, recipe: Recipe, rows: Sequence[dict[str, Any]], asked: Sequence[str]
 ) -> dict[str, float]:
     """Figures of the trained model besides its loss, ``loss.NAME`` of each source among them."""
     last = last_evaluation(rows) or {}
     by_source = {key: last[key] for key in last if key.startswith("eval_loss/")}
     found = {
-        name: float(final[name])
+        name: float(last[name])
         for name in ("perplexity", "bits_per_byte")
-        if final.get(name) is not None
+        if last.get(name) is not None
     }
     found |= {key.replace("eval_loss/", "loss."): float(by_source[key]) for key in by_source}
     if "attention" in asked:
