@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -190,9 +191,14 @@ def test_ctrl_c_ends_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         os.kill(os.getpid(), 2)
 
     thread = threading.Thread(target=interrupt)
+    # A process that was started in the background ignores Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        stand.run(told={"small, seed 0": "sleep"})
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            stand.run(told={"small, seed 0": "sleep"})
+    finally:
+        signal.signal(signal.SIGINT, before)
     thread.join()
     assert pids and not stand.runner.running
     for pid in pids:
