@@ -18,21 +18,25 @@ from time import process_time
 from typing import Any
 
 import torch
-from attention_flops import work_of
+from attention_flops import Work, work_of
+from attention_layers import (
+    BASELINE,
+    MODES,
+    OWN_KEYS,
+    attend,
+    attention_inputs,
+    configs,
+    inputs_of,
+    layer_of,
+    step,
+)
 from attention_memory import keep_freed_memory, peak_megabytes
 from measure import machine
-from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.attention.flex_attention import create_block_mask
 
 from growkit.attention import gda
-from growkit.modeling import GdaConfig, GrowkitConfig
-from growkit.modeling.modeling_gda import ATTENTION_CLASSES
 
 RESULTS = Path(__file__).resolve().parent / "results"
-BASELINE = "gqa"
-MODES = ("forward", "forward+backward")
-OWN_KEYS = "gda 3:1, own keys"
 # Other ways of own-keys attention than the chosen one (gda.value_path), and how rows name them.
 WAYS = {
     "halves": "halves of the values",
@@ -40,106 +44,6 @@ WAYS = {
     "flex_attention": "flex_attention",
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-def configs(heads: int, head_dim: int) -> dict[str, Any]:
-    """Name -> config: ``heads`` query heads (a multiple of 8), four to a key head, equal width.
-
-    Where a key head is a pair it counts twice; SAS simulates twice the heads, half as wide again.
-    """
-    kv = heads // 4
-    shared = {
-        "hidden_size": heads * head_dim,
-        "intermediate_size": 8,
-        "num_hidden_layers": 1,
-        "vocab_size": 8,
-        "head_dim": head_dim,
-        "num_attention_heads": heads,
-        "max_position_embeddings": 1 << 15,
-        "attn_implementation": "sdpa",
-    }
-
-    def ours(attention: str, **fields: Any) -> GrowkitConfig:
-        return GrowkitConfig(
-            **{**shared, "attention": attention, "num_key_value_heads": kv, **fields}
-        )
-
-    def grouped(keys: int, **fields: Any) -> GdaConfig:
-        return GdaConfig(**shared, num_key_value_heads=kv * keys, num_noise_heads=kv, **fields)
-
-    simulation = {
-        "num_simulated_heads": 2 * heads,
-        "simulated_head_dim": head_dim * 3 // 2,
-        "sas_kernel_size": 5,
-    }
-    return {
-        BASELINE: ours("gqa"),
-        "gda 3:1, shared keys": grouped(1, noise_keys="shared", sub_layer_norm=False),
-        OWN_KEYS: grouped(2, noise_keys="own"),
-        "diff_v1": ours("diff_v1"),
-        "diff_v2": ours("diff_v2"),
-        "gda_gated 3:1": ours("gda_gated", num_noise_heads=kv),
-        "shared_diff": ours("shared_diff", query_rank=8, key_rank=8),
-        "shared_diff, queries only": ours("shared_diff", query_rank=8, key_rank=0),
-        "wgqa": ours("wgqa"),
-        "sas": ours("sas", **simulation),
-    }
-
-
-def layer_of(config: Any, device: str, dtype: torch.dtype) -> nn.Module:
-    """One attention layer with torch's start weights; lambda vectors stay fp32."""
-    torch.manual_seed(0)
-    own = config.model_type == "gda"
-    kind = ATTENTION_CLASSES[config.noise_keys] if own else config.variant
-    layer: nn.Module = kind(config, 0)
-    for name, parameter in layer.named_parameters():
-        if name not in gda.LAMBDA_NAMES:
-            parameter.data = parameter.data.to(dtype)
-    return layer.to(device)
-
-
-def inputs_of(config: Any, n: int, device: str, dtype: torch.dtype) -> tuple[Tensor, Any]:
-    """Hidden states [1, n, hidden_size] that want a gradient, and cos and sin."""
-    hidden = torch.randn(1, n, config.hidden_size, device=device, dtype=dtype, requires_grad=True)
-    angles = torch.arange(n, device=device)[:, None] * 10000.0 ** (
-        -torch.arange(0, config.head_dim, 2, device=device) / config.head_dim
-    )
-    angles = torch.cat((angles, angles), dim=-1)[None]
-    return hidden, (angles.cos().to(dtype), angles.sin().to(dtype))
-
-
-def step(layer: nn.Module, hidden: Tensor, rotary: Any, mode: str, mask: Any = None) -> None:
-    """One run of the layer."""
-    if mode == MODES[0]:
-        with torch.no_grad():
-            layer(hidden, rotary, mask)
-        return
-    output, _ = layer(hidden, rotary)
-    output.backward(torch.ones_like(output))
-    layer.zero_grad(set_to_none=True)
-    hidden.grad = None
-
-
-def attention_inputs(config: Any, hidden: Tensor) -> list[Tensor]:
-    """Query, key and value of the attention call of GQA, in the layout that projections leave."""
-    n, kv = hidden.shape[1], config.num_key_value_heads
-    return [
-        torch.randn(1, n, heads, config.head_dim, device=hidden.device, dtype=hidden.dtype)
-        .transpose(1, 2)
-        .requires_grad_()
-        for heads in (config.num_attention_heads, kv, kv)
-    ]
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, mode: str) -> None:
-    """The attention call of GQA alone."""
-    call = partial(functional.scaled_dot_product_attention, is_causal=True, enable_gqa=True)
-    if mode == MODES[0]:
-        with torch.no_grad():
-            call(query, key, value)
-        return
-    output = call(query, key, value)
-    torch.autograd.grad(output, (query, key, value), torch.ones_like(output))
 
 
 def seconds_of(run: Callable[[], None], device: str) -> float:
@@ -216,52 +120,69 @@ def measure(options: argparse.Namespace, n: int) -> list[dict[str, Any]]:
                 gda.value_path = chooser
             if number >= 0:
                 calls.append(seconds_of(attention_call, device))
-        plain, backward = work_of(known[BASELINE], n), mode != MODES[0]
-        # how much of the baseline's time is its attention call
-        share = statistics.median(
-            t / base for t, base in zip(calls, times[BASELINE][1:], strict=True)
-        )
+        plain = work_of(known[BASELINE], n)
+        base = times[BASELINE][1:]
+        share = median_ratio(calls, base)  # of the baseline's time, in its attention call
         for path in order:
             name, way = paths[path]
-            timed = times[path][1:]
-            ratio = statistics.median(
-                t / base for t, base in zip(timed, times[BASELINE][1:], strict=True)
-            )
-            wide = (way or chosen_way) != "halves"
-            work = work_of(known[name], n, wide_values=wide)
-            predicted = work.flops(backward) / plain.flops(backward)
-            least = work_of(known[name], n).flops(backward) / plain.flops(backward)
-            weights, attended = (
-                mine / of_baseline
-                for mine, of_baseline in zip(
-                    work.kinds(backward), plain.kinds(backward), strict=True
-                )
-            )
-            by_kind = (1 - share) * weights + share * attended
-            median = statistics.median(timed)
-            row = {
-                "variant": path,
-                "mode": mode,
-                "tokens": n,
-                "seconds": [round(t, 5) for t in timed],
-                "median_s": round(median, 5),
-                "tokens_per_second": round(n / median),
-                "peak_mb": round(peaks[path], 1),
-                "ratio": round(ratio, 3),
-                "predicted": round(predicted, 3),
-                "predicted_least": round(least, 3),
-                "of_predicted": round(ratio / predicted, 3),
-                "predicted_by_kind": round(by_kind, 3),
-                "of_predicted_by_kind": round(ratio / by_kind, 3),
-            }
+            halves = (way or chosen_way) == "halves"
+            works = [work_of(known[name], n, wide_values=wide) for wide in (not halves, True)]
+            row = {"variant": path, "mode": mode, "tokens": n}
+            row |= figures(times[path][1:], base, n, peaks[path])
+            row |= predictions(*works, plain, share, mode != MODES[0], row["ratio"])
             rows.append(row)
             print(
-                f"{n:6} {mode:17} {path:44} {1000 * median:9.1f} ms {peaks[path]:8.0f} MB "
-                f"{row['ratio']:6.2f} predicted {predicted:5.2f} -> {row['of_predicted']:.2f} "
-                f"by kind {by_kind:5.2f} -> {ratio / by_kind:.2f}",
+                f"{n:6} {mode:17} {path:44} {1000 * row['median_s']:9.1f} ms "
+                f"{row['peak_mb']:6.0f} MB {row['ratio']:6.2f} predicted {row['predicted']:5.2f} "
+                f"-> {row['of_predicted']:.2f}, by kind {row['of_predicted_by_kind']:.2f}",
                 flush=True,
             )
     return rows
+
+
+def median_ratio(times: list[float], base: list[float]) -> float:
+    """Of runs of the same rounds, so that what disturbs a round disturbs both."""
+    return statistics.median(t / b for t, b in zip(times, base, strict=True))
+
+
+def figures(times: list[float], base: list[float], n: int, peak: float) -> dict[str, Any]:
+    """What was measured, beside the baseline of the same rounds."""
+    median = statistics.median(times)
+    return {
+        "seconds": [round(t, 5) for t in times],
+        "median_s": round(median, 5),
+        "tokens_per_second": round(n / median),
+        "peak_mb": round(peak, 1),
+        "ratio": round(median_ratio(times, base), 3),
+        "ratio_of_fastest": round(min(times) / min(base), 3),
+    }
+
+
+def predictions(
+    work: Work, least: Work, plain: Work, share: float, backward: bool, ratio: float
+) -> dict[str, float]:
+    """What FLOP counts predict for the ratio, and the ratio in units of it.
+
+    Args:
+        work: what is computed.
+        least: what it could be (no score twice).
+        plain: the baseline's.
+        share: of the baseline's time, in its attention call. By kind, products with weights go at
+            the speed of the rest, and scores and values at the speed of that call.
+    """
+    weights, attention = (
+        mine / its for mine, its in zip(work.kinds(backward), plain.kinds(backward), strict=True)
+    )
+    predicted = work.flops(backward) / plain.flops(backward)
+    by_kind = (1 - share) * weights + share * attention
+    found = {
+        "predicted": predicted,
+        "predicted_least": least.flops(backward) / plain.flops(backward),
+        "of_predicted": ratio / predicted,
+        "predicted_by_kind": by_kind,
+        "of_predicted_by_kind": ratio / by_kind,
+    }
+    return {name: round(value, 3) for name, value in found.items()}
 
 
 def main() -> None:

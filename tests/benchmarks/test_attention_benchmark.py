@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
-from attention import configs, inputs_of, layer_of, step  # noqa: E402
 from attention_flops import work_of  # noqa: E402
+from attention_layers import configs, inputs_of, layer_of, step  # noqa: E402
 
 from growkit.attention import gda  # noqa: E402
 
