@@ -35,8 +35,7 @@ def test_a_plan_runs_nothing_and_leaves_the_folder_usable(
     rate = ["--set", "arms.on.training={schedule: constant, learning_rate: [0.01, 0.02]}"]
     code, out, _ = call(capsys, recipe, "--plan", "--flops-per-second", "1e9", *rate)
     assert code == 0
-    for said in ("best of 2", "small, signal_heads x2", "scratch", "0 of 10 runs are there"):
-        assert said in out
+    assert "scratch" in out and "0 of 10 runs are there" in out
     # small, on, signal, scratch with two seeds, and two trials.
     assert {path.name for path in Path("studies/tiny").iterdir()} == {"runs"}
     assert {p.name for p in Path("studies/tiny/runs").iterdir()} <= {"shapes", "tokenizers", "data"}
