@@ -22,7 +22,7 @@ def show_plan(
     rows = study.outline(choice)
     done, planned = study.progress(choice)
     table = Table(
-        title=f"{study.out.name}: {study.nodes.budget:.3g} training FLOPs an arm, "
+        title=f"{study.out.name}: {study.nodes.lengths.budget:.3g} training FLOPs an arm, "
         f"{len(choice.seeds)} seeds",
         title_justify="left",
     )
@@ -49,7 +49,7 @@ def show_plan(
         text += f", {total / flops_per_second / 3600:.1f} hours at {flops_per_second:.3g} a second"
     output.show(text + ".")
     return {
-        "budget": study.nodes.budget,
+        "budget": study.nodes.lengths.budget,
         "runs": planned,
         "finished": done,
         "flops": total,

@@ -14,14 +14,13 @@ from typing import Any
 
 from growkit.errors import UsageError
 from growkit.study.keys import content_key
-from growkit.study.recipe import Base, Start, StudyRecipe
+from growkit.study.lengths import Lengths
+from growkit.study.recipe import Start, StudyRecipe
 from growkit.study.records import Record, Records
 from growkit.study.results import Sweep
 from growkit.study.shapes import Shape, Shapes
 from growkit.training.recipe import make_recipe
 
-# Of the last bits of a float.
-ROUNDING = 1e-12
 # Steps of a schedule that may be given as a part of the whole: here, of the budget's FLOPs.
 PARTS = ("decay_steps",)
 LOGGED = 50
@@ -94,24 +93,8 @@ class Nodes:
         cache: Path,
     ) -> None:
         self.study, self.shapes, self.records = study, shapes, records
+        self.lengths = Lengths(study, shapes)
         self.fingerprints, self.tokenizer, self.cache = fingerprints, tokenizer, cache
-
-    @property
-    def tokens_per_step(self) -> int:
-        """Tokens of an optimizer step, the same in all runs."""
-        section = self.study.training
-        sequences = int(section.get("per_device_train_batch_size", 8))
-        sequences *= int(section.get("gradient_accumulation_steps", 1))
-        return sequences * self.study.data.sequence_length
-
-    @property
-    def budget(self) -> float:
-        """Training FLOPs of every arm."""
-        budget = self.study.budget
-        if budget.training_flops is not None:
-            return budget.training_flops
-        assert budget.arm is not None and budget.tokens is not None
-        return budget.tokens * self.shapes.of(budget.arm).flops_per_token
 
     def node(self, name: str, seed: int) -> Node:
         """The run of a base or an arm.
@@ -195,7 +178,7 @@ class Nodes:
     def _node(self, name: str, seed: int, rate: float, share: float = 1.0) -> Node:
         start = self.study.start(name)
         parent = self.node(start.base, seed) if start.base is not None else None
-        _, first = self._before(name)
+        _, first = self.lengths.before(name)
         recipe = self._recipe(name, seed, rate, share)
         trial = "" if share == 1.0 else f", learning rate {rate:g}"
         origin = parent.key if parent is not None else None
@@ -226,73 +209,18 @@ class Nodes:
                 recipe["model"] |= {"checkpoint": "."}
             make_recipe(recipe, f"{name!r}" + ("" if share == 1.0 else ", trial of a rate"))
 
-    def flops_per_step(self, name: str) -> float:
-        """Training FLOPs of an optimizer step of a base or an arm."""
-        return self.shapes.of(name).flops_per_token * self.tokens_per_step
-
-    def steps(self, name: str, share: float = 1.0) -> int:
-        """Optimizer steps of a base or an arm, without those of what it goes on from.
-
-        The last step is the last whole one within the budget.
-
-        Raises:
-            UsageError: not one step is left of the budget.
-        """
-        before, _ = self._before(name)
-        whole, step = self._flops(name), self.flops_per_step(name)
-        left = whole if isinstance(self.study.start(name), Base) else whole - before
-        # Steps that were counted out in tokens come back as the whole number that they were.
-        steps = math.floor(share * left / step * (1 + ROUNDING))
-        if steps >= 1:
-            return steps
-        if left <= 0:
-            raise UsageError(
-                f"{name!r} has nothing left to train on: its base spent {before:.3g} of "
-                f"{whole:.3g} training FLOPs.",
-                "Raise the budget, or shorten the base.",
-            )
-        if left < step:
-            raise UsageError(
-                f"{name!r} has {left:.3g} training FLOPs, less than one step of it "
-                f"({step:.3g} FLOPs, {self.tokens_per_step:,} tokens).",
-                "Raise the budget, shorten what it goes on from, or make its steps smaller.",
-            )
-        raise UsageError(
-            f"A trial of the learning rate of {name!r} has less than one step: sweep.share "
-            f"{share:g} of {left / step:.1f} steps.",
-            "Raise sweep.share or the budget.",
-        )
-
-    def _before(self, name: str) -> tuple[float, int]:
-        """(training FLOPs, steps) of what a base or an arm goes on from."""
-        base = self.study.start(name).base
-        if base is None:
-            return 0.0, 0
-        flops, steps = self._before(base)
-        own = self.steps(base)
-        return flops + own * self.flops_per_step(base), steps + own
-
-    def _flops(self, name: str) -> float:
-        """The budget of an arm, or what a base is given."""
-        start = self.study.start(name)
-        if not isinstance(start, Base):
-            return self.budget
-        if start.training_flops is not None:
-            return start.training_flops
-        assert start.tokens is not None
-        return start.tokens * self.shapes.of(name).flops_per_token
-
     def _recipe(self, name: str, seed: int, rate: float, share: float) -> dict[str, Any]:
         """The training recipe of a run."""
-        start, steps = self.study.start(name), self.steps(name, share)
-        per_step, (_, first) = self.flops_per_step(name), self._before(name)
+        start, lengths = self.study.start(name), self.lengths
+        steps, per_step = lengths.steps(name, share), lengths.flops_per_step(name)
+        _, first = lengths.before(name)
         training = {"schedule": "wsd", **self.study.training, **start.training}
         for part in PARTS:
             given = float(training.get(part, 0.2))
             if 0 < given < 1:
-                wanted = round(given * share * self._flops(name) / per_step)
+                wanted = round(given * share * lengths.given(name) / per_step)
                 training[part] = max(min(wanted, steps), 1)
-        interval = max(round(self.budget / self.study.evaluations / per_step), 1)
+        interval = max(round(lengths.budget / self.study.evaluations / per_step), 1)
         training |= {
             "learning_rate": rate,
             "max_steps": first + steps,

@@ -31,7 +31,7 @@ class Outcome:
         return StudyResult(
             name=name,
             question=self.recipe.question,
-            budget=self.nodes.budget,
+            budget=self.nodes.lengths.budget,
             sequence_length=self.recipe.data.sequence_length,
             held_out_tokens=newest.held_out_tokens if newest is not None else 0,
             machine=newest.machine if newest is not None else {},

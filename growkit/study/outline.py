@@ -49,7 +49,7 @@ def outline(nodes: Nodes, arms: Sequence[str]) -> list[Line]:
 
 def _line(nodes: Nodes, name: str) -> Line:
     start, shape = nodes.study.start(name), nodes.shapes.of(name)
-    steps = nodes.steps(name)
+    steps = nodes.lengths.steps(name)
     origin = start.base or (str(start.checkpoint) if start.checkpoint else "scratch")
     if start.change is not None:
         ((_, values),) = start.change.items()
@@ -59,7 +59,7 @@ def _line(nodes: Nodes, name: str) -> Line:
         rate = f"that of {rate['of']}"
     elif isinstance(rate, list):
         rate = f"best of {len(rate)}"
-    tokens = steps * nodes.tokens_per_step
+    tokens = steps * nodes.lengths.tokens_per_step
     return Line(
         name=name,
         origin=origin,

@@ -24,7 +24,7 @@ class Planned:
     def flops(self, nodes: Nodes) -> float:
         """Training FLOPs of this run alone."""
         share = 1.0 if self.rate is None else nodes.study.sweep.share
-        return nodes.steps(self.name, share) * nodes.flops_per_step(self.name)
+        return nodes.lengths.steps(self.name, share) * nodes.lengths.flops_per_step(self.name)
 
     def is_finished(self, nodes: Nodes) -> bool:
         """It has a record."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from growkit.errors import UsageError, nearest
 from growkit.study.checks import check_data, check_references, check_training
@@ -19,7 +19,7 @@ from growkit.surgery.conversion_request import ConversionRequest
 from growkit.surgery.request import GrowthRequest
 from growkit.training.recipe import TokenizerSection, apply_override
 from growkit.training.recipe_data import DataSection
-from growkit.training.recipe_errors import explain
+from growkit.training.recipe_errors import validated
 from growkit.training.recipe_section import Positive, Section
 from growkit.yaml_text import IncrementLoader, parse_yaml, read_text
 
@@ -194,15 +194,7 @@ def make_study(values: Any, source: str = "study", text: str = "") -> StudyRecip
     Raises:
         UsageError: naming the key, its line, and the nearest valid key of an unknown one.
     """
-    if not isinstance(values, dict):
-        raise UsageError(
-            f"{source} does not hold a YAML mapping.",
-            f"Its sections are {', '.join(StudyRecipe.model_fields)}.",
-        )
-    try:
-        study = StudyRecipe.model_validate(values)
-    except ValidationError as error:
-        raise explain(error, StudyRecipe, source, text) from None
+    study = validated(StudyRecipe, values, source, text)
     check_data(study, source)
     check_training(study, source)
     check_references(study, source)

@@ -81,9 +81,7 @@ def work(folder: Path) -> Record:
         date=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         held_out_tokens=final.get("held_out_tokens", 0),
         diverged=diverged,
-        recipe={key: final.get("recipe", {}).get(key) for key in ("model", "training")}
-        if final
-        else {},
+        recipe=_without_places(final.get("recipe", {})),
     )
     record.write(folder / RECORD)
     _clean(folder, keep_state=node["has_children"])
@@ -160,6 +158,12 @@ def _in_words(start: Start) -> str:
 def _exactness(manifest: dict[str, Any]) -> str:
     verified = manifest.get("verification", {}).get("summary", "not verified")
     return f"{manifest['plan']['exactness']}; {verified}"
+
+
+def _without_places(recipe: dict[str, Any]) -> dict[str, Any]:
+    """What a record keeps of the recipe: folders of this machine mean nothing on another."""
+    model = {key: value for key, value in recipe.get("model", {}).items() if key != "checkpoint"}
+    return {"model": model, "training": recipe.get("training", {})} if recipe else {}
 
 
 def _final(model: Path) -> dict[str, Any]:

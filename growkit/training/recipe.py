@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from growkit.errors import UsageError
 from growkit.training.recipe_checks import check_averaging, check_schedule, check_thaw
 from growkit.training.recipe_data import DataSection
-from growkit.training.recipe_errors import explain
+from growkit.training.recipe_errors import validated
 from growkit.training.recipe_parallel import ParallelSection
 from growkit.training.recipe_section import Positive, Section
 from growkit.training.recipe_stages import Position, Stage, check_stages
@@ -125,15 +125,7 @@ def make_recipe(values: Any, source: str = "recipe", text: str = "") -> Recipe:
     Raises:
         UsageError: naming the key, its line, and the nearest valid key of an unknown one.
     """
-    if not isinstance(values, dict):
-        raise UsageError(
-            f"{source} does not hold a YAML mapping.",
-            f"Its sections are {', '.join(Recipe.model_fields)}.",
-        )
-    try:
-        recipe = Recipe.model_validate(values)
-    except ValidationError as error:
-        raise explain(error, Recipe, source, text) from None
+    recipe = validated(Recipe, values, source, text)
     check_schedule(recipe, source)
     check_thaw(recipe, source)
     check_averaging(recipe, source)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import typing
+from typing import TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from growkit.errors import UsageError, nearest
+
+Recipe = TypeVar("Recipe", bound=BaseModel)
 
 
 def _line(text: str, location: tuple[int | str, ...]) -> str:
@@ -73,3 +76,23 @@ def explain(error: ValidationError, model: type[BaseModel], source: str, text: s
             f"{where}: {place} cannot be used.", message[:1].upper() + message[1:] + "."
         )
     return UsageError(f"{where}: {dotted} is {problem['input']!r}.", f"{message}.")
+
+
+def validated(model: type[Recipe], values: object, source: str, text: str) -> Recipe:
+    """A mapping as a recipe of class ``model``.
+
+    Args:
+        text: the YAML it came from, for line numbers in errors.
+
+    Raises:
+        UsageError: naming the key, its line, and the nearest valid key of an unknown one.
+    """
+    if not isinstance(values, dict):
+        raise UsageError(
+            f"{source} does not hold a YAML mapping.",
+            f"Its sections are {', '.join(model.model_fields)}.",
+        )
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise explain(error, model, source, text) from None

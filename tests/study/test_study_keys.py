@@ -144,7 +144,7 @@ def test_a_rate_is_chosen_by_its_trials_and_goes_to_all_that_name_it(tmp_path: P
         nodes.node("signal", 0)
     trials = waiting.value.nodes
     assert [trial.recipe["training"]["learning_rate"] for trial in trials] == [1e-3, 1e-2, 0.1]
-    whole = nodes.steps("scratch")
+    whole = nodes.lengths.steps("scratch")
     assert {trial.steps for trial in trials} == {int(0.3 * whole)} and 0.3 * whole > 1
     for trial, loss in zip(trials, (3.0, 2.0, 2.5), strict=True):
         rate = trial.recipe["training"]["learning_rate"]

@@ -56,8 +56,8 @@ def test_shape_of_is_the_grown_shape(nodes: Nodes, name: str, tmp_path: Path) ->
 
 def spent(nodes: Nodes, name: str) -> float:
     """FLOPs over all phases of an arm, each counted by itself."""
-    before, _ = nodes._before(name)
-    return before + nodes.steps(name) * STEP * nodes.shapes.of(name).flops_per_token
+    before, _ = nodes.lengths.before(name)
+    return before + nodes.lengths.steps(name) * STEP * nodes.shapes.of(name).flops_per_token
 
 
 @settings(
@@ -74,19 +74,20 @@ def test_no_arm_spends_more_than_the_budget_or_a_step_less(
     other = Nodes(
         study, nodes.shapes, nodes.records, nodes.fingerprints, nodes.tokenizer, nodes.cache
     )
-    assert other.steps("small") == steps  # counted in tokens: exactly those
+    assert other.lengths.steps("small") == steps  # counted in tokens: exactly those
     for name in arms:
         try:
             flops = spent(other, name)
         except UsageError:
-            assert budget < other._before(name)[0] + other.flops_per_step(name)
+            assert budget < other.lengths.before(name)[0] + other.lengths.flops_per_step(name)
             continue
-        assert budget - other.flops_per_step(name) < flops <= budget * (1 + 1e-11)
+        assert budget - other.lengths.flops_per_step(name) < flops <= budget * (1 + 1e-11)
 
 
 def test_a_budget_in_tokens_is_that_of_its_arm(nodes: Nodes) -> None:
-    assert nodes.budget == 12 * STEP * nodes.shapes.of("on").flops_per_token
-    assert (nodes.steps("small"), nodes.steps("on"), nodes._before("on")[1]) == (6, 6, 6)
+    assert nodes.lengths.budget == 12 * STEP * nodes.shapes.of("on").flops_per_token
+    lengths = nodes.lengths
+    assert (lengths.steps("small"), lengths.steps("on"), lengths.before("on")[1]) == (6, 6, 6)
 
 
 def test_a_budget_that_the_base_has_used_up_is_refused(nodes: Nodes) -> None:
@@ -114,11 +115,11 @@ def test_decay_is_a_part_of_the_whole_budget_and_may_be_absent(nodes: Nodes) -> 
         )
         return int(other.node("signal", 0).recipe["training"]["decay_steps"])
 
-    whole = nodes.budget / nodes.flops_per_step("signal")
+    whole = nodes.lengths.budget / nodes.lengths.flops_per_step("signal")
     assert decay(decay_steps=0.25) == round(0.25 * whole) == decay(decay_steps="2.5e-1")
     assert decay(decay_steps=0) == 0
     assert decay(decay_steps=2) == 2
-    assert decay(decay_steps=0.99) == nodes.steps("signal")
+    assert decay(decay_steps=0.99) == nodes.lengths.steps("signal")
 
 
 def test_tiny_config_is_what_the_arms_begin_with(nodes: Nodes) -> None:
