@@ -56,11 +56,11 @@ def value_path(
     """How own-keys attention, whose values are 2d wide, calls its backend for one kind of head.
 
     * "blocks": growkit's own loop over blocks of queries (:mod:`.blockwise`). On the CPU, SDPA's
-      fused kernel wants values as wide as keys; whole causal sequences in fp32 go through the
-      loop, which computes the scores once: 0.5 to 0.8 of the time of "halves".
+      fused kernel wants values as wide as keys; whole causal sequences in fp32 go, with one
+      thread, through the loop, which computes the scores once: 0.5 to 0.8 of the time of "halves".
     * "halves": two calls, each with one half of the values. What is left on SDPA on the CPU
-      (padding, steps of generation, bf16), and every backend not known to take wide values. The
-      scores are computed twice, and memory does not grow with n^2.
+      (several threads, padding, steps of generation, bf16), and every backend not known to take
+      wide values. The scores are computed twice, and memory does not grow with n^2.
     * "wide": one call with the values as they are. eager and flex_attention compute the scores once
       for a value of any width; on a GPU SDPA has fused kernels for unequal widths
       (memory-efficient for all, cuDNN where both are at most 128; not measured). On the CPU SDPA

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from gda_cases import HEAD_DIM, HIDDEN
@@ -13,6 +15,15 @@ from growkit.attention.blockwise import ROWS, blockwise_attention, runs_in_block
 
 LENGTHS = [2 * ROWS, 2 * ROWS + 37]
 UNEQUAL_WIDTHS = ["diff_v1", "diff_v1-plain", "shared_diff", "shared_diff-plain", "sas"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Blocks stand in for SDPA with one thread only."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def tensors(n: int, heads=4, kv_heads=2, width=12, batch=2):
@@ -106,6 +117,9 @@ def test_everything_else_stays_with_the_backend():
     assert not runs_in_blocks("sdpa", query, key, width, torch.zeros(1, 1, 1, 1)), "padding"
     assert not runs_in_blocks("sdpa", query[:, :, -1:], key, width, None), "a step of generation"
     assert not runs_in_blocks("sdpa", query[:, :, :9], key[:, :, :9], width, None), "short"
+    torch.set_num_threads(2)
+    assert not runs_in_blocks("sdpa", query, key, width, None), "several threads"
+    torch.set_num_threads(1)
     assert not runs_in_blocks("sdpa", query.bfloat16(), key.bfloat16(), width, None)
     with torch.autocast("cpu"):
         assert not runs_in_blocks("sdpa", query, key, width, None)

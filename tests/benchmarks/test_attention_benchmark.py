@@ -53,6 +53,7 @@ def test_all_paths_of_own_keys_compute_the_same(monkeypatch):
     layer = layer_of(config, "cpu", torch.float32)
     hidden, rotary = inputs_of(config, 300, "cpu", torch.float32)
     query = torch.empty(1, 1, 300, config.head_dim)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     assert gda.value_path("sdpa", query, query, None) == "blocks"
     outputs = {"blocks": layer(hidden, rotary)[0]}
     for path in ("halves", "wide"):

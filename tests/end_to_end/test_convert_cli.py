@@ -109,21 +109,17 @@ REFUSED: dict[str, tuple[str, list[str], str]] = {
     "other families": ("gemma2", ["--to", "diff_v2"], "Families that can"),
     "fold an ordinary model": ("gqa", ["--to", "plain"], "ordinary attention already"),
     "fold a norm": ("gda", ["--to", "plain"], "sub_layer_norm"),
-    "fold own keys": ("gda own", ["--to", "plain"], "noise_keys own"),
     "fold a gate": ("diff_v2", ["--to", "plain"], "lambda depends on the token"),
-    "fold shared diff": ("shared_diff", ["--to", "plain"], "queries of their own"),
     "fold sas": ("sas", ["--to", "plain"], "ReLU"),
 }
 
 
 def refused_source(path: Path, name: str, llama: Path) -> Path:
-    if name in ("gda", "gda own"):
-        normed = {"sub_layer_norm": name == "gda"}
-        return tiny.make_folder(
-            path, tiny.gda_config(4, 2, 2, own=name != "gda", **SIZES, **normed)
-        )
-    if name in ("diff_v2", "shared_diff", "sas"):
-        convert(llama, path, name, **({"rank": 2} if name == "shared_diff" else {}))
+    if name == "gda":
+        config = tiny.gda_config(4, 2, 2, own=False, **SIZES, sub_layer_norm=True)
+        return tiny.make_folder(path, config)
+    if name in ("diff_v2", "sas"):
+        convert(llama, path, name)
         return path
     if name in ("mistral windows", "granite", "gemma2"):
         return write_checkpoint(path, family_config(name.split()[0], num_hidden_layers=2))
