@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
@@ -29,11 +29,11 @@ from growkit.study.recipe import Start
 from growkit.study.records import MODEL, NODE, RECORD, Record, can_go_on, read_record
 from growkit.study.shapes import apply_change
 from growkit.training.metrics import last_evaluation, read_metrics
-
-if TYPE_CHECKING:
-    from growkit.training.recipe import Recipe
 from growkit.training.recipe import Recipe, make_recipe
 from growkit.whole_file import write_whole
+
+# Characters of each held-out document that the attention suite reads.
+TEXT_OF_A_DOCUMENT = 50_000
 
 
 def work(folder: Path) -> Record:
@@ -227,8 +227,16 @@ def _measures(
         from growkit.evaluation import attention_suite
         from growkit.evaluation.model import load
 
-        found |= attention_suite(load(model)).figures()
+        found |= attention_suite(load(model), text=held_out_text(recipe)).figures()
     return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def held_out_text(recipe: Recipe) -> str:
+    """The beginnings of all held-out documents: what the model was not trained on."""
+    from growkit.training.sources import corpus_of
+
+    documents = corpus_of(recipe.data).eval_documents()
+    return "\n\n".join(text[:TEXT_OF_A_DOCUMENT] for text in documents)
 
 
 def _clean(folder: Path, *, keep_state: bool) -> None:
