@@ -17,11 +17,10 @@ from growkit.errors import UsageError, nearest
 from growkit.study.checks import check_data, check_references, check_training
 from growkit.surgery.conversion_request import ConversionRequest
 from growkit.surgery.request import GrowthRequest
-from growkit.training.recipe import TokenizerSection, apply_override
+from growkit.training.recipe import TokenizerSection, read_values
 from growkit.training.recipe_data import DataSection
 from growkit.training.recipe_errors import validated
 from growkit.training.recipe_section import Positive, Section
-from growkit.yaml_text import IncrementLoader, parse_yaml, read_text
 
 Above0 = Annotated[float, Field(gt=0)]
 # See growkit.training.probes.
@@ -207,8 +206,5 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyRecipe:
     Raises:
         UsageError: the file cannot be read, is not YAML, or says something that no study can.
     """
-    text = read_text(path)
-    values = parse_yaml(text, str(path), IncrementLoader)
-    for override in overrides:
-        apply_override(values, override)
+    values, text = read_values(path, overrides)
     return make_study(values, str(path), text)

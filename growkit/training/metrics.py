@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from growkit.whole_file import write_whole
+
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All whole lines; the last one may be cut off when a run was killed, and is left out then."""
@@ -46,9 +48,7 @@ def truncate_metrics(path: Path, step: int) -> None:
         for row in read_metrics(path)
         if row["step"] <= step and "averaged_checkpoints" not in row
     ]
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    os.replace(partial, path)
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def last_evaluation(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

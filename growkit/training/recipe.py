@@ -139,10 +139,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), max_steps: int | None
     Raises:
         UsageError: the file cannot be read, is not YAML, or says something that no recipe can.
     """
-    text = read_text(path)
-    values = parse_yaml(text, str(path), IncrementLoader)
-    for override in overrides:
-        apply_override(values, override)
+    values, text = read_values(path, overrides)
     if max_steps is not None and isinstance(values, dict):
         training = values.setdefault("training", {})
         if isinstance(training, dict):
@@ -151,7 +148,20 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), max_steps: int | None
     return make_recipe(values, str(path), text)
 
 
-def apply_override(values: Any, override: str) -> None:
+def read_values(path: Path, overrides: Sequence[str]) -> tuple[Any, str]:
+    """The content of a YAML file with ``key.path=value`` overrides applied, and its text.
+
+    Raises:
+        UsageError: the file cannot be read or is not YAML, or an override cannot be applied.
+    """
+    text = read_text(path)
+    values = parse_yaml(text, str(path), IncrementLoader)
+    for override in overrides:
+        _apply(values, override)
+    return values, text
+
+
+def _apply(values: Any, override: str) -> None:
     key, separator, value = override.partition("=")
     if not separator or not key:
         raise UsageError(

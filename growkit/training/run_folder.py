@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +17,7 @@ from growkit.errors import CheckpointError, GrowkitError, UsageError
 from growkit.progress import Reporter
 from growkit.training import checkpoints, metrics
 from growkit.training.recipe import Recipe, make_recipe
+from growkit.whole_file import write_whole
 
 # What may differ between a run and its continuation; anything else would be another run.
 MAY_CHANGE = {
@@ -133,9 +133,7 @@ def _prepare(
             )
         _check_same(recipe, stored, reporter)
     shutil.rmtree(folder / "checkpoints" / checkpoints.PARTIAL, ignore_errors=True)
-    partial = stored.with_name("recipe.yaml.partial")
-    partial.write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False))
-    os.replace(partial, stored)
+    write_whole(stored, yaml.safe_dump(recipe.to_dict(), sort_keys=False))
 
 
 def _has_begun(folder: Path) -> bool:

@@ -8,13 +8,13 @@ Every line has its ``stage``. Between two stages stands a line of the growth: ``
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from growkit.surgery.manifest import read_manifest
 from growkit.training import metrics
 from growkit.training.run_folder import DONE
+from growkit.whole_file import write_whole
 
 
 def stage_folder(stages: Path, stage: int) -> Path:
@@ -48,9 +48,7 @@ def write_merged(path: Path, stages: Path, growths: int) -> None:
         if stage and rows:
             lines.append(_growth_row(stages, stage, rows))
         lines += [{**row, "stage": stage} for row in rows]
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    os.replace(partial, path)
+    write_whole(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _growth_row(stages: Path, stage: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
