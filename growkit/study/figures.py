@@ -21,6 +21,8 @@ STYLES = ("-", "--", ":")
 MARKERS = ("o", "s", "^")
 LOSS = "held-out loss (nats a token)"
 FLOPS = "training FLOPs, from the first step of the first model"
+# File names of the figures of probes begin so.
+SERIES = "series-"
 # The part of the budget that the second figure looks at.
 END = 0.6
 # Intervals longer than so many times the largest difference are cut: two seeds would hide the rest.
@@ -64,7 +66,7 @@ def draw_figures(result: StudyResult) -> list[Figure]:
     for name in names:
         figures.append(
             _figure(
-                result, "series-" + re.sub(r"[^\w-]", "-", name), name.replace("_", " "),
+                result, SERIES + re.sub(r"[^\w-]", "-", name), name.replace("_", " "),
                 _series(name), "probes",
                 "Probe of the last phase: mean over the seeds, band from the lowest to the "
                 "highest.",

@@ -47,11 +47,12 @@ def open_inputs(recipe: StudyRecipe, runs: Path, reporter: Reporter) -> Inputs:
 
 
 def _fingerprint(folder: Path) -> str:
-    """Of a checkpoint's weights and tokenizer."""
+    """Of a checkpoint's weights, config and tokenizer."""
     from growkit.training.tokenizer import tokenizer_fingerprint
 
     with open_checkpoint(folder) as checkpoint:
-        return f"{content_hash(checkpoint)} {tokenizer_fingerprint(folder)}"
+        config = digest(checkpoint.config)
+        return f"{content_hash(checkpoint)} {config} {tokenizer_fingerprint(folder)}"
 
 
 def _tokenizer(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from growkit.errors import UsageError
 from growkit.report.canvas import Figure
+from growkit.study.figures import SERIES
 from growkit.study.limits import limits
 from growkit.study.page import study_page
 from growkit.study.results import StudyResult
@@ -70,6 +71,10 @@ def _figures(result: StudyResult) -> tuple[list[Figure], str]:
 def _write_figures(figures: list[Figure], folder: Path) -> list[Path]:
     """An SVG each, a PNG of those that have one; figures that have no data any more go away."""
     written = []
+    kept = {f"{figure.key}.svg" for figure in figures}
+    for old in folder.glob(f"{SERIES}*.svg") if figures else ():
+        if old.name not in kept:
+            old.unlink()
     for figure in figures:
         for ending, content in ((".svg", figure.svg), (".png", figure.png)):
             target = folder / (figure.key + ending)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from tiny_studies import TINY_GDA, keep, nodes_of, opened, record_of, study_of, 
 
 from growkit.errors import UsageError
 from growkit.study.choice import Choice, choose
+from growkit.study.inputs import _fingerprint
 from growkit.study.nodes import Nodes, SweepDiverged, Waiting
 from growkit.study.records import read_record
 
@@ -79,6 +82,18 @@ def test_content_of_data_tokenizer_and_seed_are_part_of_it(nodes: Nodes) -> None
         changed.fingerprints = {**nodes.fingerprints, name: "another"}
         keys.add(changed.node("signal", 0).key)
     assert len(keys) == 4
+
+
+def test_config_of_a_checkpoint_is_part_of_it(nodes: Nodes, tmp_path: Path) -> None:
+    """The same weights under another rope_theta are another model."""
+    found = set()
+    for theta in (10000.0, 10000.0, 500000.0):
+        folder = tmp_path / f"small-{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(nodes.shapes._drafted(nodes.study.bases["small"]), folder)
+        config = json.loads((folder / "config.json").read_text()) | {"rope_theta": theta}
+        (folder / "config.json").write_text(json.dumps(config))
+        found.add(_fingerprint(folder))
+    assert len(found) == 2
 
 
 @pytest.mark.parametrize(

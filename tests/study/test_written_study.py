@@ -316,6 +316,7 @@ def test_figures_that_lost_their_data_go_away(tmp_path: Path) -> None:
     (tmp_path / "notes.png").write_text("mine")
     write_study(made_study(made_arm("waiting", {})), tmp_path)
     left = sorted(path.name for path in tmp_path.iterdir())
+    assert not [name for name in left if name.startswith("series-")]
     assert "loss.svg" not in left and "loss.png" not in left and "notes.png" in left
 
 
