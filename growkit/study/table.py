@@ -87,15 +87,14 @@ def comparisons(result: StudyResult) -> Table:
 
 
 def measures(result: StudyResult) -> list[Table]:
-    """The other figures of the final models, where a run has any."""
-    names = sorted({name for arm in result.arms for run in arm.runs for name in run.measures})
+    """The other figures of the final models, a line each: there can be dozens."""
+    arms = [arm for arm in result.arms if any(run.measures for run in arm.runs)]
     rows = []
-    for arm in result.arms:
-        values = [[run.measures[n] for run in arm.runs if n in run.measures] for n in names]
-        if any(values):
-            cells = (_loss(spread_of(found)) if found else "" for found in values)
-            rows.append((arm.label, *cells))
-    columns = ("arm", *(name.replace("_", " ") for name in names))
+    for name in sorted({name for arm in arms for run in arm.runs for name in run.measures}):
+        values = [[run.measures[name] for run in arm.runs if name in run.measures] for arm in arms]
+        cells = (_loss(spread_of(found)) if found else "" for found in values)
+        rows.append((name.replace("_", " "), *cells))
+    columns = ("measure", *(arm.label for arm in arms))
     note = "Of the final models, mean ± standard deviation over the seeds."
     return [Table("Other measures", columns, tuple(rows), note)] if rows else []
 

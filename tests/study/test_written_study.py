@@ -225,8 +225,8 @@ def test_terminal_tables_break_between_words(width: int) -> None:
 
 def test_measures(result: StudyResult) -> None:
     table = tables(result)[-1]
-    assert table.columns == ("arm", "bits per byte")
-    assert table.rows[1] == ("signal", "1.7433 ± 0.0379")
+    assert table.columns[:3] == ("measure", "scratch", "signal") and len(table.rows) == 1
+    assert table.rows[0][0] == "bits per byte" and table.rows[0][2] == "1.7433 ± 0.0379"
     assert "Other measures" not in markdown(made_study(made_arm("none", {})))
 
 
