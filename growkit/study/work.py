@@ -12,7 +12,6 @@ A run that was killed goes on from its last checkpoint, and comes to the same re
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import sys
 from collections.abc import Sequence
@@ -23,17 +22,15 @@ from typing import Any
 import yaml
 
 from growkit.errors import Diverged, GrowkitError
+from growkit.study import observed
 from growkit.study.lock import BUSY, end_with_parent, held
 from growkit.study.machine import machine
 from growkit.study.recipe import Start
 from growkit.study.records import MODEL, NODE, RECORD, Record, can_go_on, read_record
 from growkit.study.shapes import apply_change
-from growkit.training.metrics import last_evaluation, read_metrics
+from growkit.training.metrics import read_metrics
 from growkit.training.recipe import Recipe, make_recipe
 from growkit.whole_file import write_whole
-
-# Characters of each held-out document that the attention suite reads.
-TEXT_OF_A_DOCUMENT = 50_000
 
 
 def work(folder: Path) -> Record:
@@ -60,9 +57,9 @@ def work(folder: Path) -> Record:
     except Diverged as error:
         diverged = error.cause
     rows = read_metrics(model / "training" / "metrics.jsonl")
-    diverged = diverged or _not_finite(rows)
+    diverged = diverged or observed.not_finite(rows)
     final = _final(model)
-    measures = {} if diverged else _measures(model, recipe, rows, node["measures"])
+    measures = {} if diverged else observed.measures(model, recipe, rows, node["measures"])
     record = Record(
         key=node["key"],
         name=node["name"],
@@ -73,10 +70,10 @@ def work(folder: Path) -> Record:
         steps=recipe.total_steps - recipe.first_step,
         tokens=(recipe.total_steps - recipe.first_step) * recipe.tokens_per_step,
         learning_rate=recipe.training.learning_rate,
-        seconds=_training_seconds(rows, recipe.first_step * recipe.tokens_per_step),
-        curve=_curve(rows, recipe.first_step * recipe.tokens_per_step),
+        seconds=observed.training_seconds(rows, recipe.first_step * recipe.tokens_per_step),
+        curve=observed.curve(rows, recipe.first_step * recipe.tokens_per_step),
         measures=measures,
-        series=_series(rows, node["series"]),
+        series=observed.series(rows, node["series"]),
         machine=machine(),
         date=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         held_out_tokens=final.get("held_out_tokens", 0),
@@ -102,18 +99,6 @@ def _move(stored: Path, recipe: Recipe) -> None:
             if key in (new.get(section) or {}):
                 old.setdefault(section, {})[key] = new[section][key]
     write_whole(stored, yaml.safe_dump(old, sort_keys=False))
-
-
-def _not_finite(rows: Sequence[dict[str, Any]]) -> str | None:
-    """Why a run has no result although its training losses are numbers."""
-    return next(
-        (
-            f"The held-out loss is {row['eval_loss']} at step {row['step']}."
-            for row in rows
-            if not math.isfinite(row.get("eval_loss", 0.0))
-        ),
-        None,
-    )
 
 
 def _source(start: Start, parent: Path, target: Path) -> tuple[Path, dict[str, Any] | None]:
@@ -170,73 +155,6 @@ def _final(model: Path) -> dict[str, Any]:
     path = model / "growkit_training.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     return found
-
-
-def _curve(rows: Sequence[dict[str, Any]], before: int) -> list[tuple[int, float]]:
-    """(tokens of this run, held-out loss); tokens count through all runs in the rows."""
-    return [
-        (row["tokens"] - before, row["eval_loss"])
-        for row in rows
-        if math.isfinite(row.get("eval_loss", math.nan))
-    ]
-
-
-def _training_seconds(rows: Sequence[dict[str, Any]], before: int) -> float:
-    """Time of the training steps alone, over all attempts."""
-    seconds, at = 0.0, before
-    for row in rows:
-        if "tokens_per_second" in row:
-            seconds += (row["tokens"] - at) / max(row["tokens_per_second"], 1e-9)
-            at = row["tokens"]
-    return round(seconds, 2)
-
-
-def _series(
-    rows: Sequence[dict[str, Any]], names: Sequence[str]
-) -> dict[str, list[tuple[float, float]]]:
-    found: dict[str, list[tuple[float, float]]] = {}
-    for name in names:
-        points = [
-            (float(row["tokens"]), _mean(row["probe"][name]))
-            for row in rows
-            if row.get("probe", {}).get(name) is not None
-        ]
-        finite = [point for point in points if math.isfinite(point[1])]
-        if finite:
-            found[name] = finite
-    return found
-
-
-def _mean(value: Any) -> float:
-    return sum(map(float, value)) / max(len(value), 1) if isinstance(value, list) else float(value)
-
-
-def _measures(
-    model: Path, recipe: Recipe, rows: Sequence[dict[str, Any]], asked: Sequence[str]
-) -> dict[str, float]:
-    """Figures of the trained model besides its loss, ``loss.NAME`` of each source among them."""
-    last = last_evaluation(rows) or {}
-    by_source = {key: last[key] for key in last if key.startswith("eval_loss/")}
-    found = {
-        name: float(last[name])
-        for name in ("perplexity", "bits_per_byte")
-        if last.get(name) is not None
-    }
-    found |= {key.replace("eval_loss/", "loss."): float(by_source[key]) for key in by_source}
-    if "attention" in asked:
-        from growkit.evaluation import attention_suite
-        from growkit.evaluation.model import load
-
-        found |= attention_suite(load(model), text=held_out_text(recipe)).figures()
-    return {name: value for name, value in found.items() if math.isfinite(value)}
-
-
-def held_out_text(recipe: Recipe) -> str:
-    """The beginnings of all held-out documents: what the model was not trained on."""
-    from growkit.training.sources import corpus_of
-
-    documents = corpus_of(recipe.data).eval_documents()
-    return "\n\n".join(text[:TEXT_OF_A_DOCUMENT] for text in documents)
 
 
 def _clean(folder: Path, *, keep_state: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from growkit.study.work import TEXT_OF_A_DOCUMENT, _measures
+from growkit.study.observed import TEXT_OF_A_DOCUMENT, measures
 from growkit.training.recipe import Recipe, make_recipe
 
 
@@ -44,7 +44,7 @@ def test_attention_is_measured_on_held_out_text(
     monkeypatch.setattr("growkit.evaluation.attention_suite", suite)
     monkeypatch.setattr("growkit.evaluation.model.load", lambda folder: folder)
     rows = [{"step": 1, "eval_loss": 1.5, "perplexity": 4.5, "eval_loss/a": 1.25}]
-    found = _measures(tmp_path, recipe_of(tmp_path), rows, ["attention"])
+    found = measures(tmp_path, recipe_of(tmp_path), rows, ["attention"])
     assert found == {"perplexity": 4.5, "loss.a": 1.25, "entropy": 0.5}
     assert given["text"].startswith("held out held out")
     assert "trained" not in given["text"]
