@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Callable, Sequence
 from math import inf, isfinite
 from statistics import median
@@ -12,13 +11,10 @@ from typing import Any
 from growkit.report.canvas import Figure, canvas, png_bytes, svg_text
 from growkit.study.arm_figures import arm_figures
 from growkit.study.curves import Band, common_start, growths, loss_band, series_band
-from growkit.study.results import Arm, StudyResult
+from growkit.study.looks import COLORS, line_label, line_look, marker
+from growkit.study.results import StudyResult
 from growkit.study.statistics import Finding, findings
 
-# Okabe & Ito's colours, which the colour-blind tell apart (without their yellow).
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-STYLES = ("-", "--", ":")
-MARKERS = ("o", "s", "^")
 LOSS = "held-out loss (nats a token)"
 FLOPS = "training FLOPs, from the first step of the first model"
 # File names of the figures of probes begin so.
@@ -41,8 +37,9 @@ def draw_figures(result: StudyResult) -> list[Figure]:
     figures = [
         _figure(
             result, "loss", "Loss against compute", _losses, "a finished run",
-            "Mean over the seeds, band from the lowest to the highest; a diamond marks where a "
-            "grown model begins, grey is a source that several arms grow from.", png=True,
+            "Mean over the seeds, band from the lowest to the highest; dashed: from scratch in the "
+            "shape of the grown arm of that colour; a diamond marks where a grown model begins, "
+            "grey is a source that several arms grow from.", png=True,
         ),
         _figure(
             result, "loss-end", "The end of the budget", _end, "a finished run",
@@ -98,21 +95,6 @@ def _figure(
         return Figure(key, title, caption, svg_text(drawn, key), picture)
 
 
-def _look(result: StudyResult, arm: Arm) -> dict[str, Any]:
-    """Colour and line style of an arm, the same in every figure."""
-    number = result.arms.index(arm)
-    return {
-        "color": COLORS[number % len(COLORS)],
-        "linestyle": STYLES[number // len(COLORS) % len(STYLES)],
-    }
-
-
-def _label(text: str, width: int = 30) -> str:
-    """A name as matplotlib shows it as it is: no formulas, not hidden by an underscore."""
-    text = "\n".join(textwrap.wrap(text.replace("$", r"\$"), width)) or " "
-    return " " + text if text.startswith("_") else text
-
-
 def _line(axes: Any, band: Band, label: str | None, look: dict[str, Any], among: int) -> None:
     """Mean and band; many bands over each other are paler."""
     axes.plot(band.places, band.mean, label=label, linewidth=1.4, **look)
@@ -139,12 +121,12 @@ def _losses(axes: Any, result: StudyResult) -> bool:
         _line(
             axes,
             band.part(max(start, 1e-300), inf),
-            _label(arm.label),
-            _look(result, arm),
+            line_label(arm.label),
+            line_look(result, arm),
             len(result.arms),
         )
         for flops, loss in growths(arm):
-            color = _look(result, arm)["color"]
+            color = line_look(result, arm)["color"]
             axes.plot([flops], [loss], "D", color=color, markersize=5, markerfacecolor="white")
         shown.append(band)
     for number, band in enumerate(shared.values()):
@@ -169,8 +151,8 @@ def _end(axes: Any, result: StudyResult) -> bool:
         if band is None or one.loss is None:
             continue
         part = band.part(result.budget * END, inf)
-        label = _label(f"{one.loss.mean:.4f}  {one.arm.label}")
-        look = _look(result, one.arm) | {"marker": ".", "markersize": 4}
+        label = line_label(f"{one.loss.mean:.4f}  {one.arm.label}")
+        look = line_look(result, one.arm) | {"marker": ".", "markersize": 4}
         _line(axes, part, label, look, len(result.arms))
         ends.append([*part.low, *part.high])
     if not ends:
@@ -224,7 +206,7 @@ def _differences(axes: Any, result: StudyResult) -> bool:
 
 
 def _pair(one: Finding) -> str:
-    return _label(f"{one.label} against {one.against_label}", 46)
+    return line_label(f"{one.label} against {one.against_label}", 46)
 
 
 def _sweeps(axes: Any, result: StudyResult) -> bool:
@@ -232,10 +214,10 @@ def _sweeps(axes: Any, result: StudyResult) -> bool:
     for arm in result.arms:
         if arm.sweep is None or not any(isfinite(loss) for _, loss in arm.sweep.losses):
             continue
-        look = _look(result, arm)
+        look = line_look(result, arm)
         rates, losses = zip(*arm.sweep.losses, strict=True)
-        marker = MARKERS[result.arms.index(arm) % len(MARKERS)]
-        axes.plot(rates, losses, marker=marker, markersize=4, label=_label(arm.label), **look)
+        look |= {"marker": marker(result, arm), "label": line_label(arm.label)}
+        axes.plot(rates, losses, markersize=4, **look)
         chosen = [loss for rate, loss in arm.sweep.losses if rate == arm.sweep.chosen]
         axes.plot(
             [arm.sweep.chosen] * len(chosen), chosen, "o", markersize=10, color=look["color"],
@@ -261,10 +243,10 @@ def _series(name: str) -> Draw:
         for arm in result.arms:
             band = series_band(arm, name)
             if band is not None:
-                _line(axes, band, _label(arm.label), _look(result, arm), len(result.arms))
+                _line(axes, band, line_label(arm.label), line_look(result, arm), len(result.arms))
                 drawn = True
         axes.set_xlabel("tokens")
-        axes.set_ylabel(_label(name.replace("_", " ")))
+        axes.set_ylabel(line_label(name.replace("_", " ")))
         if drawn:
             from matplotlib.ticker import EngFormatter
 

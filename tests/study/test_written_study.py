@@ -22,6 +22,7 @@ from growkit.study.arm_figures import arm_figures
 from growkit.study.curves import band_of, common_start, growths, loss_band
 from growkit.study.figures import draw_figures
 from growkit.study.limits import limits
+from growkit.study.looks import line_look
 from growkit.study.page import study_page
 from growkit.study.results import Phase, StudyResult, result_from
 from growkit.study.table import (
@@ -304,11 +305,24 @@ def test_diverged_runs_leave_the_picture(loss: float) -> None:
     assert all(figure.svg for figure in draw_figures(study)[:2])
 
 
-def test_fifteen_looks_are_distinct() -> None:
-    from growkit.study.figures import _look
+def test_many_lines_look_different() -> None:
+    grown = [made_arm(f"arm{i}", {}, from_scratch=False, shape=f"shape{i}") for i in range(21)]
+    scratch = [made_arm(f"scratch{i}", {}, shape=f"shape{i}") for i in range(21)]
+    study = made_study(*grown, *scratch)
+    assert len({tuple(line_look(study, arm).items()) for arm in study.arms}) == 42
 
-    study = made_study(*(made_arm(f"arm{i}", {}) for i in range(21)))
-    assert len({tuple(_look(study, arm).items()) for arm in study.arms}) == 21
+
+def test_from_scratch_is_dashed_in_the_colour_of_its_grown_twin() -> None:
+    study = made_study(
+        made_arm("scratch", {}, shape="wide"),
+        made_arm("grown", {}, from_scratch=False, shape="wide"),
+        made_arm("grown otherwise", {}, from_scratch=False, shape="wide"),
+        made_arm("alone", {}, shape="deep"),
+    )
+    scratch, grown, otherwise, alone = (line_look(study, arm) for arm in study.arms)
+    assert scratch == grown | {"linestyle": "--"}
+    assert grown["linestyle"] == otherwise["linestyle"] == alone["linestyle"] == "-"
+    assert len({look["color"] for look in (grown, otherwise, alone)}) == 3
 
 
 def test_figures_that_lost_their_data_go_away(tmp_path: Path) -> None:
