@@ -50,7 +50,6 @@ def diff(
 
 
 def _lines(report: dict[str, Any]) -> list[Any]:
-    from rich.markup import escape
     from rich.table import Table
 
     from growkit.surgery.diff_text import span
@@ -69,8 +68,8 @@ def _lines(report: dict[str, Any]) -> list[Any]:
             name = f"{stack.split('.')[0]} {name}"
         rows.setdefault((layers, group["text"]), []).append(name)
     for (layers, text), names in rows.items():
-        table.add_row(layers, escape(", ".join(names)), escape(text))
-    return [table, *(f"growth: {escape(summary)}" for summary in report["operators"])]
+        table.add_row(layers, ", ".join(names), text)
+    return [table, *(f"growth: {summary}" for summary in report["operators"])]
 
 
 def _title(report: dict[str, Any]) -> str:

@@ -62,6 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         import typer
 
         from growkit.cli import common
+        from growkit.core.terminal_text import printable
         from growkit.errors import GrowkitError, RunStopped
 
         if isinstance(error, GrowkitError) and _said_elsewhere(error):
@@ -71,11 +72,11 @@ def main(arguments: list[str] | None = None) -> int:
         if known is None or verbose:
             import traceback
 
-            traceback.print_exc()
+            typer.echo(printable(traceback.format_exc(), keep="\n"), err=True, nl=False)
         if known is None:
             typer.echo("error: unexpected failure, see above.", err=True)
             return 1
-        cause, remedy, code = known
+        cause, remedy, code = printable(known[0]), printable(known[1]), known[2]
         stopped = isinstance(error, RunStopped)
         label, color = ("stopped: ", "yellow") if stopped else ("error: ", "red")
         typer.secho(label, fg=color, err=True, nl=False)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from growkit.core.terminal_text import printable
 from growkit.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ class _RichBar:
         self._progress.advance(self._task, amount)
 
     def describe(self, text: str) -> None:
-        self._progress.update(self._task, description=text)
+        self._progress.update(self._task, description=printable(text))
 
     def figures(self, values: Mapping[str, str]) -> None:
         self._progress.figures = dict(values)
@@ -34,19 +35,20 @@ def _figures_table(values: Mapping[str, str]) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     for _ in values:
         table.add_column(no_wrap=True)
-    table.add_row(*(f"[dim]{label}[/dim]" for label in values))
+    table.add_row(*values, style="dim")
     table.add_row(*values.values())
     return table
 
 
-def _print_literally(console: Console, text: str) -> None:
-    """Print names and paths as they are (``[x]`` is no markup) and let the terminal wrap them, so
-    that a command in the text can be copied."""
-    console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+def _print_line(console: Console, text: str) -> None:
+    """Print one line, and let the terminal wrap it, so that a command in the text can be copied."""
+    console.print(printable(text), highlight=False, soft_wrap=True)
 
 
 class Output:
     """Results go to stdout; notes, warnings and progress go to stderr.
+
+    Strings are text, wherever they come from: see :class:`growkit.cli.console.LiteralConsole`.
 
     Args:
         json_mode: print nothing on stdout but the JSON of :meth:`result`.
@@ -55,30 +57,33 @@ class Output:
     """
 
     def __init__(self, *, json_mode: bool = False, quiet: bool = False, verbose: bool = False):
-        from rich.console import Console
+        from growkit.cli.console import LiteralConsole
 
         self.json_mode, self.quiet, self.verbose = json_mode, quiet, verbose
-        self.stdout = Console(soft_wrap=not sys.stdout.isatty())
-        self.stderr = Console(stderr=True, soft_wrap=not sys.stderr.isatty())
+        self.stdout: Console = LiteralConsole(soft_wrap=not sys.stdout.isatty())
+        self.stderr: Console = LiteralConsole(stderr=True, soft_wrap=not sys.stderr.isatty())
 
     def show(self, *renderables: RenderableType) -> None:
-        """Print tables and lines for a human on stdout (nothing in JSON or quiet mode)."""
+        """Print tables and lines for a human on stdout (nothing in JSON or quiet mode).
+
+        A string is one line; cells of tables may have several.
+        """
         if not (self.json_mode or self.quiet):
             for renderable in renderables:
                 if isinstance(renderable, str):
-                    _print_literally(self.stdout, renderable)
+                    _print_line(self.stdout, renderable)
                 else:
                     self.stdout.print(renderable)
 
     def note(self, text: str) -> None:
         """Print a line of information on stderr, unless quiet or JSON."""
         if not (self.json_mode or self.quiet):
-            _print_literally(self.stderr, text)
+            _print_line(self.stderr, text)
 
     def warn(self, text: str) -> None:
         """Print a warning on stderr, in every mode."""
-        self.stderr.print("[yellow]warning:[/yellow] ", end="")
-        _print_literally(self.stderr, text)
+        self.stderr.print("warning: ", style="yellow", end="")
+        _print_line(self.stderr, text)
 
     def result(self, value: Any) -> None:
         """Print the machine-readable result, in JSON mode only."""
@@ -113,7 +118,8 @@ class Output:
             if unit == "B"
             else (MofNCompleteColumn(), TextColumn(unit))
         )
-        columns = (TextColumn("{task.description}"), BarColumn(), *amount, TimeRemainingColumn())
+        name = TextColumn("{task.description}", markup=False)
+        columns = (name, BarColumn(), *amount, TimeRemainingColumn())
 
         class View(RichProgress):
             """Bars, and below them the figures that the work reports."""
@@ -126,4 +132,4 @@ class Output:
                     yield _figures_table(self.figures)
 
         with View(*columns, console=self.stderr, transient=True) as progress:
-            yield _RichBar(progress, progress.add_task(description, total=total))
+            yield _RichBar(progress, progress.add_task(printable(description), total=total))

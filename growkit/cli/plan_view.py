@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from growkit.quantities import human_bytes, human_count
 
+# style, word, what it means
 EXACTNESS_TEXT = {
-    "bit-exact": "[green]bit-exact[/green] (same numbers, or zeros added)",
-    "exact": "[green]exact[/green] (equal up to the order of floating-point sums)",
-    "rounded": "[yellow]rounded[/yellow] (exact algebra, new weights rounded to the stored dtype)",
-    "not-exact": "[red]not exact[/red] (another function, to be trained)",
+    "bit-exact": ("green", "bit-exact", "same numbers, or zeros added"),
+    "exact": ("green", "exact", "equal up to the order of floating-point sums"),
+    "rounded": ("yellow", "rounded", "exact algebra, new weights rounded to the stored dtype"),
+    "not-exact": ("red", "not exact", "another function, to be trained"),
 }
 
 
@@ -53,9 +55,10 @@ def _axes(report: dict[str, Any]) -> Table:
 
 
 def _change(table: Table, label: str, before: float, after: float, form: Any) -> None:
-    factor = "" if before == after or not before else f"[bold]x{after / before:.4g}[/bold]"
+    same = before == after or not before or not after
+    factor = "" if same else Text(f"x{after / before:.4g}", style="bold")
     shown = [form(value) if value else "-" for value in (before, after)]
-    table.add_row(label, *shown, factor if after else "")
+    table.add_row(label, *shown, factor)
 
 
 def _tensors(report: dict[str, Any]) -> Table:
@@ -71,5 +74,6 @@ def _tensors(report: dict[str, Any]) -> Table:
         symmetry += f" at {report['noise_snr_db']:g} dB"
     table.add_row("symmetry of copies", f"{symmetry}, seed {report['seed']}")
     table.add_row("disk needed", human_bytes(report["bytes_out"]))
-    table.add_row("function", EXACTNESS_TEXT[report["exactness"]])
+    style, word, meaning = EXACTNESS_TEXT[report["exactness"]]
+    table.add_row("function", Text.assemble((word, style), f" ({meaning})"))
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -26,17 +27,19 @@ def recipes(
     [dim]growkit grow ckpt/ --recipe gda-signal-x2 --out grown/[/dim]
     """
     output = open_output(json_mode, quiet, verbose)
+    from growkit.core.terminal_text import printable
     from growkit.recipe_files import find_recipe, shipped_recipes
 
     if name is not None:
         file = find_recipe(Path(name))
         if not json_mode:
-            typer.echo(file.read_text(encoding="utf-8"), nl=False)
+            text = file.read_text(encoding="utf-8")
+            typer.echo(printable(text, keep="\n\t") if sys.stdout.isatty() else text, nl=False)
             return
         output.result(next(r.to_dict() for r in shipped_recipes() if r.path == file))
         return
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     found = shipped_recipes()
     table = Table(title="recipes", title_justify="left", show_lines=True)
@@ -45,7 +48,8 @@ def recipes(
     table.add_column("source", overflow="fold")
     for recipe in found:
         said = f"{recipe.description}\n{recipe.purpose}".strip()
-        table.add_row(f"{recipe.name}\n[dim]{recipe.kind}[/dim]", escape(said), recipe.source)
+        called = Text.assemble(f"{recipe.name}\n", (recipe.kind, "dim"))
+        table.add_row(called, said, recipe.source)
     output.show(table)
     output.note("growkit recipes NAME prints one; --recipe takes a name or a file")
     output.result([recipe.to_dict() for recipe in found])

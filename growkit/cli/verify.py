@@ -94,12 +94,14 @@ def verify(
 
 def table(report: VerificationReport) -> Table:
     """The figures, one a row."""
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
+
+    from growkit.core.terminal_text import printable
 
     colour = {True: "green", False: "red", None: "yellow"}[report.passed]
-    names = escape(f"{report.a} against {report.b}")
-    rows = Table(title=f"[{colour}]{report.status}[/{colour}]: {names}")
+    names = f": {report.a} against {report.b}"
+    rows = Table(title=Text.assemble((report.status, colour), printable(names)))
     rows.add_column("figure")
     rows.add_column("value", justify="right")
     where = f"{report.tokens} tokens, {report.text}, {report.tokenizer}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from growkit.core.terminal_text import printable
+
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
@@ -45,17 +47,20 @@ class Table:
         from rich.table import Table as RichTable
         from rich.text import Text
 
+        def literal(text: str) -> Text:  # names are no markup, whatever the console
+            return Text(printable(text))
+
         table = RichTable(
-            title=Text(self.title), title_justify="left", caption=Text(self.note) or None,
-            caption_justify="left",
+            title=literal(self.title), title_justify="left",
+            caption=literal(self.note) or None, caption_justify="left",
         )  # fmt: skip
         for number, column in enumerate(self.columns):
             cells = [column, *(row[number] for row in self.rows)]
             width = max(len(word) for cell in cells for word in cell.split())
             justify: Literal["left", "right"] = "left" if number < self.words else "right"
-            table.add_column(column, justify=justify, overflow="fold", min_width=width)
+            table.add_column(literal(column), justify=justify, overflow="fold", min_width=width)
         for row in self.rows:
-            table.add_row(*map(Text, row))  # names are no markup
+            table.add_row(*map(literal, row))
         return table
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import yaml
 
+from growkit.core.terminal_text import printable
 from growkit.errors import Diverged, GrowkitError
 from growkit.study import observed
 from growkit.study.lock import BUSY, end_with_parent, held
@@ -182,7 +183,7 @@ def main(arguments: Sequence[str]) -> int:
             if not _is_made(folder):
                 work(folder)
         except GrowkitError as error:
-            print(f"{error.cause} {error.remedy}", file=sys.stderr)
+            print(printable(f"{error.cause} {error.remedy}"), file=sys.stderr)
             return error.exit_code
     return 0
 
