@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 
 from growkit.checkpoint.dtypes import DTYPES
-from growkit.checkpoint.header import COPY_AGAIN, FileHeader, TensorInfo, read_header
+from growkit.checkpoint.header import FileHeader, TensorInfo, read_header
 from growkit.checkpoint.layout import (
     INDEX_FILE,
     MAX_CONFIG_BYTES,
     find_weights,
     not_a_folder,
-    parse_object,
-    read_limited,
 )
 from growkit.checkpoint.other_formats import other_format
 from growkit.checkpoint.raw_bytes import byte_view, read_exactly
+from growkit.core.files import COPY_AGAIN, read_bytes
+from growkit.core.json_files import parse_json_object
 from growkit.errors import CheckpointError, UsageError, nearest
 
 
@@ -44,7 +44,9 @@ class Checkpoint:
     def __init__(self, path: Path, config_bytes: bytes, headers: Mapping[str, FileHeader]) -> None:
         self.path = path
         self.config_bytes = config_bytes
-        self.config: dict[str, Any] = parse_object(config_bytes, str(path / "config.json"))
+        self.config: dict[str, Any] = parse_json_object(
+            config_bytes, str(path / "config.json"), non_finite=True
+        )
         self.shards = tuple(headers)
         self.tensors: dict[str, TensorInfo] = {}
         for header in headers.values():
@@ -156,7 +158,7 @@ def open_checkpoint(path: Path, *, require_tensors: bool = True) -> Checkpoint:
         raise other_format(path, os.listdir(path)) or UsageError(
             f"{str(path)!r} has no config.json.", "Give the folder of a Hugging Face checkpoint."
         )
-    config_bytes = read_limited(config_path, MAX_CONFIG_BYTES)
+    config_bytes = read_bytes(config_path, limit=MAX_CONFIG_BYTES)
     weight_map = find_weights(path, require_tensors)
     headers = {shard: read_header(path / shard) for shard in weight_map}
     checkpoint = Checkpoint(path, config_bytes, headers)

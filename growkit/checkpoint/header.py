@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from growkit.checkpoint.dtypes import DTYPES
+from growkit.core.files import COPY_AGAIN, open_regular
 from growkit.errors import CheckpointError, nearest
 
 MAX_HEADER_BYTES = 100_000_000  # the reference implementation's own limit
@@ -29,8 +29,6 @@ _MAX_ELEMENTS = 2**63 - 1
 _SPACE = " \t\n\r"
 _DECODER = json.JSONDecoder()
 _PAIRS_DECODER = json.JSONDecoder(object_pairs_hook=list)  # built once: costs more than its use
-
-COPY_AGAIN = "Copy or download the file again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +104,7 @@ def read_header(path: Path) -> FileHeader:
 def _read_text(path: Path) -> tuple[str, int, int]:
     """(header text, offset of the tensors, size of the file), lengths checked before reading."""
     try:
-        kind = os.stat(path)
-        if not stat.S_ISREG(kind.st_mode):  # opening a pipe or a device could wait for ever
-            raise CheckpointError(f"{path.name!r} is not a regular file.", COPY_AGAIN)
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             prefix = file.read(8)
             if prefix == b"version ":

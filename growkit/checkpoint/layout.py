@@ -1,15 +1,14 @@
-"""Which files of a folder are the checkpoint, and its two JSON files, read with limits."""
+"""Which files of a folder are the checkpoint."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
-from typing import Any
 
-from growkit.checkpoint.header import COPY_AGAIN
 from growkit.checkpoint.other_formats import conversion, other_format
+from growkit.core.files import COPY_AGAIN
+from growkit.core.json_files import read_json_object
 from growkit.errors import CheckpointError, UsageError, nearest
 
 SINGLE_FILE = "model.safetensors"
@@ -95,7 +94,7 @@ def _no_weights(path: Path, files: set[str]) -> UsageError:
 
 
 def _read_index(path: Path) -> dict[str, set[str] | None]:
-    index = parse_object(read_limited(path, _MAX_INDEX_BYTES), str(path))
+    index = read_json_object(path, limit=_MAX_INDEX_BYTES)
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path.name!r} has no weight_map.", COPY_AGAIN)
@@ -118,36 +117,3 @@ def _plain_file_name(name: str) -> bool:
         and not name.startswith(".")
         and not any(letter in "/\\:" or not letter.isprintable() for letter in name)
     )
-
-
-def read_limited(path: Path, limit: int) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            content = file.read(limit + 1)
-    except OSError as error:
-        raise CheckpointError(f"{str(path)!r} cannot be read: {error.strerror}.") from error
-    if len(content) > limit:
-        raise CheckpointError(f"{str(path)!r} is larger than {limit} bytes.", COPY_AGAIN)
-    return content
-
-
-def parse_object(content: bytes, file: str) -> dict[str, Any]:
-    """Content of a JSON file that must be one object with no key twice."""
-    try:
-        value = json.loads(content.decode("utf-8"), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file!r} is not valid JSON: {error}.", COPY_AGAIN) from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{file!r} is not a JSON object.", COPY_AGAIN)
-    return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise ValueError(f"key {key[:80]!r} appears twice")
-            seen.add(key)
-    return value

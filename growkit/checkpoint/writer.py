@@ -8,10 +8,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from growkit.checkpoint.header import COPY_AGAIN
 from growkit.checkpoint.layout import INDEX_FILE
 from growkit.checkpoint.raw_bytes import byte_view, copy_exactly, write_exactly
 from growkit.checkpoint.shards import Place, ShardPlan
+from growkit.core.files import COPY_AGAIN
 from growkit.errors import CheckpointError, GrowkitError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}

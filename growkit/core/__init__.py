@@ -1,4 +1,5 @@
-"""What every room stands on: reading files with limits, and text safe to show.
+# SPDX-License-Identifier: Apache-2.0
+"""Readers that every room uses: regular files, JSON and YAML, all within limits.
 
-Imports nothing of growkit but :mod:`growkit.errors`.
+Imports nothing of growkit but ``growkit.errors``.
 """

@@ -165,9 +165,9 @@ def read_recipe(path: Path) -> GrowthRequest:
     Raises:
         UsageError: not a file, not YAML, no ``grow`` section, an unknown key.
     """
-    from growkit.yaml_text import IncrementLoader, parse_yaml, read_text
+    from growkit.core.yaml_files import IncrementLoader, read_yaml
 
-    content = parse_yaml(read_text(path), str(path), IncrementLoader)
+    content = read_yaml(path, IncrementLoader)
     if not isinstance(content, dict) or not isinstance(content.get("grow"), dict):
         raise UsageError(
             f"The recipe {str(path)!r} has no 'grow' section.",

@@ -12,6 +12,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from growkit.core.files import read_text
+from growkit.core.yaml_files import (
+    MAX_YAML_BYTES,
+    RECIPE_REMEDY,
+    IncrementLoader,
+    parse_yaml,
+)
 from growkit.errors import UsageError
 from growkit.training.recipe_checks import check_averaging, check_schedule, check_thaw
 from growkit.training.recipe_data import DataSection
@@ -20,7 +27,6 @@ from growkit.training.recipe_parallel import ParallelSection
 from growkit.training.recipe_section import Positive, Section
 from growkit.training.recipe_stages import Position, Stage, check_stages
 from growkit.training.recipe_training import TrainingSection
-from growkit.yaml_text import IncrementLoader, parse_yaml, read_text
 
 
 class ModelSection(Section):
@@ -154,7 +160,7 @@ def read_values(path: Path, overrides: Sequence[str]) -> tuple[Any, str]:
     Raises:
         UsageError: the file cannot be read or is not YAML, or an override cannot be applied.
     """
-    text = read_text(path)
+    text = read_text(path, limit=MAX_YAML_BYTES, error=UsageError, remedy=RECIPE_REMEDY)
     values = parse_yaml(text, str(path), IncrementLoader)
     for override in overrides:
         _apply(values, override)

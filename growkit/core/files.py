@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files of a folder that others made: regular files of bounded size, opened without waiting.
+
+Opening a pipe waits for its other end, a device never ends, and a file may grow while it is read;
+so whatever reads a folder opens its files here.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from growkit.errors import CheckpointError, GrowkitError
+
+COPY_AGAIN = "Copy or download the file again."
+MAX_TEXT_BYTES = 32_000_000
+# O_NONBLOCK: opening a pipe returns at once. Windows has neither that nor O_CLOEXEC.
+_FLAGS = (
+    os.O_RDONLY
+    | getattr(os, "O_NONBLOCK", 0)
+    | getattr(os, "O_CLOEXEC", 0)
+    | getattr(os, "O_BINARY", 0)
+)
+
+
+def open_regular(
+    path: Path, *, error: type[GrowkitError] = CheckpointError, remedy: str = COPY_AGAIN
+) -> BinaryIO:
+    """Open a regular file for reading bytes; never waits, whatever lies there.
+
+    Args:
+        path: the file; a link to a regular file is one.
+        error: the class that is raised.
+        remedy: what the message advises.
+
+    Raises:
+        GrowkitError: (``error``) the file is missing, not a regular file, or may not be read.
+    """
+    try:
+        descriptor = os.open(path, _FLAGS)
+    except (OSError, ValueError) as cause:  # ValueError: a NUL in the name
+        raise error(f"{str(path)!r} cannot be read: {reason(cause)}.", remedy) from cause
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise error(f"{str(path)!r} is not a regular file.", remedy)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def require_regular(
+    path: Path, *, error: type[GrowkitError] = CheckpointError, remedy: str = COPY_AGAIN
+) -> Path:
+    """``path`` itself, for a library that opens it, once it is known to be a regular file."""
+    open_regular(path, error=error, remedy=remedy).close()
+    return path
+
+
+def read_bytes(
+    path: Path,
+    *,
+    limit: int = MAX_TEXT_BYTES,
+    error: type[GrowkitError] = CheckpointError,
+    remedy: str = COPY_AGAIN,
+) -> bytes:
+    """The whole content of a regular file of at most ``limit`` bytes.
+
+    Raises:
+        GrowkitError: (``error``) as :func:`open_regular`, and for a larger file.
+    """
+    with open_regular(path, error=error, remedy=remedy) as file:
+        try:
+            size = os.fstat(file.fileno()).st_size
+            # A file that grows meanwhile is read no further than one byte beyond the limit.
+            content = b"" if size > limit else file.read(limit + 1)
+        except OSError as cause:
+            raise error(f"{str(path)!r} cannot be read: {reason(cause)}.", remedy) from cause
+    if size > limit or len(content) > limit:
+        raise error(f"{str(path)!r} is larger than {limit} bytes.", remedy)
+    return content
+
+
+def read_text(
+    path: Path,
+    *,
+    limit: int = MAX_TEXT_BYTES,
+    error: type[GrowkitError] = CheckpointError,
+    remedy: str = COPY_AGAIN,
+) -> str:
+    """The text of a UTF-8 file of at most ``limit`` bytes; a byte order mark is left out.
+
+    Raises:
+        GrowkitError: (``error``) as :func:`read_bytes`, and for what is not UTF-8.
+    """
+    content = read_bytes(path, limit=limit, error=error, remedy=remedy)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as cause:
+        raise error(
+            f"{str(path)!r} cannot be read: not UTF-8 text (byte {cause.start}).", remedy
+        ) from cause
+
+
+def reason(error: BaseException) -> str:
+    """What the system says about a file, in a few words."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
