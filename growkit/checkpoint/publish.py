@@ -18,10 +18,12 @@ from growkit.checkpoint.staging import (
     recover,
     remove,
     same,
-    sync,
     sync_tree,
 )
+from growkit.core.os_errors import about
+from growkit.core.paths import output_path
 from growkit.errors import GrowkitError, UsageError
+from growkit.quantities import human_bytes
 
 _CHECKPOINT_SIGNS = ("config.json", "growkit.json", "model.safetensors")
 
@@ -47,7 +49,7 @@ def staged_output(
             with ``overwrite`` not a checkpoint.
         GrowkitError: too little space, no permission, or another run is writing the same ``out``.
     """
-    out = Path(out).resolve()
+    out = output_path(out)
     partial = out.with_name(out.name + ".partial") if out.name else out
     _check_target(out, partial, overwrite, sources)
     created = _make_parents(out.parent)
@@ -55,19 +57,19 @@ def staged_output(
     try:
         locks.append(acquire(partial, out))
         try:
-            recover(out)
+            with about(out.parent):
+                recover(out)
             _check_target(out, partial, overwrite, sources)  # an old folder may be back
             clear(partial, keep_marker=True)
-            _check_space(out.parent, needed_bytes)
+            _check_space(out, needed_bytes)
             yield partial
             sync_tree(partial)
             _check_target(out, partial, overwrite, sources)  # somebody may have filled it meanwhile
-            publish(partial, out, locks)
-            for folder in created:
-                sync(folder.parent)
+            publish(partial, out, locks, created)
         except BaseException:
             if same(partial, locks[0]):
-                remove(partial)
+                with contextlib.suppress(OSError):  # the first error is the one to tell
+                    remove(partial)
             raise
     except BaseException:
         for folder in created:  # deepest first; a folder that someone else used stays
@@ -121,11 +123,35 @@ def _make_parents(parent: Path) -> list[Path]:
     return missing
 
 
-def _check_space(folder: Path, needed_bytes: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed_bytes > free:
-        raise GrowkitError(
-            f"The output needs {needed_bytes / 1e9:.2f} GB and {str(folder)!r} has "
-            f"{free / 1e9:.2f} GB free.",
-            "Free some space or choose an output folder on another disk.",
-        )
+def _check_space(out: Path, needed_bytes: int) -> None:
+    """An old folder stays beside the new one until that is whole, so both need space at once."""
+    free = shutil.disk_usage(out.parent).free
+    if needed_bytes <= free:
+        return
+    cause = f"The output needs {_size(needed_bytes)}"
+    remedy = "Free some space or choose an output folder on another disk."
+    if out.is_dir() and (freed := _freed_by_removal(out)):
+        cause += " beside the old folder, which stays until the new one is whole,"
+        if needed_bytes <= free + freed:
+            remedy = (
+                f"Remove the old folder first, which frees {_size(freed)}, or choose an output "
+                "folder on another disk."
+            )
+        else:
+            remedy += f" The old folder takes {_size(freed)}."
+    raise GrowkitError(f"{cause} and {str(out.parent)!r} has {_size(free)} free.", remedy)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 10**9 else human_bytes(count)
+
+
+def _freed_by_removal(folder: Path) -> int:
+    """Bytes on disk that nothing else holds: without holes, and without files of several names."""
+    total = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            found = os.lstat(os.path.join(root, name))
+            if found.st_nlink == 1:
+                total += getattr(found, "st_blocks", -(-found.st_size // 512)) * 512
+    return total

@@ -14,8 +14,10 @@ import fcntl
 import os
 import shutil
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
+from growkit.core.os_errors import about, explained
 from growkit.errors import GrowkitError, UsageError
 
 MARKER = ".growkit-partial"
@@ -35,6 +37,8 @@ def acquire(partial: Path, out: Path) -> int:
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENOTDIR):
                 raise _foreign(partial) from error
+            with contextlib.suppress(OSError):
+                partial.rmdir()  # only while it is empty
             raise not_writable(partial.parent, error) from error
         try:
             _lock(descriptor, out)
@@ -47,6 +51,10 @@ def acquire(partial: Path, out: Path) -> int:
             (partial / MARKER).touch()
         except OSError as error:
             os.close(descriptor)
+            if isinstance(error, FileNotFoundError):
+                continue  # another run that failed has removed it
+            with contextlib.suppress(OSError):
+                partial.rmdir()
             raise not_writable(partial, error) from error
         except BaseException:
             os.close(descriptor)
@@ -104,32 +112,63 @@ def recover(out: Path) -> None:
             remove(old)
 
 
-def publish(partial: Path, out: Path, locks: list[int]) -> None:
-    """Give the whole folder its final name, in one step where the system can exchange names."""
-    if out.is_dir() and os.listdir(out):
-        # From here on the old folder may be found under the other name: marked, it will be
-        # recognised as ours; locked, no other run takes it for a leftover while we remove it.
-        locks.append(os.open(out, os.O_RDONLY | os.O_DIRECTORY))
-        _lock(locks[-1], out)
-        (out / MARKER).touch()
-        old = partial
-        if not _exchange(partial, out):
-            old = out.with_name(f"{out.name}.old-{os.getpid()}")
-            out.rename(old)
-            try:
-                partial.rename(out)
-            except BaseException:
-                old.rename(out)
-                (out / MARKER).unlink(missing_ok=True)
-                raise
+def publish(partial: Path, out: Path, locks: list[int], created: Sequence[Path] = ()) -> None:
+    """Give the whole folder its final name, in one step where the system can exchange names.
+
+    Args:
+        partial: whole and durable.
+        out: its name from now on.
+        locks: takes the lock of a folder that is replaced.
+        created: parents of ``out`` that were made for it.
+
+    Raises:
+        OSError: before the renaming; all is as it was.
+        GrowkitError: after it: the new folder is there and whole, and something is left over.
+    """
+    with about(out):
+        old = _give_name(partial, out, locks)
+    try:
         sync(out.parent)
+        for folder in created:
+            sync(folder.parent)
+        if old is not None:
+            remove(old)
         (out / MARKER).unlink(missing_ok=True)
-        remove(old)
-    else:
+    except OSError as error:
+        said = explained(error)
+        raise GrowkitError(
+            f"{str(out)!r} is in place and whole, but this failed afterwards: {said.cause}",
+            "Run the same command again: it finds the folder and cleans up.",
+        ) from error
+    with contextlib.suppress(OSError):  # at worst the next run finds the marker again
+        sync(out)
+
+
+def _give_name(partial: Path, out: Path, locks: list[int]) -> Path | None:
+    """Rename; returns the replaced folder under its last name."""
+    if not (out.is_dir() and os.listdir(out)):
         partial.rename(out)
-        sync(out.parent)
-        (out / MARKER).unlink(missing_ok=True)
-    sync(out)
+        return None
+    # From here on the old folder may be found under the other name: marked, it will be
+    # recognised as ours; locked, no other run takes it for a leftover while we remove it.
+    locks.append(os.open(out, os.O_RDONLY | os.O_DIRECTORY))
+    _lock(locks[-1], out)
+    try:
+        (out / MARKER).touch()
+        if _exchange(partial, out):
+            return partial
+        old = out.with_name(f"{out.name}.old-{os.getpid()}")
+        out.rename(old)
+        try:
+            partial.rename(out)
+        except BaseException:
+            old.rename(out)
+            raise
+        return old
+    except BaseException:
+        with contextlib.suppress(OSError):
+            (out / MARKER).unlink(missing_ok=True)
+        raise
 
 
 def _exchange(first: Path, second: Path) -> bool:
@@ -139,16 +178,18 @@ def _exchange(first: Path, second: Path) -> bool:
     except (OSError, AttributeError):
         return False
     at_fdcwd, rename_exchange = -100, 2
-    result: int = renameat2(
-        at_fdcwd, os.fsencode(first), at_fdcwd, os.fsencode(second), rename_exchange
-    )
-    return result == 0
+    arguments = at_fdcwd, os.fsencode(first), at_fdcwd, os.fsencode(second), rename_exchange
+    while renameat2(*arguments) != 0:
+        if ctypes.get_errno() != errno.EINTR:
+            return False
+    return True
 
 
 def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with about(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -184,7 +225,9 @@ def remove(folder: Path) -> None:
 
 
 def not_writable(folder: Path, error: OSError) -> GrowkitError:
+    remedy = "Choose an output folder where you may write."
+    if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR):
+        remedy = explained(error).remedy or remedy
     return GrowkitError(
-        f"The output cannot be written into {str(folder)!r}: {error.strerror}.",
-        "Choose an output folder where you may write.",
+        f"The output cannot be written into {str(folder)!r}: {error.strerror}.", remedy
     )

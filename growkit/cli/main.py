@@ -19,12 +19,17 @@ def _describe(error: BaseException) -> tuple[str, str, int] | None:
 
     if isinstance(error, GrowkitError):
         return error.cause, error.remedy, error.exit_code
-    if isinstance(error, PermissionError):
-        return f"No permission to use {error.filename!r}.", "Choose another folder.", 1
-    if isinstance(error, OSError) and error.errno == 28:
-        return "The disk is full.", "Free some space or choose another --out.", 1
-    if isinstance(error, OSError) and error.errno == 30:
-        return f"{error.filename!r} is on a read-only file system.", "Choose another --out.", 1
+    if isinstance(error, OSError):
+        from growkit.core.os_errors import explained
+
+        said = explained(error)
+        return said.cause, said.remedy, said.exit_code
+    if isinstance(error, MemoryError):
+        return (
+            "There is not enough memory for this.",
+            "End other programs, or use fewer threads.",
+            1,
+        )
     return None
 
 
