@@ -17,10 +17,11 @@ from growkit.optimizer_state.torch_files import read_torch_files
 
 LAYOUTS = (
     "growkit_optimizer/ (a grown folder), optimizer.pt (Trainer), optimizer.bin (accelerate, FSDP "
-    "full state), optimizer_0/ or another folder of torch.distributed.checkpoint (FSDP sharded), "
-    "or the last checkpoint under training/ (a growkit run)"
+    "full state), optimizer_0/ of torch.distributed.checkpoint (FSDP sharded; another folder has to "
+    "be named), or the last checkpoint under training/ (a growkit run)"
 )
 _DEEPSPEED = re.compile(r"global_step\d+")
+_SHARDED = re.compile(r"optimizer(_\d+)?")
 _PER_RANK = re.compile(r"optimizer_\d+_rank\d+\.bin|rank\d+-of-\d+-optimizer\.pt")
 
 
@@ -74,8 +75,9 @@ def _in_folder(place: Path, parameters: Callable[[], Named]) -> OptimizerState |
             f"({unreadable[0]!r}), which growkit does not put together.",
             f"Save it as a torch.distributed.checkpoint or a full state dict. {RESET}",
         )
-    sharded = [path for path in (place, *map(place.joinpath, names)) if _is_file(path, METADATA)]
-    # Several optimizers have several folders; folders of weights hold no state.
+    # Several optimizers have several folders; what other folders hold is not looked at.
+    folders = [place / name for name in names if _SHARDED.fullmatch(name)]
+    sharded = [path for path in (place, *folders) if _is_file(path, METADATA)]
     states = [state for path in sharded if (state := read_sharded(path)) is not None]
     if not states:
         return None

@@ -1,15 +1,12 @@
 """Sharded state of torch.distributed.checkpoint (FSDP), read in one process, a tensor at a time.
 
-torch unpickles such folders without restriction; a checkpoint may have been downloaded, so here the
-index may name nothing but the classes that describe tensors, and single values are loaded with
-``weights_only=True``.
+torch unpickles such folders without restriction; here :mod:`growkit.optimizer_state.dcp_index`
+reads the index, and single values are loaded with ``weights_only=True``.
 """
 
 from __future__ import annotations
 
 import io
-import pickle
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,34 +27,6 @@ from growkit.optimizer_state.source import (
 from growkit.optimizer_state.torch_array import as_array, dtype_name
 
 METADATA = ".metadata"
-_CLASSES = {
-    ("torch", "Size"),
-    ("torch.serialization", "_get_layout"),
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-    ("collections", "OrderedDict"),
-    ("pathlib", "PosixPath"),
-    ("pathlib", "PurePosixPath"),
-    ("pathlib._local", "PosixPath"),
-}
-_METADATA_MODULE = "torch.distributed.checkpoint.metadata"
-
-
-class _IndexUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        import torch
-
-        plain = "." not in name and not name.startswith("__")
-        dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if plain and ((module, name) in _CLASSES or module == _METADATA_MODULE or dtype):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which no index of tensors needs")
-
-
-def _read_metadata(folder: Path) -> Any:
-    try:
-        return _IndexUnpickler(io.BytesIO((folder / METADATA).read_bytes())).load()
-    except Exception as error:  # damaged pickles fail in many ways
-        raise CheckpointError(f"{str(folder)!r} cannot be read: {error}.", RESET) from error
 
 
 def read_sharded(folder: Path) -> OptimizerState | None:
@@ -69,7 +38,11 @@ def read_sharded(folder: Path) -> OptimizerState | None:
     Raises:
         CheckpointError: damaged, or moments of an unknown kind.
     """
-    metadata = _read_metadata(folder)
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    from growkit.optimizer_state.dcp_index import read_index
+
+    metadata = read_index(folder)
     paths = metadata.planner_data or {}
     found: dict[str, dict[str, str]] = {}
     groups: dict[str, dict[str, Any]] = {}
@@ -92,6 +65,8 @@ def read_sharded(folder: Path) -> OptimizerState | None:
         for kind, key in keys.items():
             if kind != COUNTER:
                 entry = metadata.state_dict_metadata[key]
+                if not isinstance(entry, TensorStorageMetadata):
+                    raise CheckpointError(f"{key!r} in {str(folder)!r} is no tensor.", RESET)
                 dtype = dtype_name(entry.properties.dtype, f"{kind} of {name!r}")
                 read = partial(_array, folder, metadata, key)
                 moments[kind] = Moment(tuple(entry.size), dtype, read)
@@ -108,31 +83,25 @@ def _array(folder: Path, metadata: Any, key: str) -> Array:
 def _read(folder: Path, metadata: Any, key: str) -> Any:
     """One entry, whole."""
     import torch
-    from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, load
-    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    from growkit.optimizer_state.dcp_index import Planner, Reader, load
 
     values: dict[str, Any] = {}
 
-    class Planner(DefaultLoadPlanner):
+    class OneValue(Planner):
         def load_bytes(self, read_item: Any, value: io.BytesIO) -> None:
             values[key] = torch.load(value, weights_only=True)
-
-    class Reader(FileSystemReader):
-        def read_metadata(self, *_: Any, **__: Any) -> Any:
-            return metadata
 
     entry = metadata.state_dict_metadata[key]
     target: dict[str, Any] = {key: None}
     if isinstance(entry, TensorStorageMetadata):
-        target[key] = torch.empty(tuple(entry.size), dtype=entry.properties.dtype)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that no process group is there
-            load(target, storage_reader=Reader(folder), planner=Planner(), no_dist=True)
-    except (Exception, CheckpointException) as error:  # missing or torn files; no Exception is it
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)
-        raise CheckpointError(
-            f"{key!r} in {str(folder)!r} cannot be read: {reason}.", RESET
-        ) from error
+        try:
+            target[key] = torch.empty(tuple(entry.size), dtype=entry.properties.dtype)
+        except (RuntimeError, MemoryError, TypeError) as error:
+            shape = f"{entry.properties.dtype} {tuple(entry.size)}"
+            raise CheckpointError(
+                f"{key!r} in {str(folder)!r} does not fit into memory: {shape[:200]}.", RESET
+            ) from error
+    load(target, Reader(folder, metadata), OneValue(), no_dist=True)
     return values.get(key, target[key])

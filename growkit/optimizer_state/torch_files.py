@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from growkit.core.files import require_regular
 from growkit.errors import CheckpointError
 from growkit.optimizer_state.parameter_names import Named, names_of_positions, plain_name
 from growkit.optimizer_state.source import (
@@ -87,6 +88,7 @@ def _shape_of(entries: Mapping[str, Any]) -> tuple[int, ...] | None:
 def _load(path: Path) -> Mapping[str, Any]:
     import torch
 
+    require_regular(path, remedy=RESET)
     try:
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # truncated, not a zip, an old format, foreign classes

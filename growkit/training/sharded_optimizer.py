@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from growkit.errors import CheckpointError
+from growkit.optimizer_state.dcp_index import Planner, Reader, load
 from growkit.training.processes import Processes
 
 FOLDER = "optimizer_0"
@@ -53,10 +54,11 @@ def load_optimizer(optimizer: Any, checkpoint: Path, processes: Processes) -> No
     """Read the state into an optimizer of the same parameters, in any number of processes.
 
     Raises:
-        CheckpointError: it is the state of other parameters.
+        CheckpointError: it is the state of other parameters, or its index cannot be trusted.
     """
     parameters = _names(optimizer)
-    stored = dcp.FileSystemReader(checkpoint / FOLDER).read_metadata().state_dict_metadata
+    reader = Reader(checkpoint / FOLDER)  # torch's own would unpickle the index unrestricted
+    stored = reader.metadata.state_dict_metadata
     state: dict[str, dict[str, Any]] = {}
     for key, entry in stored.items():
         if not key.startswith(_STATE) or not isinstance(entry, TensorStorageMetadata):
@@ -75,7 +77,7 @@ def load_optimizer(optimizer: Any, checkpoint: Path, processes: Processes) -> No
         )
     groups = _groups(optimizer)
     target: dict[str, Any] = {"optimizer": {"state": state, "param_groups": groups}}
-    dcp.load(target, checkpoint_id=checkpoint / FOLDER, process_group=processes.group)
+    load(target, reader, Planner(), process_group=processes.group)
     optimizer.state.clear()
     for name, values in state.items():
         optimizer.state[parameters[name]] = values
