@@ -26,13 +26,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
-from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attention_forward
 
 from .blockwise import blockwise_attention, runs_in_blocks
 from .definition import Definition, lambda_of
 from .gda_heads import GdaHeads
+from .layer_keywords import take_cache, write_cache, written_by_attention
 from .one_call import (
     HEADS_SPLIT,
     AttentionBase,
@@ -236,19 +236,20 @@ class GdaAttention(GdaAttentionBase):
         hidden_states: Tensor,
         position_embeddings: Positions,
         attention_mask: Tensor | None = None,
-        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """[b, n, hidden_size] -> the same shape, and the softmax maps of all heads (eager only)."""
-        if kwargs.get("cache") is not None:
-            # the paged cache is written inside the attention function, once a call: here twice
+        """[b, n, hidden_size] -> the same shape, and the softmax maps of all heads (eager only).
+
+        The cache is among the keywords (:mod:`.layer_keywords`).
+        """
+        cache = take_cache(kwargs, self.config._attn_implementation)
+        if written_by_attention(cache, kwargs):  # once a call, and there are two
             raise ValueError(
                 "Continuous batching needs one attention call a layer; noise_keys = 'own' makes "
                 "two. Use generate(), or a model with noise_keys = 'shared'."
             )
         query, key, value = self.project(hidden_states, position_embeddings)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        key, value = write_cache(cache, key, value, self.layer_idx, kwargs)
         stripe = [self.heads.signal_per_group, self.heads.noise_per_group]
         queries = query.unflatten(1, (-1, sum(stripe))).split(stripe, dim=2)
         path = value_path(self.config._attn_implementation, query, key, attention_mask)

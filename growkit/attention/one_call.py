@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import (
     LlamaRMSNorm,
@@ -21,6 +20,7 @@ from transformers.models.llama.modeling_llama import (
 )
 
 from .blockwise import blockwise_attention, runs_in_blocks
+from .layer_keywords import take_cache, write_cache
 from .linear_weights import LinearWeights
 
 Positions = tuple[Tensor, Tensor]
@@ -206,14 +206,16 @@ class OneCallAttention(AttentionBase):
         hidden_states: Tensor,
         position_embeddings: Positions,
         attention_mask: Tensor | None = None,
-        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """[b, n, hidden_size] -> the same shape, and the softmax maps of all heads (eager only)."""
-        query, key, value = self.project(hidden_states, position_embeddings)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        """[b, n, hidden_size] -> the same shape, and the softmax maps of all heads (eager only).
+
+        The cache is among the keywords (:mod:`.layer_keywords`).
+        """
         implementation = self.config._attn_implementation
+        cache = take_cache(kwargs, implementation)
+        query, key, value = self.project(hidden_states, position_embeddings)
+        key, value = write_cache(cache, key, value, self.layer_idx, kwargs)
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             implementation, eager_attention_forward
         )

@@ -37,6 +37,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import repeat_kv
 from transformers.models.t5.modeling_t5 import T5Attention
 
+from .layer_keywords import take_cache
 from .linear_weights import LinearWeights
 from .wgqa import merged_projection, start_weights, weight_shape
 
@@ -195,34 +196,34 @@ class GroupedT5Attention(T5Attention):
         mask: Tensor | None = None,
         key_value_states: Tensor | None = None,
         position_bias: Tensor | None = None,
-        past_key_values: Any = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Arguments and results of T5Attention: output [b, n, E], position bias [1, H, n, m], maps.
 
-        The keys of the source are merged and cached once; later steps read them from the cache.
+        The keys of the source are merged and cached once; later steps read them from the cache,
+        which is among the keywords (:mod:`.layer_keywords`).
         """
         shape, cross = hidden_states.shape[:-1], key_value_states is not None
         states = hidden_states if key_value_states is None else key_value_states
         query = self.q(hidden_states).view(*shape, -1, self.key_value_proj_dim).transpose(1, 2)
         seen: Any = 0
-        cache = past_key_values
-        if past_key_values is not None:
-            seen = past_key_values.get_seq_length(self.layer_idx)
+        all_caches = take_cache(kwargs, self.config._attn_implementation)
+        cache = all_caches
+        if all_caches is not None:
+            seen = all_caches.get_seq_length(self.layer_idx)
             if isinstance(seen, Tensor):  # a static cache counts in place
                 seen = seen.clone()
-        both = isinstance(past_key_values, EncoderDecoderCache)
+        both = isinstance(all_caches, EncoderDecoderCache)
         if both:
-            caches = (past_key_values.self_attention_cache, past_key_values.cross_attention_cache)
-            cache = caches[cross]
-        if cross and both and past_key_values.is_updated.get(self.layer_idx):
+            cache = (all_caches.self_attention_cache, all_caches.cross_attention_cache)[cross]
+        if cross and both and all_caches.is_updated.get(self.layer_idx):
             key, value = cache.layers[self.layer_idx].keys, cache.layers[self.layer_idx].values
         else:
             key, value = self.keys_and_values(states)
             if cache is not None:
                 key, value = cache.update(key, value, self.layer_idx)
                 if cross and both:
-                    past_key_values.is_updated[self.layer_idx] = True
+                    all_caches.is_updated[self.layer_idx] = True
         if position_bias is None:
             position_bias = self._position_bias(query, key.shape[-2], seen)
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(

@@ -39,7 +39,7 @@ class DecoderConfig(PreTrainedConfig):
     * KV cache = L C elements a token (:meth:`kv_cache_bytes`).
     """
 
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]  # noqa: RUF012
     base_model_pp_plan = {  # noqa: RUF012
         "embed_tokens": (["input_ids"], ["inputs_embeds"]),
         "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),

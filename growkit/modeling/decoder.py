@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
-from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.llama.modeling_llama import (
@@ -24,14 +23,12 @@ from transformers.models.llama.modeling_llama import (
 )
 
 from ..attention.gda import LAMBDA_NAMES
+from ..attention.layer_keywords import CACHE_NAMES, ENGINES
 from ..attention.linear_weights import LinearWeights
 from ..attention.one_call import AttentionBase
 from .configuration_decoder import DecoderConfig
 from .poly_norm import PolyNorm
 from .self_contained import SelfContained
-
-# Attention functions that serving engines put in the place of transformers' (vLLM, SGLang, TGI).
-ENGINES = ("vllm", "sglang", "tgi")
 
 
 def check_engine(config: DecoderConfig, attention: type[AttentionBase]) -> None:
@@ -79,15 +76,13 @@ class DecoderLayer(GradientCheckpointingLayer):
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
-        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Residual stream [b, n, hidden_size] -> the same shape."""
+        """Residual stream [b, n, hidden_size] -> the same shape; keywords are the attention's."""
         attended, _ = self.self_attn(
             self.input_layernorm(hidden_states),
             position_embeddings=position_embeddings,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             **kwargs,
         )
         hidden_states = hidden_states + attended
@@ -101,7 +96,7 @@ class DecoderPreTrainedModel(SelfContained, PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules: ClassVar[list[str]] = ["DecoderLayer"]
-    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _skip_keys_device_placement: ClassVar[list[str]] = list(CACHE_NAMES)
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
