@@ -17,8 +17,8 @@ from growkit.optimizer_state.torch_files import read_torch_files
 
 LAYOUTS = (
     "growkit_optimizer/ (a grown folder), optimizer.pt (Trainer), optimizer.bin (accelerate, FSDP "
-    "full state), optimizer_0/ of torch.distributed.checkpoint (FSDP sharded; another folder has to "
-    "be named), or the last checkpoint under training/ (a growkit run)"
+    "full state), optimizer_0/ of torch.distributed.checkpoint (FSDP sharded; another folder has "
+    "to be named), or the last checkpoint under training/ (a growkit run)"
 )
 _DEEPSPEED = re.compile(r"global_step\d+")
 _SHARDED = re.compile(r"optimizer(_\d+)?")

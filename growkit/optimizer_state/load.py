@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from growkit.optimizer_state.parameter_names import plain_name
 from growkit.optimizer_state.source import COUNTER, RESET, OptimizerState, ParameterState
 from growkit.optimizer_state.torch_array import as_tensor
 
+_FLOATING = {"F64", "F32", "BF16", "F16"}
 # Moments that an optimizer needs together; a state without them would be taken for a whole one.
 _NEEDED = {"adamw": {"exp_avg", "exp_avg_sq"}, "muon": {"momentum_buffer"}}
 
@@ -40,7 +42,8 @@ def load_into(optimizer: Any, model: Any, state: OptimizerState) -> Loaded:
         state: moments and step counters by name.
 
     Raises:
-        CheckpointError: a moment has another shape than its parameter.
+        CheckpointError: a moment has another shape than its parameter or is not of floating point,
+            or a step counter is none.
     """
     optimizer = getattr(optimizer, "optimizer", optimizer)
     content = optimizer.state_dict()
@@ -80,6 +83,8 @@ def _tensors(name: str, parameter: Any, found: ParameterState) -> dict[str, Any]
 
     result: dict[str, Any] = {}
     if found.step is not None:
+        if not 0 <= found.step < math.inf:
+            raise CheckpointError(f"The step of {name!r} is {found.step}.", RESET)
         result[COUNTER] = torch.tensor(found.step, dtype=torch.float32)
     for kind, moment in found.moments.items():
         if tuple(moment.shape) != tuple(parameter.shape):
@@ -88,6 +93,8 @@ def _tensors(name: str, parameter: Any, found: ParameterState) -> dict[str, Any]
                 f"{list(parameter.shape)}.",
                 f"The state is of another model. {RESET}",
             )
+        if moment.dtype not in _FLOATING:
+            raise CheckpointError(f"{kind} of {name!r} has dtype {moment.dtype}.", RESET)
         value = as_tensor(moment.read())
         if hasattr(parameter, "device_mesh"):
             from torch.distributed.tensor import distribute_tensor

@@ -21,14 +21,17 @@ def last_whole(folder: Path, count: int) -> list[Path]:
     Raises:
         CheckpointError: there are fewer.
     """
-    whole = [path for path in list_checkpoints(folder) if damage(path) is None]
+    whole: list[Path] = []
+    for path in reversed(list_checkpoints(folder)):
+        if len(whole) < count and damage(path) is None:
+            whole.insert(0, path)
     if len(whole) < count:
         raise CheckpointError(
             f"{len(whole)} whole checkpoints are in {str(folder)!r}, and "
             f"training.average_checkpoints is {count}.",
             "Begin anew with --overwrite, or set it to 1 (the last weights as they are).",
         )
-    return whole[-count:]
+    return whole
 
 
 @torch.no_grad()

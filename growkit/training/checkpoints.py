@@ -3,31 +3,31 @@
 Layout of ``checkpoints/``::
 
     checkpoint-200/        model, optimizer, scheduler, RNG of every process, trainer state; and
-        manifest.json      last of all {"format": 1, "step": 200, "processes": 2,
-                           "strategy": "ddp", "files": {name: bytes}}
+        manifest.json      last of all {"format": 2, "step": 200, "processes": 2,
+                           "strategy": "ddp", "files": {name: bytes}, "xxh3": {name: digest}}
     .partial/              one that is being written; removed at the next start
 
 A checkpoint is written under ``.partial``, fsynced, given its manifest, and renamed. A folder whose
-files do not have the sizes of its manifest, or that lacks a part of the state, is damaged and is
-never resumed from (transformers alone would resume from one without its optimizer file, with a
-fresh optimizer, and say nothing).
+files do not have the sizes and checksums of its manifest, that lacks a part of the state, or whose
+state cannot be read, is damaged and is never resumed from (transformers alone would resume from one
+without its optimizer file, with a fresh optimizer, and say nothing). Format 1 had no checksums.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import shutil
 from pathlib import Path
-from typing import Any
 
 from growkit.checkpoint.staging import sync, sync_tree
 from growkit.errors import CheckpointError
+from growkit.training.checksums import checksums
+from growkit.training.leftovers import remove
+from growkit.training.run_files import CheckpointManifest, read_file
 
 PARTIAL = ".partial"
 MANIFEST = "manifest.json"
-_NAME = re.compile(r"checkpoint-(\d+)")
+_NAME = re.compile(r"checkpoint-(\d{1,18})", re.ASCII)
 
 
 def _sizes(folder: Path) -> dict[str, int]:
@@ -40,10 +40,16 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 def required_files(processes: int, strategy: str) -> list[str]:
     """What no checkpoint may lack, whatever else is in it."""
-    ranks = range(processes)
-    states = ["rng_state.pth"] if processes == 1 else [f"rng_state_{r}.pth" for r in ranks]
     optimizer = "optimizer.pt" if strategy == "ddp" else "optimizer_0/.metadata"
+    states = random_states(processes)
     return ["config.json", optimizer, "scheduler.pt", "trainer_state.json", *states]
+
+
+def random_states(processes: int) -> list[str]:
+    """Names of the files that hold each process's random numbers."""
+    if processes == 1:
+        return ["rng_state.pth"]
+    return [f"rng_state_{rank}.pth" for rank in range(processes)]
 
 
 def publish(
@@ -55,62 +61,85 @@ def publish(
         CheckpointError: a part of it was not written.
     """
     files = _sizes(written)
-    manifest = {
-        "format": 1,
-        "step": step,
-        "processes": processes,
-        "strategy": strategy,
-        "files": files,
-    }
+    manifest = CheckpointManifest(
+        format=2,
+        step=step,
+        processes=processes,
+        strategy="ddp" if strategy == "ddp" else "fsdp",
+        files=files,
+        xxh3=checksums(written, files),
+    )
     lacking = _lacks(manifest)
     if lacking is not None:
         raise CheckpointError(
             f"{target.name} was not published: {lacking} was not written.",
             "The run's folder must be on a file system that all processes share.",
         )
-    (written / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    (written / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
     sync_tree(written)
-    if target.exists():
-        shutil.rmtree(target)
+    remove(target)
     os.rename(written, target)
     sync(target.parent)
 
 
-def read_manifest(checkpoint: Path) -> dict[str, Any]:
-    """The manifest with every key, also of a checkpoint that was written before they existed."""
-    manifest = json.loads((checkpoint / MANIFEST).read_text())
-    return {"processes": 1, "strategy": "ddp", **manifest}
+def read_manifest(checkpoint: Path) -> CheckpointManifest:
+    """The manifest, also of a checkpoint that was written before all of its keys existed.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    return read_file(checkpoint / MANIFEST, CheckpointManifest)
 
 
 def processes_of(checkpoint: Path) -> int:
     """How many processes wrote a published checkpoint."""
-    return int(read_manifest(checkpoint)["processes"])
+    return read_manifest(checkpoint).processes
 
 
-def _lacks(manifest: dict[str, Any]) -> str | None:
-    files: dict[str, int] = manifest["files"]
-    for name in required_files(manifest["processes"], manifest["strategy"]):
+def _lacks(manifest: CheckpointManifest) -> str | None:
+    files = manifest.files
+    if manifest.processes > len(files):  # one file of random numbers each
+        return f"the state of process {len(files)}"
+    for name in required_files(manifest.processes, manifest.strategy):
         if name not in files:
             return name
+    if manifest.format > 1 and manifest.xxh3.keys() != files.keys():
+        return "a checksum"
     return None if any(name.endswith(".safetensors") for name in files) else "model.safetensors"
 
 
-def damage(checkpoint: Path) -> str | None:
-    """Why a checkpoint cannot be resumed from, or None when it is whole."""
+def damage(checkpoint: Path, *, contents: bool = True) -> str | None:
+    """Why a checkpoint cannot be resumed from, or None when it is whole.
+
+    Args:
+        contents: read the files and compare checksums; otherwise sizes only (fast, no torch).
+    """
     try:
         manifest = read_manifest(checkpoint)
-        files, lacking = manifest["files"].items(), _lacks(manifest)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except CheckpointError:
         return "it has no readable manifest.json"
+    lacking = _lacks(manifest)
     if lacking is not None:
         return f"{lacking} was never in it"
-    for name, size in files:
+    for name, size in manifest.files.items():
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes instead of {size}"
-    return None
+    return _damaged_content(checkpoint, manifest) if contents else None
+
+
+def _damaged_content(checkpoint: Path, manifest: CheckpointManifest) -> str | None:
+    from growkit.training.checkpoint_state import unreadable
+
+    try:
+        for name, digest in checksums(checkpoint, manifest.xxh3).items():
+            if digest != manifest.xxh3[name]:
+                return f"{name} has other bytes than were written"
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
+    return unreadable(checkpoint, manifest)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -125,11 +154,17 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=step_of)
 
 
-def newest_whole(folder: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
-    """The newest undamaged checkpoint, and the newer ones that were skipped, with the reason."""
+def newest_whole(
+    folder: Path, *, contents: bool = True
+) -> tuple[Path | None, list[tuple[Path, str]]]:
+    """The newest undamaged checkpoint, and the newer ones that were skipped, with the reason.
+
+    Args:
+        contents: see :func:`damage`.
+    """
     skipped: list[tuple[Path, str]] = []
     for checkpoint in reversed(list_checkpoints(folder)):
-        reason = damage(checkpoint)
+        reason = damage(checkpoint, contents=contents)
         if reason is None:
             return checkpoint, skipped
         skipped.append((checkpoint, reason))
@@ -140,4 +175,4 @@ def keep_newest(folder: Path, limit: int | None) -> None:
     """Delete the oldest checkpoints beyond ``limit``."""
     if limit is not None:
         for checkpoint in list_checkpoints(folder)[:-limit]:
-            shutil.rmtree(checkpoint)
+            remove(checkpoint)

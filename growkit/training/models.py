@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from growkit.checkpoint import open_checkpoint
-from growkit.checkpoint.staging import sync, sync_tree
 from growkit.errors import CheckpointError, UsageError, nearest
 from growkit.training.final_dtype import store_in
 from growkit.training.lambda_names import is_lambda_vector
+from growkit.training.leftovers import remove
+from growkit.training.published import DONE, move_into
 from growkit.training.recipe import ModelSection
 from growkit.training.tokenizer import copy_tokenizer
 from growkit.verify.loading import reason, register_own_models
 
 LINEAGE = "growkit.json"
-CONFIG = "config.json"
 
 
 def build_model(section: ModelSection, tokenizer: Any, seed: int) -> Any:
@@ -217,11 +216,10 @@ def publish_model(
     record: dict[str, Any],
     save_dtype: str = "source",
 ) -> None:
-    """Write the trained model into ``out``: weights and tokenizer first, config.json last.
+    """Write the trained model beside ``out`` and move it there (:mod:`growkit.training.published`).
 
-    A folder without config.json is not loadable, so a kill leaves the older model, none, or the new
-    one, never a mixture. growkit.json of a grown source (its lineage) goes along as bytes, and its
-    ``growkit`` block in config.json stays.
+    growkit.json of a grown source (its lineage) goes along as bytes, and its ``growkit`` block in
+    config.json stays.
 
     Args:
         model: None when the weights and config are in ``staging`` already.
@@ -230,24 +228,11 @@ def publish_model(
         save_dtype: see :func:`growkit.training.final_dtype.store_in`.
     """
     if model is not None:
-        shutil.rmtree(staging, ignore_errors=True)
+        remove(staging)
         staging.mkdir(parents=True)
         model.save_pretrained(staging)
     store_in(staging, save_dtype, source)
     copy_tokenizer(tokenizer_folder, staging)
     copy_lineage(source, staging)
-    (staging / "growkit_training.json").write_text(json.dumps(record, indent=2) + "\n")
+    (staging / DONE).write_text(json.dumps(record, indent=2) + "\n")
     move_into(staging, out)
-
-
-def move_into(staging: Path, out: Path) -> None:
-    """Make a finished model durable and move it into ``out``, config.json last."""
-    sync_tree(staging)
-    (out / CONFIG).unlink(missing_ok=True)
-    for stale in [*out.glob("*.safetensors"), *out.glob("*.safetensors.index.json")]:
-        stale.unlink()
-    names = sorted(path.name for path in staging.iterdir() if path.name != CONFIG)
-    for name in [*names, CONFIG]:
-        os.replace(staging / name, out / name)
-    sync(out)
-    staging.rmdir()

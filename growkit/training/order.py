@@ -65,7 +65,8 @@ class RunSampler(Sampler[int]):
 
     Args:
         steps_done: asked at the start of an iteration: the optimizer steps already taken.
-        total_steps: length of the whole run, so that ``len`` does not depend on a resume.
+        total_steps: where the run or its stage ends, counted from the first step of all: ``len``
+            does not depend on a resume.
     """
 
     def __init__(

@@ -22,18 +22,22 @@ import numpy as np
 import torch
 import transformers
 from transformers import Trainer, set_seed
-from transformers.trainer import SCHEDULER_NAME
 
 from growkit.errors import UsageError
 from growkit.training import checkpoints
+from growkit.training.checkpoint_state import OPTIMIZER, RUNNING_LOSS, SCHEDULER, load_state
+from growkit.training.leftovers import remove
 from growkit.training.models import copy_lineage
+from growkit.training.moments import check_optimizer_state
 from growkit.training.processes import Processes
 from growkit.training.recipe import Recipe
+from growkit.training.run_files import RunningLoss, read_file
 from growkit.training.sharded_optimizer import load_optimizer, save_optimizer
 from growkit.training.sharding import ShardedModel
 from growkit.training.tokenizer import copy_tokenizer
 
-RUNNING_LOSS = "running_loss.json"
+# Lines of its log that trainer_state.json keeps; metrics.jsonl has all of them.
+KEPT_LOG_LINES = 1000
 
 
 class ProcessTrainer(Trainer):
@@ -103,21 +107,21 @@ class ProcessTrainer(Trainer):
     def _save_running_loss(self, folder: Path) -> None:
         losses = self.processes.gather(float(self._tr_loss))
         if self.processes.first:
-            content = {"logged_step": self._globalstep_last_logged, "losses": losses}
-            (folder / RUNNING_LOSS).write_text(json.dumps(content) + "\n")
+            content = RunningLoss(logged_step=self._globalstep_last_logged, losses=losses)
+            (folder / RUNNING_LOSS).write_text(json.dumps(content.model_dump()) + "\n")
 
     def _load_running_loss(self, folder: Path) -> None:
         path = folder / RUNNING_LOSS
         if not path.is_file():  # an older checkpoint; a log line preceded every save then
             return
-        content = json.loads(path.read_text())
-        losses = content["losses"]
+        content = read_file(path, RunningLoss)
+        losses = content.losses
         if len(losses) == self.processes.count:
             loss = losses[self.processes.rank]
         else:  # what is logged is the mean over the processes
             loss = sum(losses) / len(losses)
         self._tr_loss += torch.tensor(loss, dtype=self._tr_loss.dtype)
-        self._globalstep_last_logged = content["logged_step"]
+        self._globalstep_last_logged = content.logged_step
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._writing or self.folder)
@@ -125,7 +129,8 @@ class ProcessTrainer(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         step, partial = self.state.global_step, self.folder / checkpoints.PARTIAL
         written = partial / f"checkpoint-{step}"
-        self.processes.from_first(lambda: shutil.rmtree(partial, ignore_errors=True))
+        self.processes.from_first(lambda: remove(partial))
+        del self.state.log_history[:-KEPT_LOG_LINES]
         config = self.model.config
         switched_off, config.use_cache = config.use_cache, self._use_cache
         self._writing = partial
@@ -153,7 +158,7 @@ class ProcessTrainer(Trainer):
             return
         save_optimizer(self._bare_optimizer(), Path(output_dir), self.processes)
         if self.processes.first:
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.sharded is None:
@@ -162,12 +167,15 @@ class ProcessTrainer(Trainer):
             self.sharded.load(Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if self.sharded is None or checkpoint is None:
+        if checkpoint is None:
+            return
+        if self.sharded is None:
+            file = Path(checkpoint) / OPTIMIZER
+            check_optimizer_state(self._bare_optimizer(), load_state(file), file)
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         load_optimizer(self._bare_optimizer(), Path(checkpoint), self.processes)
-        state = torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True)
-        self.lr_scheduler.load_state_dict(state)
+        self.lr_scheduler.load_state_dict(load_state(Path(checkpoint) / SCHEDULER))
 
     def _bare_optimizer(self) -> Any:
         """The optimizer without accelerate's wrapper."""

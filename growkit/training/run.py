@@ -23,8 +23,6 @@ reports, the sequences of a step are shared (see docs/distributed.md).
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -38,9 +36,10 @@ from growkit.training import checkpoints, metrics
 from growkit.training.before_growth import loss_before_growth
 from growkit.training.grown import new_parameters_of, tokens_with_source
 from growkit.training.launch import check_launch
+from growkit.training.leftovers import remove
+from growkit.training.published import published
 from growkit.training.recipe import Recipe
 from growkit.training.run_folder import (
-    DONE,
     check_source,
     open_run,
     resume_point,
@@ -154,7 +153,7 @@ class _Run:
         record = self._record(trainer, model)
         staging = self.folder / "final.partial"
         if sharded is not None:
-            self.processes.from_first(lambda: shutil.rmtree(staging, ignore_errors=True))
+            self.processes.from_first(lambda: remove(staging))
             sharded.save_pretrained(staging)
         self.processes.from_first(
             lambda: publish_model(
@@ -174,14 +173,13 @@ class _Run:
 
     def _where_to_begin(self) -> tuple[Path | None, dict[str, Any] | None]:
         """The checkpoint to go on from, and the record of a run that is finished."""
-        folder, done = self.folder, self.out / DONE
+        folder = self.folder
         checkpoint = resume_point(folder / "checkpoints", self.resume, self.reporter)
         step = checkpoints.step_of(checkpoint) if checkpoint else -1
-        if checkpoint is not None and done.is_file():
-            record = json.loads(done.read_text())
-            if record["steps"] == step >= self.recipe.end_step:
-                self.reporter.note(f"{self.out} is finished: {record['steps']} steps.")
-                return checkpoint, record
+        record = published(self.out) if step >= self.recipe.end_step else None
+        if record is not None and record["steps"] == step:
+            self.reporter.note(f"{self.out} is finished: {record['steps']} steps.")
+            return checkpoint, record
         metrics.truncate_metrics(folder / "metrics.jsonl", step)
         return checkpoint, None
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,10 +12,14 @@ from typing import Any
 
 import yaml
 
+from growkit.core.yaml_files import read_yaml
 from growkit.errors import CheckpointError, GrowkitError, UsageError
 from growkit.progress import Reporter
 from growkit.training import checkpoints, metrics
+from growkit.training.leftovers import remove
+from growkit.training.published import DONE
 from growkit.training.recipe import Recipe, make_recipe
+from growkit.training.run_files import DataKey, read_file
 from growkit.whole_file import write_whole
 
 # What may differ between a run and its continuation; anything else would be another run.
@@ -38,9 +41,9 @@ MAY_CHANGE = {
     "parallel.timeout_minutes",
     "position.end_step",
 }
-DONE = "growkit_training.json"
 DATA = "data.json"
 LOCK = ".lock"
+BEGIN_ANEW = "Begin anew with --overwrite, or put the file back."
 _NO_LOCKS_HERE = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
@@ -85,7 +88,8 @@ def open_run(
 
 
 def _is_in_use(out: Path, folder: Path) -> bool:
-    ours = {folder, folder / LOCK}
+    # A run that was killed before its recipe had its name leaves these.
+    ours = {folder, folder / LOCK, folder / "recipe.yaml.partial"}
     return any(
         path not in ours for place in (out, folder) if place.is_dir() for path in place.iterdir()
     )
@@ -115,16 +119,15 @@ def _prepare(
 ) -> None:
     stored = folder / "recipe.yaml"
     if stored.is_file() and overwrite:
-        for path in folder.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.name != LOCK:
-                path.unlink()
-        (out / DONE).unlink(missing_ok=True)
+        # The recipe last: a kill on the way leaves a folder that is known as a run.
+        for path in [*folder.iterdir()]:
+            if path.name not in (LOCK, stored.name):
+                remove(path)
+        remove(out / DONE)
     elif stored.is_file() and not _has_begun(folder):
         # It was refused or killed before its first step: a corrected recipe may have the folder.
-        shutil.rmtree(folder / "tokenizer", ignore_errors=True)
-        (folder / DATA).unlink(missing_ok=True)
+        remove(folder / "tokenizer")
+        remove(folder / DATA)
     elif stored.is_file():
         if resume == "never":
             raise UsageError(
@@ -132,7 +135,7 @@ def _prepare(
                 "Choose another --out, go on with --resume auto, or begin anew with --overwrite.",
             )
         _check_same(recipe, stored, reporter)
-    shutil.rmtree(folder / "checkpoints" / checkpoints.PARTIAL, ignore_errors=True)
+    remove(folder / "checkpoints" / checkpoints.PARTIAL)
     write_whole(stored, yaml.safe_dump(recipe.to_dict(), sort_keys=False))
 
 
@@ -148,7 +151,7 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _check_same(recipe: Recipe, stored: Path, reporter: Reporter) -> None:
-    values = yaml.safe_load(stored.read_text())
+    values = read_yaml(stored, error=CheckpointError, remedy=BEGIN_ANEW)
     with suppress(UsageError):  # of another version: compared as it is
         values = make_recipe(values).to_dict()  # with keys that did not exist when it was stored
     old, new = _flat(values), _flat(recipe.to_dict())
@@ -179,14 +182,14 @@ def _check_same(recipe: Recipe, stored: Path, reporter: Reporter) -> None:
 def check_data(folder: Path, key: str) -> None:
     """Refuse to go on with other data than the run began with."""
     path = folder / DATA
-    if path.is_file():
-        if json.loads(path.read_text())["packed"] != key:
+    if path.exists():
+        if read_file(path, DataKey).packed != key:
             raise UsageError(
                 f"The data files changed since the run in {str(folder.parent)!r} began.",
                 "Put them back, choose another --out, or begin anew with --overwrite.",
             )
     else:
-        path.write_text(json.dumps({"packed": key}) + "\n")
+        write_whole(path, json.dumps({"packed": key}) + "\n")
 
 
 def resume_point(folder: Path, resume: str, reporter: Reporter) -> Path | None:
@@ -214,6 +217,6 @@ def resume_point(folder: Path, resume: str, reporter: Reporter) -> Path | None:
     for newer in checkpoints.list_checkpoints(folder):
         if checkpoints.step_of(newer) > checkpoints.step_of(chosen):
             superseded = newer.with_name(newer.name + ".superseded")
-            shutil.rmtree(superseded, ignore_errors=True)
+            remove(superseded)
             newer.rename(superseded)
     return chosen

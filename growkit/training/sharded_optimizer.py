@@ -8,6 +8,7 @@ each takes the parts of each file that it needs.
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from growkit.errors import CheckpointError
 from growkit.optimizer_state.dcp_index import Planner, Reader, load
+from growkit.training.moments import COUNTER, check_entries, check_moment, check_options
 from growkit.training.processes import Processes
 
 FOLDER = "optimizer_0"
@@ -34,6 +36,12 @@ def _names(optimizer: Any) -> dict[str, Tensor]:
 def _groups(optimizer: Any) -> list[dict[str, Any]]:
     """The param groups with names in place of parameters."""
     return [{**group, "params": list(group["param_names"])} for group in optimizer.param_groups]
+
+
+def _kinds(optimizer: Any) -> dict[str, str]:
+    return {
+        name: group["kind"] for group in optimizer.param_groups for name in group["param_names"]
+    }
 
 
 def save_optimizer(optimizer: Any, checkpoint: Path, processes: Processes) -> None:
@@ -70,18 +78,26 @@ def load_optimizer(optimizer: Any, checkpoint: Path, processes: Processes) -> No
                 "Begin anew with --overwrite, or go on with the recipe that wrote it.",
             )
         parameter, dtype = parameters[name].detach(), entry.properties.dtype
-        state.setdefault(name, {})[slot] = (
-            torch.zeros_like(parameter, dtype=dtype)
-            if entry.size == parameter.shape
-            else torch.zeros(entry.size, dtype=dtype, device=parameter.device)
-        )
+        if slot == COUNTER and entry.size.numel() == 1:
+            value = torch.zeros(entry.size, dtype=dtype, device=parameter.device)
+        else:  # judged by what the file says, before memory of its size is asked for
+            found = SimpleNamespace(shape=entry.size, dtype=dtype)
+            check_moment(found, slot, name, parameter, checkpoint)
+            value = torch.zeros_like(parameter)
+        state.setdefault(name, {})[slot] = value
+    kinds = _kinds(optimizer)
+    for name, values in state.items():
+        check_entries(values, name, parameters[name], kinds[name], checkpoint)
     groups = _groups(optimizer)
     target: dict[str, Any] = {"optimizer": {"state": state, "param_groups": groups}}
     load(target, reader, Planner(), process_group=processes.group)
+    for name, values in state.items():
+        check_entries(values, name, parameters[name], kinds[name], checkpoint)
     optimizer.state.clear()
     for name, values in state.items():
         optimizer.state[parameters[name]] = values
     for group, loaded in zip(
         optimizer.param_groups, target["optimizer"]["param_groups"], strict=True
     ):
+        check_options(loaded, group, checkpoint)
         group |= {key: value for key, value in loaded.items() if key != "params"}

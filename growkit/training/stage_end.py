@@ -18,7 +18,7 @@ from growkit.errors import VerificationFailed
 from growkit.progress import Reporter
 from growkit.training.metrics import read_metrics
 from growkit.training.recipe_stages import Plateau, Trigger
-from growkit.training.stage_files import write_stop
+from growkit.training.stage_files import take_request, write_stop
 
 FEWEST_POINTS = 3
 
@@ -65,9 +65,8 @@ class StageEnd(TrainerCallback):
         return control
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        if self.request.exists():
+        if take_request(self.request, self.folder):
             self._end(state.global_step, control, "by hand")
-            self.request.unlink()
         return control
 
 

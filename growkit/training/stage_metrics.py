@@ -13,7 +13,7 @@ from typing import Any
 
 from growkit.surgery.manifest import read_manifest
 from growkit.training import metrics
-from growkit.training.run_folder import DONE
+from growkit.training.published import published
 from growkit.whole_file import write_whole
 
 
@@ -29,11 +29,7 @@ def grown_folder(stages: Path, stage: int) -> Path:
 
 def record_of(stages: Path, stage: int) -> dict[str, Any] | None:
     """The record of a finished stage."""
-    path = stage_folder(stages, stage) / DONE
-    if not path.is_file():
-        return None
-    record: dict[str, Any] = json.loads(path.read_text())
-    return record
+    return published(stage_folder(stages, stage))
 
 
 def _rows(stages: Path, stage: int) -> list[dict[str, Any]]:

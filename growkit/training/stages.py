@@ -30,13 +30,15 @@ from growkit.progress import Reporter
 from growkit.surgery.growth import Exactness
 from growkit.surgery.manifest import read_manifest
 from growkit.training.grown import tokens_with_source
+from growkit.training.leftovers import remove
+from growkit.training.published import DONE, move_into, published
 from growkit.training.recipe import Recipe, make_recipe
 from growkit.training.recipe_stages import Position, training_of
 from growkit.training.rehearsal import rehearse
-from growkit.training.run_folder import DONE, open_run
+from growkit.training.run_folder import open_run
 from growkit.training.run_result import TrainingResult, make_result
 from growkit.training.stage_end import NoJump, PlateauEnd, StageEnd
-from growkit.training.stage_files import GROW_NOW, STOP, read_stop
+from growkit.training.stage_files import GROW_NOW, STOP, TAKEN, read_stop
 from growkit.training.stage_metrics import (
     grown_folder,
     plot,
@@ -229,21 +231,19 @@ class _StagedRun:
 
     def _publish(self, last: int, record: dict[str, Any]) -> dict[str, Any]:
         """The final model of the last stage as that of the run."""
-        from growkit.training.models import move_into
-
         record = dict(record) | {
             "trained_tokens": tokens_with_source(self.recipe, record["tokens"]),
             "recipe": self.recipe.to_dict(),
             "stages": last + 1,
         }
-        done = self.out / DONE
-        if done.is_file() and json.loads(done.read_text()) == record:
+        record = json.loads(json.dumps(record))  # as it will be read
+        if published(self.out) == record:
             return record
         staging = self.folder / "final.partial"
-        shutil.rmtree(staging, ignore_errors=True)
+        remove(staging)
         staging.mkdir()
         for path in self._stage(last).iterdir():
-            if path.is_file() and path.name not in (DONE, STOP):
+            if path.is_file() and path.name not in (DONE, STOP, TAKEN):
                 shutil.copyfile(path, staging / path.name)
         (staging / DONE).write_text(json.dumps(record, indent=2) + "\n")
         move_into(staging, self.out)

@@ -164,7 +164,8 @@ class RunTrainer(ProcessTrainer):
         return RunSampler(
             order=sample_order(self.recipe, self.train_dataset),
             sequences_per_step=self.recipe.sequences_per_step,
-            total_steps=self.recipe.total_steps,
+            # Of this stage: a run that has all of its steps must be given no further sample.
+            total_steps=self.recipe.end_step,
             steps_done=lambda: self.state.global_step,
         )
 

@@ -188,7 +188,7 @@ def _first_cannot_write(arguments: Sequence[str]) -> int:
 
 @pytest.mark.parametrize(
     ("work", "rank", "message"),
-    [(_second_fails, 1, "the second process failed"), (_first_cannot_write, 0, "disk is full")],
+    [(_second_fails, 1, "the second process failed"), (_first_cannot_write, 0, "disk became full")],
 )
 def test_a_process_that_fails_ends_the_others(
     work: Any, rank: int, message: str, recipe: Path, tmp_path: Path

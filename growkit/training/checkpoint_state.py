@@ -1,0 +1,95 @@
+"""Whether the state in a checkpoint can be read and taken up; nothing of a run is changed here.
+
+Checksums say that a file is as it was written. A checkpoint of format 1 has none, and one that was
+edited has them too, so what a resume would load is tried on throw-away objects first.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.trainer_pt_utils import safe_globals
+
+from growkit.core.files import require_regular
+from growkit.errors import CheckpointError
+from growkit.training.checkpoints import random_states, step_of
+from growkit.training.run_files import (
+    CheckpointManifest,
+    RunningLoss,
+    TrainerStateFile,
+    read_file,
+)
+
+OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
+STATE, RUNNING_LOSS = "trainer_state.json", "running_loss.json"
+# Length of the state of Mersenne Twister; numpy does not check the position in it.
+TWISTER = 624
+
+
+def load_state(path: Path) -> Any:
+    """What torch.save wrote: tensors (the optimizer's mapped from the disk), plain values, no code.
+
+    Raises:
+        CheckpointError: it is damaged or holds something else.
+    """
+    try:
+        with safe_globals():  # numpy's random state is an array
+            large = path.name == OPTIMIZER
+            require_regular(path)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=large)
+    except CheckpointError:
+        raise
+    except Exception as error:  # truncated, no zip, an unknown class: whatever torch raises
+        raise CheckpointError(f"{str(path)!r} cannot be read by torch.") from error
+
+
+def unreadable(checkpoint: Path, manifest: CheckpointManifest) -> str | None:
+    """Why the state in a checkpoint cannot be taken up, or None.
+
+    The optimizer's moments are compared with the parameters when the model is there
+    (:mod:`growkit.training.moments`).
+    """
+    try:
+        if manifest.strategy == "ddp":
+            content = load_state(checkpoint / OPTIMIZER)
+            if not (isinstance(content, Mapping) and {"state", "param_groups"} <= content.keys()):
+                return f"{OPTIMIZER} is not the state of an optimizer"
+        if not _is_schedule(load_state(checkpoint / SCHEDULER)):
+            return f"{SCHEDULER} is not the state of a schedule"
+        for name in random_states(manifest.processes):
+            if not _is_random_state(load_state(checkpoint / name)):
+                return f"{name} is not the state of random numbers"
+        if read_file(checkpoint / STATE, TrainerStateFile).global_step != manifest.step:
+            return f"{STATE} is not of step {manifest.step}"
+        if step_of(checkpoint) not in (manifest.step, -1):
+            return f"it is of step {manifest.step}"
+        losses = checkpoint / RUNNING_LOSS
+        if losses.exists():
+            read_file(losses, RunningLoss)
+    except CheckpointError as error:
+        return error.cause.rstrip(".").replace(f"{checkpoint!s}/", "")
+    return None
+
+
+def _is_schedule(content: Any) -> bool:
+    if not isinstance(content, Mapping) or not isinstance(content.get("last_epoch"), int):
+        return False
+    rates = content.get("base_lrs")
+    return isinstance(rates, list) and all(isinstance(rate, float | int) for rate in rates)
+
+
+def _is_random_state(content: Any) -> bool:
+    """Tried on generators that nobody uses."""
+    try:
+        random.Random().setstate(content["python"])
+        position = content["numpy"][2]
+        np.random.RandomState().set_state(content["numpy"])
+        torch.Generator().set_state(content["cpu"])
+    except Exception:  # of many kinds: it is given whatever stood in a file
+        return False
+    return isinstance(position, int) and 0 <= position <= TWISTER

@@ -1,0 +1,128 @@
+"""The small JSON files of a run folder, each with a model that says what may stand in it.
+
+Whoever reads one gets checked values or one sentence that names the file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from growkit.core.json_files import read_json_object
+from growkit.errors import CheckpointError
+
+# More processes than any machine park has; a number beyond it is damage, and is never counted to.
+MOST_PROCESSES = 1 << 20
+Count = Field(ge=0, lt=1 << 63)
+
+
+class RunFile(BaseModel):
+    """A table of plain values; unknown keys are those of a newer version and stay."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="allow")
+
+
+class CheckpointManifest(RunFile):
+    """``manifest.json`` of a checkpoint; ``xxh3`` came with format 2."""
+
+    format: Literal[1, 2] = 1
+    step: int = Count
+    processes: int = Field(1, ge=1, le=MOST_PROCESSES)
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    files: dict[str, int]
+    xxh3: dict[str, str] = {}
+
+    @field_validator("files")
+    @classmethod
+    def _inside(cls, files: dict[str, int]) -> dict[str, int]:
+        for name in files:
+            if name.startswith("/") or ".." in name.split("/") or "\0" in name:
+                raise ValueError("a file lies outside the checkpoint")
+        return files
+
+
+class RunningLoss(RunFile):
+    """``running_loss.json``: the loss since the last log line, of every process."""
+
+    logged_step: int = Count
+    losses: list[float] = Field(min_length=1)
+
+
+class TrainerStateFile(RunFile):
+    """What a resume takes from transformers' ``trainer_state.json``."""
+
+    global_step: int = Count
+    max_steps: int = Count
+    epoch: float | None = None
+    num_train_epochs: int = 0
+    num_input_tokens_seen: int = 0
+    total_flos: float = 0.0
+    train_batch_size: int | None = None
+    logging_steps: float | None = None
+    eval_steps: float | None = None
+    save_steps: float | None = None
+    log_history: list[dict[str, Any]] | None = None
+    stateful_callbacks: dict[str, Any] | None = None
+
+
+class RunRecord(RunFile):
+    """``growkit_training.json``: what a finished run came to. Losses in nats a token."""
+
+    steps: int = Count
+    tokens: int = Count
+    parameters: int = Count
+    loss: float | None
+    eval_loss: float | None
+    perplexity: float | None
+    bits_per_byte: float | None
+
+
+class StageStop(RunFile):
+    """``stop.json``: the step at which a stage ends."""
+
+    step: int = Count
+
+
+class DataKey(RunFile):
+    """``data.json``: the hash of the tokens that a run reads."""
+
+    packed: str
+
+
+class ShardMeta(RunFile):
+    """``meta.json`` of a shard of the token cache."""
+
+    format: int
+    dtype: Literal["<u2", "<u4"]
+    tokens: int = Count
+    records: int = Count
+    commit: str | None = None
+    content: str
+
+
+Kind = TypeVar("Kind", bound=RunFile)
+
+
+def read_file(path: Path, kind: type[Kind]) -> Kind:
+    """A file of a run, checked.
+
+    Raises:
+        CheckpointError: it is not there, not JSON, or holds something else.
+    """
+    # transformers and torch write losses that are not numbers as NaN.
+    return parse(read_json_object(path, non_finite=True), kind, path)
+
+
+def parse(values: Any, kind: type[Kind], path: Path) -> Kind:
+    """Check values that were read from ``path``."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"][:2]))[:80]
+        raise CheckpointError(
+            f"{str(path)!r} is damaged: {where + ': ' if where else ''}{first['msg']}.",
+            "Repeat the command with --overwrite to begin anew, or put the file back.",
+        ) from error
