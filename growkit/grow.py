@@ -20,6 +20,7 @@ from growkit.checkpoint import (
     plan_shards,
     staged_output,
 )
+from growkit.checkpoint.written_names import Overwrite
 from growkit.errors import UsageError
 from growkit.progress import Progress, SilentProgress
 from growkit.remote_code import MODEL_TYPES, export_code
@@ -51,7 +52,7 @@ def grow_checkpoint(
     out: Path,
     request: GrowthRequest,
     *,
-    overwrite: bool = False,
+    overwrite: Overwrite = False,
     verify: bool = True,
     text: str | None = None,
     hash_content: bool = False,
@@ -70,7 +71,7 @@ def grow_checkpoint(
         source: folder of the checkpoint.
         out: folder to write.
         request: sizes and choices.
-        overwrite: replace an existing ``out``.
+        overwrite: replace an existing ``out``; ``"all"``: with foreign files in it.
         verify: compare source and result through transformers (imports torch).
         text: to verify on; default the built-in sample.
         hash_content: record a hash of the source's weights (reads them once more).
@@ -121,7 +122,7 @@ def publish_plan(
     out: Path,
     request: dict[str, Any],
     *,
-    overwrite: bool = False,
+    overwrite: Overwrite = False,
     verify: bool = True,
     text: str | None = None,
     hash_content: bool = False,
@@ -235,7 +236,7 @@ def _write_side_files(plan: Plan, folder: Path, manifest: dict[str, Any], name: 
     config = dict(plan.config)
     before, after = plan.checkpoint.config.get("model_type"), config["model_type"]
     # The code that the source brings along is that of its class. Ours is written anew.
-    copy_side_files(
+    manifest["copied_files"] = copy_side_files(
         plan.checkpoint.path, folder, model_code=before == after and after not in MODEL_TYPES
     )
     if after in MODEL_TYPES:

@@ -19,6 +19,7 @@ from growkit.checkpoint.layout import (
     find_weights,
     not_a_folder,
 )
+from growkit.checkpoint.links import check_links
 from growkit.checkpoint.other_formats import other_format
 from growkit.checkpoint.raw_bytes import byte_view, read_exactly
 from growkit.core.files import COPY_AGAIN, read_bytes
@@ -147,12 +148,13 @@ def open_checkpoint(path: Path, *, require_tensors: bool = True) -> Checkpoint:
 
     Raises:
         UsageError: ``path`` is not a checkpoint folder, or one of a format that is not read.
-        CheckpointError: the folder is damaged: bad JSON, a missing or truncated shard, an index
-            that disagrees with its shards, files of two saves mixed.
+        CheckpointError: the folder is damaged: a link that leads out of it, bad JSON, a missing or
+            truncated shard, an index that disagrees with its shards, files of two saves mixed.
     """
     path = Path(path)
     if not path.is_dir():
         raise not_a_folder(path)
+    check_links(path)
     config_path = path / "config.json"
     if not config_path.is_file():
         raise other_format(path, os.listdir(path)) or UsageError(

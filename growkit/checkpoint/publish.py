@@ -20,6 +20,7 @@ from growkit.checkpoint.staging import (
     same,
     sync_tree,
 )
+from growkit.checkpoint.written_names import Overwrite, check_replaceable
 from growkit.core.os_errors import about
 from growkit.core.paths import output_path
 from growkit.errors import GrowkitError, UsageError
@@ -30,7 +31,7 @@ _CHECKPOINT_SIGNS = ("config.json", "growkit.json", "model.safetensors")
 
 @contextmanager
 def staged_output(
-    out: Path, *, overwrite: bool, needed_bytes: int, sources: Sequence[Path]
+    out: Path, *, overwrite: Overwrite, needed_bytes: int, sources: Sequence[Path]
 ) -> Iterator[Path]:
     """Give a folder ``OUT.partial`` to write into; publish it as ``out`` on normal exit.
 
@@ -40,13 +41,14 @@ def staged_output(
 
     Args:
         out: the final folder; missing parents are created.
-        overwrite: replace an existing non-empty checkpoint folder.
+        overwrite: replace an existing non-empty checkpoint folder; ``"all"``: also one with files
+            that neither growkit nor transformers wrote.
         needed_bytes: what will be written; compared with the free space first.
         sources: folders that are read; ``out`` may not be, hold or lie in one of them.
 
     Raises:
         UsageError: ``out`` cannot be used: a source, a file, not empty without ``overwrite``, or
-            with ``overwrite`` not a checkpoint.
+            with ``overwrite`` not a checkpoint, or one with foreign files.
         GrowkitError: too little space, no permission, or another run is writing the same ``out``.
     """
     out = output_path(out)
@@ -81,7 +83,7 @@ def staged_output(
             os.close(descriptor)
 
 
-def _check_target(out: Path, partial: Path, overwrite: bool, sources: Sequence[Path]) -> None:
+def _check_target(out: Path, partial: Path, overwrite: Overwrite, sources: Sequence[Path]) -> None:
     if os.path.ismount(out):
         raise UsageError(f"{str(out)!r} is a mount point.", "Choose a new folder inside it.")
     for source in (Path(item).resolve() for item in sources):
@@ -109,6 +111,7 @@ def _check_target(out: Path, partial: Path, overwrite: bool, sources: Sequence[P
             f"{str(out)!r} does not look like a checkpoint, so --overwrite does not replace it.",
             "Choose another folder or remove it yourself.",
         )
+    check_replaceable(out, overwrite)
 
 
 def _make_parents(parent: Path) -> list[Path]:

@@ -8,7 +8,8 @@ import shutil
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from growkit.errors import CheckpointError
+from growkit.checkpoint.links import inside
+from growkit.core.files import open_regular
 
 # Patterns are matched against the lower-case name; a name that matches NEVER is not copied.
 _ALWAYS = (
@@ -51,7 +52,7 @@ _NEVER = (
 )
 _MODEL, _TOKENIZER = "config.json", "tokenizer_config.json"
 _RELATIVE_IMPORT = re.compile(r"^\s*from \.(\w+) import ", re.MULTILINE)
-_EXTRA_TEMPLATES = "additional_chat_templates"
+EXTRA_TEMPLATES = "additional_chat_templates"
 _LARGE_JSON = ("tokenizer*", "vocab.*")
 _MAX_JSON_BYTES = 16_000_000
 
@@ -71,23 +72,18 @@ def copy_side_files(source: Path, target: Path, *, model_code: bool = True) -> l
         The copied names relative to the folder, sorted.
 
     Raises:
-        CheckpointError: a file that should be copied is a broken link.
+        CheckpointError: a file that should be copied is a broken link or leads out of the folder.
     """
     code = _code_files(source, model_code)
     names = [path.name for path in source.iterdir() if _wanted(path, code)]
-    templates = source / _EXTRA_TEMPLATES
+    templates = source / EXTRA_TEMPLATES
     if templates.is_dir():
-        (target / _EXTRA_TEMPLATES).mkdir(exist_ok=True)
-        names += [f"{_EXTRA_TEMPLATES}/{path.name}" for path in templates.glob("*.jinja")]
+        (target / EXTRA_TEMPLATES).mkdir(exist_ok=True)
+        names += [f"{EXTRA_TEMPLATES}/{path.name}" for path in templates.glob("*.jinja")]
     for name in sorted(names):
-        try:
-            # Content only: the owner and the mode of a download cache are not the output's.
-            shutil.copyfile(source / name, target / name)
-        except FileNotFoundError as error:
-            raise CheckpointError(
-                f"{name!r} in {str(source)!r} is a link to a file that does not exist.",
-                "Download the checkpoint again.",
-            ) from error
+        # Content only: the owner and the mode of a download cache are not the output's.
+        with open_regular(inside(source, name)) as read, open(target / name, "wb") as written:
+            shutil.copyfileobj(read, written, 1 << 20)
     return sorted(names)
 
 
@@ -97,7 +93,16 @@ def _code_files(source: Path, model_code: bool) -> set[str]:
     if model_code:
         # A module may import its siblings in any way, so all of them go along.
         return {path.name for path in source.glob("*.py")} if model or tokenizer else set()
-    found, waiting = set(), tokenizer
+    return _with_imports(source, tokenizer)
+
+
+def code_files(folder: Path) -> set[str]:
+    """Names of the Python files that the folder's configs name, and of those that these import."""
+    return _with_imports(folder, _modules(folder / _MODEL) + _modules(folder / _TOKENIZER))
+
+
+def _with_imports(source: Path, waiting: list[str]) -> set[str]:
+    found: set[str] = set()
     while waiting:
         name = f"{waiting.pop()}.py"
         if name not in found and (source / name).is_file():

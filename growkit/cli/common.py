@@ -52,7 +52,18 @@ OverwriteOption = Annotated[
     bool,
     typer.Option(
         "--overwrite",
-        help="Replace an existing checkpoint once the new one is whole.",
+        help="Replace an existing checkpoint once the new one is whole (not one with files of "
+        "other programs: --overwrite=all).",
+        rich_help_panel=OUTPUT_PANEL,
+    ),
+]
+# An option with a value that may be left out would swallow the argument after it, so that
+# ``--overwrite=all`` is rewritten to this flag before it is parsed (growkit.cli.main).
+OverwriteAllOption = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite-all",
+        help="The same as --overwrite=all: delete files of other programs too.",
         rich_help_panel=OUTPUT_PANEL,
     ),
 ]

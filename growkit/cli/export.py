@@ -11,6 +11,7 @@ from growkit.cli.common import (
     JsonOption,
     NoVerifyOption,
     OutOption,
+    OverwriteAllOption,
     OverwriteOption,
     QuietOption,
     RevisionOption,
@@ -33,6 +34,7 @@ def export(
         str | None, typer.Option(help="mistral, qwen2 or qwen3; default: what holds the model.")
     ] = None,
     overwrite: OverwriteOption = False,
+    overwrite_all: OverwriteAllOption = False,
     no_verify: NoVerifyOption = False,
     max_shard_size: ShardSizeOption = "5GB",
     revision: RevisionOption = None,
@@ -59,7 +61,7 @@ def export(
         out,
         request,
         output,
-        overwrite=overwrite,
+        overwrite="all" if overwrite_all else overwrite,
         verify=not no_verify,
         max_shard_size=max_shard_size,
     )

@@ -56,7 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
 
         wait_passively()
         with terminated_in_order():
-            build_app()(args=arguments, standalone_mode=True)
+            given = sys.argv[1:] if arguments is None else arguments
+            given = ["--overwrite-all" if word == "--overwrite=all" else word for word in given]
+            build_app()(args=given, standalone_mode=True)
     except (SystemExit, KeyboardInterrupt) as stop:
         # typer turns Ctrl-C within a command into SystemExit(130)
         exit_code = 130 if isinstance(stop, KeyboardInterrupt) else stop.code

@@ -12,6 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from growkit.checkpoint.hub import origin
+from growkit.checkpoint.layout import find_weights
+from growkit.checkpoint.links import check_links, inside
 from growkit.errors import CheckpointError, UsageError
 
 TORCH_DTYPES = {
@@ -62,17 +64,7 @@ class Folder:
         return found
 
     def _files(self) -> list[Path]:
-        single = self.path / "model.safetensors"
-        if single.is_file():
-            return [single]
-        index = self.path / "model.safetensors.index.json"
-        if not index.is_file():
-            raise CheckpointError(
-                f"{str(self.path)!r} has neither model.safetensors nor its index.",
-                "Give a folder with safetensors weights.",
-            )
-        shards = _read_json(index).get("weight_map", {})
-        return [self.path / name for name in sorted(set(shards.values()))]
+        return [inside(self.path, name) for name in find_weights(self.path, required=True)]
 
     @property
     def parameters(self) -> int:
@@ -126,6 +118,7 @@ def open_folder(path: Path) -> Folder:
         raise UsageError(
             f"{str(path)!r} has no config.json.", "Give a folder with config.json and safetensors."
         )
+    check_links(path)
     manifest = path / "growkit.json"
     return Folder(
         path, _read_json(path / "config.json"), _read_json(manifest) if manifest.is_file() else {}

@@ -264,10 +264,11 @@ def test_index_without_weight_map(make_checkpoint: Make, weight_map: Any) -> Non
 
 def test_links_as_in_a_download_cache(make_checkpoint: Make, tmp_path: Path) -> None:
     folder = make_checkpoint("blobs")
-    (tmp_path / "snapshot").mkdir()
+    snapshot = tmp_path / "snapshots" / "commit"
+    snapshot.mkdir(parents=True)
     for path in folder.iterdir():
-        (tmp_path / "snapshot" / path.name).symlink_to(path)
-    assert open_checkpoint(tmp_path / "snapshot").tensors.keys() == make_tensors().keys()
+        (snapshot / path.name).symlink_to(path)
+    assert open_checkpoint(snapshot).tensors.keys() == make_tensors().keys()
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's peak memory")

@@ -57,7 +57,7 @@ def test_overwriting_counts_what_the_old_folder_frees(
 ) -> None:
     out = tmp_path / "out"
     publish(out)
-    (out / "old.safetensors").write_bytes(b"x" * 3_000_000)
+    (out / "model.safetensors").write_bytes(b"x" * 3_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**12, 0, 10_000_000))
     with pytest.raises(GrowkitError, match=r"beside the old folder.*10.*MB free") as caught:
         publish(out, overwrite=True, needed_bytes=12_000_000)
@@ -66,7 +66,7 @@ def test_overwriting_counts_what_the_old_folder_frees(
         publish(out, overwrite=True, needed_bytes=14_000_000)
     assert "another disk" in caught.value.remedy and "takes 3." in caught.value.remedy
     # A file with a second name elsewhere is not freed.
-    os.link(out / "old.safetensors", tmp_path / "second-name")
+    os.link(out / "model.safetensors", tmp_path / "second-name")
     with pytest.raises(GrowkitError) as caught:
         publish(out, overwrite=True, needed_bytes=12_000_000)
     assert "Remove the old folder" not in caught.value.remedy

@@ -24,8 +24,8 @@ def publish(out: Path, content: str = "new", *, overwrite: bool = False, **optio
     settings: dict[str, Any] = {"needed_bytes": 1000, "sources": []} | options
     with staged_output(out, overwrite=overwrite, **settings) as folder:
         (folder / "config.json").write_text(content)
-        (folder / "sub").mkdir()
-        (folder / "sub" / "file").write_text(content)
+        (folder / "growkit_optimizer").mkdir()
+        (folder / "growkit_optimizer" / "state.json").write_text(content)
         plan = plan_shards([OutputTensor(name, "U8", (4,)) for name in "ab"], 4)
         with ShardWriter(folder, plan) as writer:
             writer.write("a", 0, content[:3].encode())
@@ -38,7 +38,7 @@ def read(out: Path) -> str | None:
     names = {path.name for path in out.iterdir()} - {staging.MARKER}
     assert len(names) == 5
     content = (out / "config.json").read_text()
-    assert (out / "sub" / "file").read_text() == content
+    assert (out / "growkit_optimizer" / "state.json").read_text() == content
     assert (
         (out / "model-00001-of-00002.safetensors").read_bytes().endswith(content.encode() + b"\0")
     )
@@ -74,7 +74,7 @@ def test_overwrite(tmp_path: Path, request: pytest.FixtureRequest, exchange: boo
         request.getfixturevalue("no_exchange")
     out = tmp_path / "out"
     publish(out, "old")
-    (out / "extra.bin").write_text("of the old one")
+    (out / "pytorch_model.bin").write_text("of the old one")
     publish(out, "new", overwrite=True)
     assert read(out) == "new"
     assert siblings(out) == []

@@ -121,12 +121,12 @@ def test_large_unknown_json_is_no_side_file_but_a_large_tokenizer_is(tmp_path: P
 
 def test_links_are_followed_and_broken_ones_named(tmp_path: Path) -> None:
     source, target = _folders(tmp_path)
-    (tmp_path / "blob").write_text("linked")
+    (source / "blob").write_text("linked")
     (source / "merges.txt").unlink()
-    (source / "merges.txt").symlink_to(tmp_path / "blob")
+    (source / "merges.txt").symlink_to(source / "blob")
     copy_side_files(source, target)
     assert (target / "merges.txt").read_text() == "linked"
     assert not (target / "merges.txt").is_symlink()
-    (tmp_path / "blob").unlink()
+    (source / "blob").unlink()
     with pytest.raises(CheckpointError, match=r"'merges\.txt'.*link"):
         copy_side_files(source, target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def mapped(source: Run, tmp_path: Path, **request: Any) -> tuple[dict[str, Any],
     folder.mkdir()
     for path in source.folder.iterdir():
         if path.name != "optimizer.pt":
-            (folder / path.name).symlink_to(path)
+            os.link(path, folder / path.name)
     torch.save(state, folder / "optimizer.pt")
     manifest = grow(folder, tmp_path / "grown", **request)
     return stored(tmp_path / "grown"), gradients(load(tmp_path / "grown"), STEP), manifest
