@@ -45,6 +45,14 @@ FLAGS: dict[str, Any] = {
             rich_help_panel=SIZES,
         ),
     ],
+    "expert_reinit": Annotated[
+        float | None,
+        typer.Option(
+            help="Part of each new expert's FFN units that is drawn anew (Drop-Upcycling); not "
+            "exact. Default: 0.",
+            rich_help_panel=CHOICES,
+        ),
+    ],
     "untie_embeddings": Annotated[
         bool | None,
         typer.Option(

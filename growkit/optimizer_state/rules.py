@@ -154,6 +154,8 @@ class _Builder:
             return StateRule(tensor, None, why="it has no source")
         if tensor.layer_source is not None and tensor.layer_source.kind == "identity":
             return StateRule(tensor, None, why="its layer is new and begins as the identity")
+        if tensor.redrawn and tensor.expert is not None:
+            return StateRule(tensor, None, why="a part of its units is drawn anew")
         if tensor.role not in self._dims:
             self._dims[tensor.role], self._whys[tensor.role] = self._dims_of(tensor)
         dims, whys = self._dims[tensor.role], list(self._whys[tensor.role])
@@ -168,7 +170,7 @@ class _Builder:
                 whys.append("the gradient of this lambda vector depends on one that was moved")
         copies = self.plan.growth.expert_copies
         readers = self.readers.get(tensor.source, 1)
-        if tensor.share is not None or (tensor.expert is not None and copies > 1):
+        if copies > 1 and (tensor.share is not None or tensor.expert is not None):
             dims, mean, square = self._of_expert(tensor, dims, mean, square, whys)
         elif readers > 1:
             # Only the sum of the gradients is known; parts that come from different places of

@@ -123,6 +123,28 @@ def dead_heads(axes: Any, runs: Sequence[Run]) -> bool:
     return drawn
 
 
+def router_loss(axes: Any, runs: Sequence[Run]) -> bool:
+    """The auxiliary loss of routers."""
+    drawn = False
+    for number, run in enumerate(runs):
+        tokens, values = run.series("router_aux_loss")
+        if tokens:
+            axes.plot(tokens, values, color=f"C{number}", linewidth=1, label=run.name)
+            drawn = True
+    axes.set_xlabel("tokens")
+    axes.set_ylabel("router_aux_loss")
+    return drawn
+
+
+def expert_load(axes: Any, runs: Sequence[Run]) -> bool:
+    """Use of the most and the least chosen expert of every layer."""
+    parts = [
+        ("expert_load_max", "Reds", "most used, "),
+        ("expert_load_min", "Blues", "least used, "),
+    ]
+    return _layers(axes, runs, parts, "choices of an expert / mean")
+
+
 def lambdas(axes: Any, runs: Sequence[Run]) -> bool:
     """lambda of every layer, dark for the first and light for the last."""
     return _layers(axes, runs, [("lambda", "viridis", "")], "lambda")
@@ -199,6 +221,16 @@ FIGURES: list[tuple[str, str, str, Draw, str]] = [
         "lambda", "Lambda by layer",
         "Weight of the noise maps in differential attention; dark: first layers.",
         lambdas, "differential attention",
+    ),
+    (
+        "expert-load", "Load of experts by layer",
+        "Choices of the most (red) and least used (blue) expert over the mean; pale: first layers.",
+        expert_load, "probes of a model with experts",
+    ),
+    (
+        "router-loss", "Auxiliary loss of routers",
+        "Without its coefficient, in no other loss; experts per token where all are used equally.",
+        router_loss, "training.router_aux_loss",
     ),
     (
         "entropy", "Attention entropy by layer",

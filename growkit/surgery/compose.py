@@ -39,6 +39,8 @@ class ComposedGrowth:
         new_units: what new units of an axis hold, where it is not random and read with zero.
         noise_copies: copies of each old noise map that a signal head subtracts.
         expert_copies: copies of every old expert that are chosen together and share its output.
+        noisy_experts: experts made of one, each with noise of its own.
+        expert_reinit: part of each new expert's FFN units that is drawn anew.
         family: name of the family of the grown model, when it is another one.
         final_norm_factor: factor on the final norm's gain.
         embedding_factor: factor on the input embedding.
@@ -64,6 +66,8 @@ class ComposedGrowth:
     config: dict[str, Any]
     exactness: Exactness
     expert_copies: int = 1
+    noisy_experts: int = 1
+    expert_reinit: float = 0.0
     family: str | None = None
     conversion: Converted | None = None
 
@@ -123,6 +127,8 @@ def compose(operators: Sequence[Operator], shape: ModelShape) -> ComposedGrowth:
         final_norm_factor=prod(step.final_norm_factor for step in steps),
         embedding_factor=prod(step.embedding_factor for step in steps),
         expert_copies=prod(step.expert_copies for step in steps),
+        noisy_experts=max((step.noisy_experts for step in steps), default=1),
+        expert_reinit=max((step.expert_reinit for step in steps), default=0.0),
         family=next((step.family for step in steps if step.family), None),
         norm_factor=prod(step.norm_factor for step in steps),
         stream_factor=prod(step.stream_factor for step in steps),

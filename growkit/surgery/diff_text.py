@@ -65,6 +65,8 @@ def _text(group: Group) -> str:
         )
     elif group.factor != 1.0:
         parts.append(f"multiplied by {group.factor:.6g}")
+    if group.status == "redrawn":
+        parts.append("a part of the FFN units drawn anew")
     if group.status == "lambda":
         parts.append("moved so that lambda keeps its value")
     shared = any(dim["shared"] for dim in group.dims.values())

@@ -32,6 +32,7 @@ from growkit.surgery.lambdas import change_lambda
 from growkit.surgery.new_units import Fill
 from growkit.surgery.non_finite import FiniteCheck
 from growkit.surgery.plan import Plan, TensorPlan
+from growkit.surgery.redrawn import Moments, Redrawn
 
 Array = npt.NDArray[Any]
 Advance = Callable[[int], None]
@@ -93,6 +94,7 @@ class _Work:
         on_non_finite: Callable[[str], None],
     ) -> None:
         self.plan, self.writer, self.advance = plan, writer, advance
+        self.moments = Moments(plan.checkpoint)
         self.finite = FiniteCheck(plan.checkpoint, on_non_finite)
         self.stop = threading.Event()
         self.local = threading.local()
@@ -111,7 +113,7 @@ class _Work:
             self._write_lambda(tensor)
         elif len(tensor.output.shape) == 1:
             self._write_vector(tensor)
-        elif tensor.factor == 1.0 and tensor.dims[-1] is None and not _computes_rows(tensor):
+        elif not tensor.redrawn and tensor.factor == 1.0 and not _computes(tensor):
             self._copy_rows(tensor)
         else:
             self._write_matrix(tensor)
@@ -238,6 +240,7 @@ class _Work:
         step = block_rows(old_width)
         targets, moves = RowTargets(rows, old_rows), ColumnMoves(columns)
         new_columns, new_rows = NewColumns(self.plan, tensor), NewRows(rows, tensor.output.shape[1])
+        redrawn = Redrawn(tensor, self.plan.symmetry.seed) if tensor.redrawn else None
         scales = row_scale(rows, old_rows), columns.element_scale if columns else None
         for position, first, block in self._blocks(tensor, (old_rows, old_width), dtype, step):
             if self.stop.is_set():
@@ -254,6 +257,8 @@ class _Work:
                     moved, tensor.factor, tensor.gain_offset, stored, row_factor, scales[1]
                 )
                 new_columns.fill(moved, position, part)
+                if redrawn is not None:  # no axis of its rows or columns grows in the same plan
+                    moved = redrawn.apply(moved, first, position, self.moments.of(tensor))
                 grown.append(moved)
             for rank, offset, row, count in targets.within(first, first + len(block)):
                 written = grown[rank if len(grown) > 1 else 0][offset : offset + count]
@@ -297,6 +302,6 @@ def _stored(tensor: TensorPlan) -> np.dtype[Any]:
     return dtype
 
 
-def _computes_rows(tensor: TensorPlan) -> bool:
-    rows = tensor.dims[0]
-    return rows is not None and rows.computes
+def _computes(tensor: TensorPlan) -> bool:
+    rows, columns = tensor.dims[0], tensor.dims[-1]
+    return columns is not None or (rows is not None and rows.computes)

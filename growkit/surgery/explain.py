@@ -26,6 +26,7 @@ from growkit.surgery.fresh import NewRows, block_rows
 from growkit.surgery.lambdas import change_lambda
 from growkit.surgery.new_units import Fill
 from growkit.surgery.plan import Plan
+from growkit.surgery.redrawn import Redrawn
 from growkit.surgery.tensor_plans import TensorPlan
 
 Ranges = list[tuple[int, int]]
@@ -116,6 +117,7 @@ class _Walk:
         self.rows = None if self.vector else tensor.dims[0]
         self.columns = tensor.dims[-1]
         self.new_rows = NewRows(self.rows, tensor.output.shape[-1])
+        self.redrawn = Redrawn(tensor, plan.symmetry.seed) if tensor.redrawn else None
         self.result = Difference()
 
     def run(self) -> Difference:
@@ -154,6 +156,9 @@ class _Walk:
             for _, offset, row, count in targets:
                 found = self._read(row, count)
                 here = slice(offset, offset + count)
+                if self.redrawn is not None:
+                    new = self.redrawn.mask(row, found.shape)
+                    found = np.where(new, self._scaled(old[here], found.dtype), found)
                 self._compare(found, old[here], None if factors is None else factors[here])
             return
         # Copies of a row share it: sum them, then look at the columns.

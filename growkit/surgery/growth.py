@@ -71,6 +71,9 @@ class Growth:
         family: name of the family of the grown model, when it is another one (dense to experts).
         expert_copies: copies of every expert that the router always chooses together; what they
             write is their mean, so the weight may be shared among them.
+        noisy_experts: experts made of one that get noise of their own, without being chosen
+            together; the noise sums to zero over them.
+        expert_reinit: part of each new expert's FFN units that is drawn anew.
         noise_copies: each signal head subtracts this many copies of each old noise map, so lambda
             is divided by it.
         final_norm_factor: factor on the final norm's gain (hidden growth with tied embeddings).
@@ -93,6 +96,8 @@ class Growth:
     sizes: Mapping[str, int] = field(default_factory=dict)
     family: str | None = None
     expert_copies: int = 1
+    noisy_experts: int = 1
+    expert_reinit: float = 0.0
     noise_copies: int = 1
     final_norm_factor: float = 1.0
     embedding_factor: float = 1.0

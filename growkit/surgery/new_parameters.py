@@ -29,6 +29,8 @@ def _new_part(plan: Plan, tensor: TensorPlan) -> Any:
         # Made of old weights, or a tensor that the source's attention has not.
         known = plan.source_family.tensor(tensor.role)
         return {} if known is not None and known.when(plan.source_sizes) else "all"
+    if tensor.redrawn and tensor.expert is not None:
+        return "all"  # a mixture of old and new: none of the experts is the old FFN
     if tensor.source is None or tensor.expert_copy or tensor.action in ("zero", "closed"):
         return "all"
     if tensor.in_new_layer:

@@ -44,6 +44,7 @@ class GrowthRequest:
         hidden: ``hidden_size``, by ``hidden_method``.
         experts: experts; an FFN without is one.
         experts_per_token: how many of them a token is routed to.
+        expert_reinit: part of each new expert's FFN units that is drawn anew (0 to 1); not exact.
         layers: depth, by ``depth_method`` at ``layer_placement``; of an encoder-decoder the
             encoder's.
         decoder_layers: depth of an encoder-decoder's decoder, likewise.
@@ -74,6 +75,7 @@ class GrowthRequest:
     decoder_layers: str | None = None
     experts: str | None = None
     experts_per_token: int | None = None
+    expert_reinit: float = 0.0
     untie_embeddings: bool = False
     depth_method: str = "identity"
     hidden_method: str = "auto"
@@ -96,6 +98,12 @@ class GrowthRequest:
                     f"{nearest(str(value), words)}Valid values: {', '.join(words)}.",
                 )
 
+        if not 0.0 <= self.expert_reinit <= 1.0:
+            raise UsageError(
+                f"--expert-reinit {self.expert_reinit} is no part of the units.",
+                "Give a number from 0 to 1; 0.5 is usual (Drop-Upcycling).",
+            )
+
     @staticmethod
     def from_mapping(values: Mapping[str, Any]) -> GrowthRequest:
         """Read the ``grow`` section of a recipe. Raises UsageError for an unknown key."""
@@ -113,6 +121,7 @@ class GrowthRequest:
             for key, value in values.items()
         }
         kinds = {"untie_embeddings": bool, "seed": int, "noise_snr_db": float}
+        kinds |= {"expert_reinit": float}
         for key, kind in {**kinds, "experts_per_token": int}.items():
             value = converted.get(key)
             wrong = isinstance(value, bool) != (kind is bool)
@@ -125,6 +134,15 @@ class GrowthRequest:
 
     def operators(self) -> list[Operator]:
         """The requested operators, in the order in which they are applied."""
+        for name, asked in (
+            ("experts_per_token", self.experts_per_token is not None),
+            ("expert_reinit", self.expert_reinit > 0.0),
+        ):
+            if asked and self.experts is None:
+                raise UsageError(
+                    f"{option_of(name)} has no effect without --experts.",
+                    "Give --experts too, or leave it out.",
+                )
         result = []
         for name, make in OPERATORS.items():
             if asked := getattr(self, name):

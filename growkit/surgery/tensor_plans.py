@@ -25,8 +25,9 @@ FLOATS = {"F64", "F32", "F16", "BF16"}
 class ExpertShare:
     """The part of an expert's output weight that one of its copies carries.
 
-    The copies are chosen together, each with the same 1 / copies of the old probability; so their
-    outputs are averaged, and each carries ``copies`` times its part of the weight.
+    Copies that are chosen together have the same 1 / copies of the old probability; so their
+    outputs are averaged, and each carries ``copies`` times its part of the weight. Noisy experts,
+    which are not chosen together, carry the same: the old weight and noise.
 
     Attributes:
         rank: which copy.
@@ -47,8 +48,8 @@ class TensorPlan:
         source: name of the tensor it is made of; None when it is new.
         dims: map of each dimension, None where it is unchanged.
         action: ``copied`` (same bytes), ``grown``, ``rescaled``, ``zero``, ``closed``
-            (a norm gain stored with an offset, written so that the gain is zero), ``new`` or
-            ``computed`` (by a conversion).
+            (a norm gain stored with an offset, written so that the gain is zero), ``new``,
+            ``redrawn`` (part of the units are) or ``computed`` (by a conversion).
         factor: every entry is multiplied by this, after sharing.
         init: how entries without a source start (``normal``, ``ones``, ``zeros``).
         lambda_change: what happens to the lambda vector, if this is one.
@@ -58,6 +59,7 @@ class TensorPlan:
         expert: index of the written expert, if it belongs to one.
         expert_copy: it belongs to a further copy of an expert.
         share: the part of the source that it carries, where copies of an expert share it.
+        redrawn: part of the FFN units that is drawn anew (of a stack: in its further copies).
         piece: index of this matrix in a stack of matrices (see :meth:`matrices`).
         source_start, output_start: bytes of the stacks in front of it.
         computed: how its entries are calculated, where no map says where they come from.
@@ -77,6 +79,7 @@ class TensorPlan:
     expert: int | None = None
     expert_copy: bool = False
     share: ExpertShare | None = None
+    redrawn: float = 0.0
     piece: int | None = None
     source_start: int = 0
     output_start: int = 0
@@ -126,6 +129,7 @@ class TensorPlan:
                 source=None if origin == NEW else self.source,
                 dims=tuple(dims),
                 share=replace(self.share, rank=rank) if self.share else None,
+                redrawn=self.redrawn if rank else 0.0,
                 expert=piece,
                 expert_copy=rank > 0,
                 piece=piece,
@@ -202,8 +206,9 @@ class PlanBuilder:
         change = self._lambda_change(layer, layer_source)
         factor = self._factor(tensor, change, dtype)
         share = None
-        if tensor.of_experts and tensor.writes_residual and self.growth.expert_copies > 1:
-            share = ExpertShare(rank, self.growth.expert_copies)
+        copies = max(self.growth.expert_copies, self.growth.noisy_experts)
+        if tensor.of_experts and tensor.writes_residual and copies > 1:
+            share = ExpertShare(rank, copies)
             factor *= share.copies
         lambda_change = change if change and tensor.role in LAMBDA_ROLES else None
         if lambda_change is not None or _needs_float32(tensor, factor):
@@ -218,6 +223,9 @@ class PlanBuilder:
                 )
         elif factor != 1.0 or lambda_change is not None:
             action = "rescaled"
+        redrawn = self._redrawn(tensor, rank, layer_source)
+        if redrawn:
+            action = "redrawn"
         return TensorPlan(
             OutputTensor(name, dtype, shape),
             tensor.role,
@@ -233,6 +241,7 @@ class PlanBuilder:
             tensor.expert,
             rank > 0,
             share,
+            redrawn,
         )
 
     def _source_tensor(self, tensor: Tensor) -> Tensor | None:
@@ -247,6 +256,14 @@ class PlanBuilder:
         """(old expert, which copy of it) of a written expert."""
         axis = self.growth.axes.get("expert")
         return (expert, 0) if axis is None else (int(axis.source[expert]), int(axis.rank[expert]))
+
+    def _redrawn(self, tensor: Tensor, rank: int, layer: LayerSource | None) -> float:
+        """Of all experts made of an FFN, of further copies of experts; not in inserted blocks."""
+        if not tensor.of_experts or (layer is not None and layer.kind == "identity"):
+            return 0.0
+        stack = tensor.expert is None
+        made_of_ffn = self.growth.family is not None
+        return self.growth.expert_reinit if stack or made_of_ffn or rank else 0.0
 
     def _dtype_of_new(self, layer_source: LayerSource | None) -> str:
         reference = self.source_family.tensor("input_norm" if layer_source else "final_norm")

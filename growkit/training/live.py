@@ -34,6 +34,8 @@ class LiveFigures:
                 "learning rate": f"{row['learning_rate']:.2e}",
                 "speed": f"{row['tokens_per_second']:,.0f} tokens/s",
             }
+        if "router_aux_loss" in row:
+            self._figures["router loss"] = f"{row['router_aux_loss']:.3f}"
         if "eval_loss" in row:
             self._figures["held-out"] = _loss(row["eval_loss"])
             if self.to_beat is not None:

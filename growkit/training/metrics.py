@@ -2,7 +2,8 @@
 
 Keys of a training line: step, tokens, loss, learning_rate, grad_norm, tokens_per_second; of a grown
 model also grad_norm_old and grad_norm_new, over old and over new slots. Norms are those of the last
-step, before clipping; a frozen slot's gradient counts as zero.
+step, before clipping; a frozen slot's gradient counts as zero. Of a model with experts also
+router_aux_loss, without its coefficient and in no loss (growkit.training.router_loss).
 Keys of an evaluation line: step, tokens, eval_loss, perplexity, bits_per_byte; where the weights
 are a mean of checkpoints, averaged_checkpoints says of how many.
 Of a mixture also eval_loss/NAME of each source. A line with the key probe: growkit.training.probes.

@@ -7,6 +7,8 @@ Each probe is one line of metrics.jsonl under the key ``probe``:
   and the old one that it was copied from; 1 for copies that still are the same.
 * ``dead_new_heads``, ``new_heads``: new heads whose contribution to the residual stream is less
   than a thousandth of the median old head's, and how many new heads there are.
+* ``expert_load_max``, ``expert_load_min``: of each layer with experts, how often its most and its
+  least used expert is chosen, over the mean; 1 and 1 where all are used equally.
 * ``lambda``: of each layer of differential attention.
 * ``signal_entropy``, ``noise_entropy``: of each layer's attention maps, nats, over the first
   held-out sequences; without noise heads all maps are signal.
@@ -29,6 +31,7 @@ from transformers import TrainerCallback
 from growkit.errors import UsageError
 from growkit.evaluation.attention_maps import eager, layer_lambda, noise_heads, row_entropy
 from growkit.training.copies import Pairs, find_copies, similarities
+from growkit.training.expert_load import choices, expert_load
 from growkit.training.growth_training import slots_of
 from growkit.training.head_outputs import dead_new_heads, head_norms
 from growkit.training.metrics import append_metrics
@@ -160,11 +163,12 @@ def probe(
         figures["lambda"] = found
     inputs = {key: value.to(model.device) for key, value in batch.items()}
     try:
-        with eager(model), head_norms(model) as norms:
+        with eager(model), head_norms(model) as norms, choices(model) as chosen:
             maps = model(**inputs, use_cache=False, output_attentions=True).attentions
     except (AttributeError, NotImplementedError, TypeError, ValueError):
         return figures  # of a class of its own that returns no maps: no reason to end the run
-    return figures | entropies(model, maps or ()) | dead_new_heads(norms, slots)
+    figures |= entropies(model, maps or ()) | expert_load(chosen)
+    return figures | dead_new_heads(norms, slots)
 
 
 def lambdas(model: Any) -> list[float] | None:

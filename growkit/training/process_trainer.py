@@ -23,14 +23,17 @@ import torch
 import transformers
 from transformers import Trainer, set_seed
 
+from growkit.checkpoint import open_checkpoint
 from growkit.errors import UsageError
 from growkit.training import checkpoints
+from growkit.training.averaging import average_into
 from growkit.training.checkpoint_state import OPTIMIZER, RUNNING_LOSS, SCHEDULER, load_state
 from growkit.training.leftovers import remove
 from growkit.training.models import copy_lineage
 from growkit.training.moments import check_optimizer_state
 from growkit.training.processes import Processes
 from growkit.training.recipe import Recipe
+from growkit.training.router_loss import RouterLoss
 from growkit.training.run_files import RunningLoss, read_file
 from growkit.training.sharded_optimizer import load_optimizer, save_optimizer
 from growkit.training.sharding import ShardedModel
@@ -48,6 +51,7 @@ class ProcessTrainer(Trainer):
     tokenizer_folder: Path
     processes: Processes
     sharded: ShardedModel | None = None
+    router_loss: RouterLoss | None = None
     _use_cache: bool
     _writing: Path | None = None
     _resumed_from: str | None = None
@@ -106,8 +110,14 @@ class ProcessTrainer(Trainer):
 
     def _save_running_loss(self, folder: Path) -> None:
         losses = self.processes.gather(float(self._tr_loss))
+        router = self.router_loss and self.processes.gather(self.router_loss.state())
         if self.processes.first:
-            content = RunningLoss(logged_step=self._globalstep_last_logged, losses=losses)
+            content = RunningLoss(
+                logged_step=self._globalstep_last_logged,
+                losses=losses,
+                router_sums=[total for total, _ in router or ()],
+                router_counts=[count for _, count in router or ()],
+            )
             (folder / RUNNING_LOSS).write_text(json.dumps(content.model_dump()) + "\n")
 
     def _load_running_loss(self, folder: Path) -> None:
@@ -122,6 +132,12 @@ class ProcessTrainer(Trainer):
             loss = sum(losses) / len(losses)
         self._tr_loss += torch.tensor(loss, dtype=self._tr_loss.dtype)
         self._globalstep_last_logged = content.logged_step
+        if self.router_loss is not None and content.router_sums:
+            sums, counts = content.router_sums, content.router_counts
+            if len(sums) == len(counts) == self.processes.count:
+                self.router_loss.load(sums[self.processes.rank], counts[self.processes.rank])
+            elif self.processes.first:
+                self.router_loss.load(sum(sums), sum(counts))
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._writing or self.folder)
@@ -161,10 +177,17 @@ class ProcessTrainer(Trainer):
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self.sharded is None:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            self.sharded.load(Path(resume_from_checkpoint))
+        folder = Path(resume_from_checkpoint)
+        if self.sharded is not None:
+            self.sharded.load(folder)
+            return
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        with open_checkpoint(folder) as stored:
+            left = {name for name, _ in self.model.named_parameters()} - stored.tensors.keys()
+        if left:
+            # Parameters that the disk names or cuts in another way (stacked experts), which
+            # transformers' Trainer leaves at what the run began with.
+            average_into(self.model, [folder])
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:

@@ -28,6 +28,8 @@ from growkit.training.recipe_section import Positive, Section
 from growkit.training.recipe_stages import Position, Stage, check_stages
 from growkit.training.recipe_training import TrainingSection
 
+ROUTER_FIELDS = {"output_router_logits", "router_aux_loss_coef"}
+
 
 class ModelSection(Section):
     """Either an existing checkpoint folder, or a configuration to start from scratch."""
@@ -44,6 +46,12 @@ class ModelSection(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSection:
+        if self.checkpoint is not None and self.config and self.config.keys() <= ROUTER_FIELDS:
+            raise ValueError(
+                f"'config' ({', '.join(self.config)}) is for models from scratch; the auxiliary "
+                "loss of a checkpoint with experts is switched on by training.router_aux_loss, "
+                "for example 0.01"
+            )
         if (self.checkpoint is None) == (self.config is None):
             raise ValueError("give exactly one of 'checkpoint' (a folder) and 'config' (a mapping)")
         if self.config is not None and self.trained_tokens is not None:

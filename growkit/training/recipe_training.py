@@ -56,6 +56,9 @@ class TrainingSection(Section):
     muon_momentum: Fraction = 0.95
     muon_adjust: Literal["match_rms_adamw", "original"] = "match_rms_adamw"
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    # Coefficient of the loss that balances experts; 0: off. Absent: as config.json says, which is
+    # off in what growkit writes. See growkit.training.router_loss.
+    router_aux_loss: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
 
     per_device_train_batch_size: Positive = 8
     per_device_eval_batch_size: Positive | None = None

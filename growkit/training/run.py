@@ -195,6 +195,7 @@ class _Run:
         from growkit.training.grown_optimizer import GrownOptimizer
         from growkit.training.probes import probes_of
         from growkit.training.processes import waiting
+        from growkit.training.router_loss import has_routers, unbalanced
         from growkit.training.stop import StopOnSignal
         from growkit.training.trainer import RunCallback, RunTrainer
 
@@ -220,6 +221,8 @@ class _Run:
             processes=self.processes,
             sharded=sharded,
         )
+        if has_routers(model) and not trainer.router_loss and recipe.training.router_aux_loss != 0:
+            self.reporter.note(unbalanced(model))
         steps_done = checkpoints.step_of(checkpoint) if checkpoint else recipe.first_step
         remaining = max(recipe.end_step - steps_done, 0) * recipe.tokens_per_step
         with self.reporter.progress("training", remaining, unit="tokens") as bar, stop, waiting():

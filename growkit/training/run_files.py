@@ -48,6 +48,8 @@ class RunningLoss(RunFile):
 
     logged_step: int = Count
     losses: list[float] = Field(min_length=1)
+    router_sums: list[float] = []  # see growkit.training.router_loss
+    router_counts: list[int] = []
 
 
 class TrainerStateFile(RunFile):

@@ -34,6 +34,7 @@ from growkit.training.packing import PackedDataset
 from growkit.training.process_trainer import ProcessTrainer
 from growkit.training.processes import Processes, on_cpu
 from growkit.training.recipe import Recipe
+from growkit.training.router_loss import router_loss_of
 from growkit.training.schedule import learning_rate_factor
 from growkit.training.sharding import ShardedModel
 from growkit.training.trackers import log_beside
@@ -118,6 +119,7 @@ class RunTrainer(ProcessTrainer):
         self.processes, self.sharded = processes or Processes(), sharded
         self.optimizer: Any
         self.lr_scheduler: Any
+        self.router_loss = router_loss_of(model, recipe)
         self._averaged = 0
         self.control: TrainerControl
         # transformers switches it off for the training; what is written keeps the model's own.
@@ -187,6 +189,24 @@ class RunTrainer(ProcessTrainer):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The language-model loss; where the recipe asks for it, its gradient has both."""
+        if self.router_loss is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        inputs = {**inputs, "output_router_logits": True}
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        # A loss that is a mean over the tokens of the whole step is not divided afterwards.
+        scaled = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+        parts = self.args.gradient_accumulation_steps if scaled else 1
+        loss = self.router_loss.join(loss, outputs.aux_loss, parts)
+        return (loss, outputs) if return_outputs else loss
+
     def training_step(self, *arguments: Any, **options: Any) -> Any:
         loss = super().training_step(*arguments, **options)
         if self.accelerator.sync_gradients:
@@ -196,6 +216,8 @@ class RunTrainer(ProcessTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs |= self.growth.gradient_norms()
+            if self.router_loss is not None:
+                logs["router_aux_loss"] = self.router_loss.take(self.processes)
         super().log(logs, start_time)
 
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
@@ -259,8 +281,8 @@ class RunCallback(TrainerCallback):
             speed = done / max(now - self.clock, 1e-9)
             self.clock, self.clock_step = now, step
             row |= {"loss": logs["loss"], "learning_rate": logs["learning_rate"]}
-            norms = ("grad_norm", "grad_norm_old", "grad_norm_new")
-            row |= {"grad_norm": None, **{name: logs[name] for name in norms if name in logs}}
+            more = ("grad_norm", "grad_norm_old", "grad_norm_new", "router_aux_loss")
+            row |= {"grad_norm": None, **{name: logs[name] for name in more if name in logs}}
             row |= {"tokens_per_second": round(speed, 1)}
             self._refuse_non_finite(step, row)
         elif "eval_loss" in logs:

@@ -62,7 +62,7 @@ def same_choices(
     ``r`` times as many; otherwise nothing is done (as without experts in A).
     """
     ties, handles = Ties(), []
-    routers_a, routers_b = _routers(model_a), _routers(model_b)
+    routers_a, routers_b = routers(model_a), routers(model_b)
     for layer, router in routers_a.items():
         handles.append(router.register_forward_hook(_recorder(ties, layer)))
     for layer, source in _sources(b, model_a, model_b).items():
@@ -86,7 +86,7 @@ def same_choices(
             handle.remove()
 
 
-def _routers(model: Any) -> dict[int, nn.Module]:
+def routers(model: Any) -> dict[int, nn.Module]:
     """Layer -> its router, of models whose routers return (logits, weights, experts)."""
     found = {}
     for layer, block in enumerate(layer_stacks(model).get("", ())):

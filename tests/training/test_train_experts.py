@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 from family_checkpoints import family_config, write_checkpoint
 from grown_runs import changed, grow
-from training_runs import recipe_values
+from training_runs import cut_back, figures, recipe_values, weights
 from transformers import AutoModelForCausalLM
 
 from growkit.surgery.manifest import read_manifest
@@ -72,3 +73,17 @@ def test_old_experts_move_otherwise(grown: Path, text_file: Path, tmp_path: Path
     recipe = recipe_of(grown, text_file, weight_decay=0.5)
     counts = changed(grown, train(recipe, tmp_path / "run").out)
     assert all(old for name, (old, _) in counts.items() if "experts.0." in name)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_a_resumed_run_goes_on_with_what_its_experts_learnt(
+    family: str, text_file: Path, tmp_path: Path
+) -> None:
+    """transformers' Trainer leaves stacked experts and routers at what the run began with."""
+    write_checkpoint(tmp_path / "source", family_config(family, vocab_size=257))
+    recipe = recipe_of(tmp_path / "source", text_file, logging_steps=1)
+    whole = train(recipe, tmp_path / "whole").out
+    shutil.copytree(whole, tmp_path / "cut")
+    cut_back(tmp_path / "cut", 2)
+    cut = train(recipe, tmp_path / "cut").out
+    assert figures(cut) == figures(whole) and weights(cut) == weights(whole)

@@ -39,7 +39,13 @@ OPERATORS: dict[str, Callable[[Any, GrowthRequest], Operator]] = {
     "decoder_layers": lambda amount, request: Depth(
         amount, request.depth_method, request.placement(), "decoder_layer"
     ),
-    "experts": lambda amount, request: Experts(amount, request.experts_per_token),
+    "experts": lambda amount, request: Experts(
+        amount,
+        request.experts_per_token,
+        request.symmetry_choice(),
+        request.expert_reinit,
+        widened=bool(request.ffn or request.hidden),
+    ),
 }
 
 __all__ = [

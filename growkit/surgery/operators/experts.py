@@ -14,12 +14,18 @@ outputs, weighted (transformers 5.23, ``models/{mixtral,qwen3_moe}``).
 
 The copies are chosen together, so equal ones would stay equal for ever: with ``split`` and
 ``noise`` each carries r times its part of down_proj (:mod:`growkit.surgery.expert_share`).
+
+Where the copies are not chosen together, or not all (upcycling, top-k that does not grow), nothing
+makes noise cancel: ``noise`` puts noise into each expert's down_proj that sums to zero over all the
+experts made of one, and the function changes. So it does where a part of each new expert is drawn
+anew (Drop-Upcycling, :mod:`growkit.surgery.redrawn`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -28,6 +34,7 @@ from growkit.families.upcycling import UPCYCLINGS
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import AxisMap
 from growkit.surgery.growth import Exactness, Growth, ModelShape
+from growkit.surgery.symmetry import Symmetry
 
 USUAL_PER_TOKEN = 2
 
@@ -40,16 +47,28 @@ class Experts:
         amount: factor, increment or new number.
         per_token: experts that a token is routed to; None: 2 for a dense model, else as many times
             more as there are experts.
+        symmetry: how copies are made to differ.
+        reinit: part of each new expert's FFN units that is drawn anew.
+        widened: the same plan grows what experts read, hold or write.
     """
 
     axis: ClassVar[str] = "expert"
     amount: Amount
     per_token: int | None = None
+    symmetry: Symmetry = field(default_factory=Symmetry)
+    reinit: float = 0.0
+    widened: bool = False
 
     def apply(self, shape: ModelShape) -> Growth:
         dense = "expert" not in shape.sizes
         experts = 1 if dense else shape.sizes["expert"]
         target = self.amount.resolve(experts, "--experts", "experts")
+        if self.reinit and self.widened:
+            raise UsageError(
+                f"--expert-reinit {self.reinit} draws units with the statistics of the old "
+                "matrices, which --ffn and --hidden change in the same plan.",
+                "Grow those first, in a growth of their own.",
+            )
         if dense:
             return self._upcycled(shape, target)
         return self._more(shape, experts, target)
@@ -86,13 +105,16 @@ class Experts:
                 **upcycling.facts,
             },
             family=twin.name,
-            exactness=Exactness.EXACT,
-            reason="equal experts whose weights are renormalised to sum to one compute the FFN, "
+            noisy_experts=target if self._noisy else 1,
+            expert_reinit=self.reinit,
+            exactness=Exactness.NOT_EXACT if self._changed else Exactness.EXACT,
+            reason=self._changed
+            or "equal experts whose weights are renormalised to sum to one compute the FFN, "
             "whatever the router chooses (sparse upcycling, arXiv 2212.05055)",
             warnings=(
-                "the experts are equal, and --symmetry does not change that: the random router "
-                "sends them different tokens, so training makes them different",
+                *(() if self._changed else _EQUAL),
                 *(_ONE_PER_TOKEN if per_token == 1 else ()),
+                *_unbalanced({}),
             ),
         )
 
@@ -100,19 +122,48 @@ class Experts:
         before = shape.sizes["active_expert"]
         copies, uneven = divmod(target, experts)
         per_token = self._checked(target, before if uneven else before * copies)
-        exact = not uneven and per_token == before * copies
+        exact = not uneven and per_token == before * copies and not self.reinit
+        if self._noisy and uneven:
+            raise UsageError(
+                f"--symmetry noise gives equal noise to the copies of every expert, and {target} "
+                f"is no whole multiple of {experts}.",
+                f"Ask for {_multiples(experts, target)} experts, or for --symmetry split.",
+            )
         return Growth(
             operator="experts",
             summary=f"experts {experts} -> {target}, {before} -> {per_token} per token",
             axes={"expert": AxisMap(np.arange(target) % experts, experts)},
             sizes={"active_expert": per_token},
             expert_copies=copies if exact else 1,
+            noisy_experts=copies if self._noisy and not exact else 1,
+            expert_reinit=self.reinit,
             exactness=Exactness.EXACT if exact else Exactness.NOT_EXACT,
             reason="the copies of an expert divide its probability, and top-k grows with them"
             if exact
+            else self._changed
+            if self.reinit
             else "another set of experts is chosen, or with other weights",
-            warnings=_warnings(experts, target, before, per_token),
+            warnings=_warnings(experts, target, before, per_token) + _unbalanced(shape.config),
         )
+
+    @property
+    def _noisy(self) -> bool:
+        return self.symmetry.mode == "noise"
+
+    @property
+    def _changed(self) -> str:
+        """Why experts made of one FFN no longer compute it; empty where they do."""
+        if self.reinit:
+            return (
+                f"{self.reinit:.0%} of the FFN units of every new expert are drawn anew with the "
+                "statistics of the old weights (Drop-Upcycling, arXiv 2502.19261)"
+            )
+        if self._noisy:
+            return (
+                f"noise {self.symmetry.noise_snr_db:g} dB below the weights sums to zero over all "
+                "experts, not over those that a token is sent to"
+            )
+        return ""
 
     def _checked(self, experts: int, usual: int) -> int:
         per_token = usual if self.per_token is None else self.per_token
@@ -124,20 +175,39 @@ class Experts:
         return per_token
 
 
+_EQUAL = (
+    "the experts begin equal, under --symmetry split and even alike: the random router sends them "
+    "different tokens, so training makes them different from the first step on (--symmetry noise "
+    "and --expert-reinit make them differ before it, and are not exact)",
+)
 _ONE_PER_TOKEN = (
     "with one expert per token its renormalised weight is always 1: the router gets no gradient "
-    "from the language-model loss, only from the auxiliary loss (output_router_logits)",
+    "from the language-model loss, only from the auxiliary loss (training.router_aux_loss)",
 )
+
+
+def _unbalanced(config: Mapping[str, Any]) -> tuple[str, ...]:
+    if config.get("output_router_logits"):
+        return ()
+    return (
+        "the auxiliary loss that balances the experts is off in what is written "
+        "(output_router_logits: false), and experts may starve: train with "
+        "training.router_aux_loss: 0.01, or set output_router_logits in another trainer",
+    )
+
+
+def _multiples(experts: int, target: int) -> str:
+    copies = target // experts
+    return f"{experts * copies} or {experts * (copies + 1)}" if copies > 1 else f"{2 * experts}"
 
 
 def _warnings(experts: int, target: int, before: int, after: int) -> tuple[str, ...]:
     copies, uneven = divmod(target, experts)
     if uneven:
-        whole = f"{experts * copies} or {experts * (copies + 1)}" if copies > 1 else 2 * experts
         return (
             f"{target} experts are not a whole multiple of {experts}: an expert with more copies "
             "gets more probability, so the function changes; it is exact with "
-            f"{whole} experts",
+            f"{_multiples(experts, target)} experts",
         )
     if after != before * copies:
         return (
