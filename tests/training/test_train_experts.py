@@ -75,12 +75,12 @@ def test_old_experts_move_otherwise(grown: Path, text_file: Path, tmp_path: Path
     assert all(old for name, (old, _) in counts.items() if "experts.0." in name)
 
 
-@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
 def test_a_resumed_run_goes_on_with_what_its_experts_learnt(
-    family: str, text_file: Path, tmp_path: Path
+    text_file: Path, tmp_path: Path
 ) -> None:
-    """transformers' Trainer leaves stacked experts and routers at what the run began with."""
-    write_checkpoint(tmp_path / "source", family_config(family, vocab_size=257))
+    """transformers' Trainer leaves stacked experts at what the run began with."""
+    config = family_config("qwen3_moe", num_hidden_layers=1, vocab_size=257)
+    write_checkpoint(tmp_path / "source", config)
     recipe = recipe_of(tmp_path / "source", text_file, logging_steps=1)
     whole = train(recipe, tmp_path / "whole").out
     shutil.copytree(whole, tmp_path / "cut")
