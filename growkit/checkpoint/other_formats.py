@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from growkit.errors import UsageError
+from growkit.core.json_files import read_json_object
+from growkit.errors import CheckpointError, UsageError
 
 ADAPTER = "adapter_config.json"
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -93,7 +93,6 @@ def _identifier(name: Any) -> bool:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_json_object(path, non_finite=True)
+    except CheckpointError:
         return {}
-    return value if isinstance(value, dict) else {}

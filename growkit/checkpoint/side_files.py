@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from growkit.checkpoint.links import inside
-from growkit.core.files import open_regular
+from growkit.core.files import open_regular, read_text
+from growkit.core.json_files import read_json
+from growkit.errors import CheckpointError
 
 # Patterns are matched against the lower-case name; a name that matches NEVER is not copied.
 _ALWAYS = (
@@ -107,7 +108,7 @@ def _with_imports(source: Path, waiting: list[str]) -> set[str]:
         name = f"{waiting.pop()}.py"
         if name not in found and (source / name).is_file():
             found.add(name)
-            text = (source / name).read_text("utf-8", errors="replace")
+            text = read_text(source / name)
             waiting += _RELATIVE_IMPORT.findall(text)
     return found
 
@@ -132,8 +133,8 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 def _modules(path: Path) -> list[str]:
     """Modules that the ``auto_map`` of a config names: ``module.Class``, or a list of such."""
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        value = read_json(path, non_finite=True)
+    except CheckpointError:
         return []
     auto_map = value.get("auto_map") if isinstance(value, dict) else None
     if isinstance(auto_map, dict):

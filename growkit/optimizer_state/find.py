@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from functools import cache
@@ -14,6 +13,7 @@ from growkit.optimizer_state.sharded import METADATA, read_sharded
 from growkit.optimizer_state.source import RESET, OptimizerState
 from growkit.optimizer_state.store import FOLDER, INDEX, read_store
 from growkit.optimizer_state.torch_files import read_torch_files
+from growkit.surgery.trained_tokens import read_training_record
 
 LAYOUTS = (
     "growkit_optimizer/ (a grown folder), optimizer.pt (Trainer), optimizer.bin (accelerate, FSDP "
@@ -93,9 +93,11 @@ def _is_file(folder: Path, name: str) -> bool:
 def _last_of_run(place: Path) -> Path | None:
     """The last checkpoint of a finished growkit run, whose weights are those of the folder."""
     try:
-        record = json.loads((place / "growkit_training.json").read_text(encoding="utf-8"))
-        step, stages = int(record["steps"]), int(record.get("stages", 0))
-    except (OSError, ValueError, KeyError, TypeError):
+        record = read_training_record(place) or {}
+    except CheckpointError:
+        return None
+    step, stages = record.get("steps"), record.get("stages") or 0
+    if step is None:
         return None
     run = place / "training" / "stages" / str(stages - 1) if stages else place
     last = run / "training" / "checkpoints" / f"checkpoint-{step}"

@@ -26,29 +26,31 @@ import numpy as np
 
 from growkit.checkpoint import DTYPES, read_header
 from growkit.checkpoint.raw_bytes import byte_view, read_exactly
+from growkit.core.files import open_regular
+from growkit.core.json_files import read_json_object
 from growkit.errors import CheckpointError
 from growkit.optimizer_state.source import MOMENTS, Array, Moment, OptimizerState, ParameterState
 
 FOLDER = "growkit_optimizer"
 INDEX = "state.json"
 FORMAT = 1
+GROW_AGAIN = "Grow the checkpoint again, or without it: --optimizer-state reset."
 
 
 def index_of(folder: Path) -> dict[str, Any]:
     """``state.json`` of a ``growkit_optimizer`` folder."""
     path = folder / INDEX
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
-            raise CheckpointError(
-                f"{str(path)!r} has format {content['format']!r}, and this growkit reads {FORMAT}.",
-                "Grow the checkpoint again with this version.",
-            )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    content = read_json_object(path, non_finite=True, remedy=GROW_AGAIN)
+    if content.get("format") != FORMAT:
         raise CheckpointError(
-            f"{str(path)!r} cannot be read: {error}.", "Grow the checkpoint again."
-        ) from error
-    return content
+            f"{str(path)!r} has format {content.get('format')!r}, and this growkit reads {FORMAT}.",
+            "Grow the checkpoint again with this version.",
+        )
+    from growkit.core.records import checked
+    from growkit.optimizer_state.store_record import StoreRecord
+
+    # Every key that the model knows is there, with what it stands for when it was left out.
+    return checked(StoreRecord, content, str(path), remedy=GROW_AGAIN).model_dump()
 
 
 def read_store(folder: Path) -> OptimizerState:
@@ -84,7 +86,7 @@ def read_store(folder: Path) -> OptimizerState:
 def _read(path: Path, start: int, shape: tuple[int, ...], dtype: str) -> Array:
     kind = DTYPES[dtype].numpy
     array: Array = np.empty(shape, kind)
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         view = byte_view(array)
         if read_exactly(file.fileno(), view, start) != len(view):
             raise CheckpointError(f"{str(path)!r} is truncated.", "Grow the checkpoint again.")

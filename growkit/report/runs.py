@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from growkit.checkpoint import open_checkpoint
-from growkit.errors import GrowkitError, UsageError
+from growkit.core.yaml_files import read_yaml
+from growkit.errors import CheckpointError, GrowkitError, UsageError
 from growkit.families import family_of
 from growkit.surgery.cost import cost_of, training_flops
 from growkit.surgery.manifest import read_manifest
 from growkit.surgery.report import main_dtype, stored_dtypes
-from growkit.surgery.trained_tokens import TRAINING_RECORD, trained_tokens
+from growkit.surgery.trained_tokens import (
+    TRAINING_RECORD,
+    read_training_record,
+    trained_tokens,
+)
 from growkit.training.checkpoints import newest_whole
 from growkit.training.metrics import read_metrics
 
 METRICS = "metrics.jsonl"
+MAX_LENGTH = 2**40
+REMEDY = "Give output folders of growkit train, as it wrote them."
 
 
 @dataclass(frozen=True)
@@ -117,10 +121,9 @@ def _read(folder: Path, name: str) -> Run:
             f"{str(folder)!r} holds no training run with metrics.",
             "Give output folders of growkit train: they hold training/metrics.jsonl.",
         )
-    recipe = yaml.safe_load(stored.read_text())
-    checkpoint = recipe.get("model", {}).get("checkpoint")
+    recipe = _recipe(stored)
+    checkpoint = (recipe.get("model") or {}).get("checkpoint")
     source = Path(checkpoint).resolve() if checkpoint else None
-    record_file = folder / TRAINING_RECORD
     return Run(
         name=name,
         folder=folder,
@@ -130,9 +133,26 @@ def _read(folder: Path, name: str) -> Run:
         and not (source / TRAINING_RECORD).exists(),
         recipe=recipe,
         rows=rows,
-        record=json.loads(record_file.read_text()) if record_file.is_file() else {},
+        record=read_training_record(folder) or {},
         flops_per_token=_flops_per_token(folder, source, recipe),
     )
+
+
+def _recipe(stored: Path) -> dict[str, Any]:
+    """The recipe of a run, the sections that a report reads checked."""
+    recipe = read_yaml(stored, error=CheckpointError, remedy=REMEDY)
+    data = recipe.get("data") if isinstance(recipe, dict) else None
+    model = (recipe.get("model") or {}) if isinstance(recipe, dict) else None
+    length = data.get("sequence_length", 512) if isinstance(data, dict) else None
+    start = model.get("checkpoint") if isinstance(model, dict) else None
+    if (
+        not isinstance(model, dict)
+        or not isinstance(start, str | None)
+        or not isinstance(length, int)
+        or not 0 < length <= MAX_LENGTH
+    ):
+        raise CheckpointError(f"{str(stored)!r} is not the recipe of a training run.", REMEDY)
+    return recipe
 
 
 def _flops_per_token(folder: Path, source: Path | None, recipe: dict[str, Any]) -> float | None:
@@ -162,7 +182,7 @@ def _parent(run: Run, runs: Sequence[Run]) -> Run | None:
         candidates.append(run.folder.parent / str(int(run.folder.name) - 1))
     if run.grown:
         manifest = read_manifest(run.source) or {}
-        candidates.append(run.source.parent / str(manifest.get("parent", {}).get("name")))
+        candidates.append(run.source.parent / str((manifest.get("parent") or {}).get("name")))
     return next((other for path in candidates for other in runs if other.folder == path), None)
 
 

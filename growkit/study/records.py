@@ -11,6 +11,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from growkit.core.json_files import read_json_object
+from growkit.errors import CheckpointError
 from growkit.training.checkpoints import list_checkpoints
 from growkit.whole_file import write_whole
 
@@ -78,15 +82,14 @@ class Record:
 def read_record(path: Path) -> Record | None:
     """The record in a file; None where there is none, or one of another format."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if values.pop("format") != FORMAT:
-            return None
-        values["curve"] = [(tokens, loss) for tokens, loss in values["curve"]]
-        values["series"] = {
-            name: [(a, b) for a, b in pairs] for name, pairs in values["series"].items()
-        }
-        return Record(**values)
-    except (OSError, ValueError, KeyError, TypeError):
+        values = read_json_object(path, non_finite=True)
+    except CheckpointError:
+        return None
+    if values.pop("format", None) != FORMAT:
+        return None
+    try:
+        return TypeAdapter(Record).validate_python(values)  # lists become the pairs they stand for
+    except ValidationError:
         return None
 
 

@@ -11,7 +11,6 @@ A run that was killed goes on from its last checkpoint, and comes to the same re
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -20,18 +19,48 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel, ConfigDict
 
+from growkit.core.json_files import read_json_object
+from growkit.core.records import checked
 from growkit.core.terminal_text import printable
-from growkit.errors import Diverged, GrowkitError
+from growkit.core.yaml_files import read_yaml
+from growkit.errors import CheckpointError, Diverged, GrowkitError
 from growkit.study import observed
 from growkit.study.lock import BUSY, end_with_parent, held
 from growkit.study.machine import machine
 from growkit.study.recipe import Start
 from growkit.study.records import MODEL, NODE, RECORD, Record, can_go_on, read_record
 from growkit.study.shapes import apply_change
+from growkit.surgery.trained_tokens import read_training_record
 from growkit.training.metrics import read_metrics
 from growkit.training.recipe import Recipe, make_recipe
 from growkit.whole_file import write_whole
+
+BEGIN_ANEW = "Remove the folder of the run; it is made again."
+
+
+class NodeRecord(BaseModel):
+    """What node.json holds; the study that waits for the run wrote it."""
+
+    model_config = ConfigDict(strict=True)
+
+    key: str
+    name: str
+    start: dict[str, Any]
+    recipe: dict[str, Any]
+    parent: str | None
+    parameters: int
+    flops_per_token: float
+    has_children: bool
+    measures: list[str]
+    series: list[str]
+
+
+def _node(folder: Path) -> dict[str, Any]:
+    path = folder / NODE
+    node = read_json_object(path, remedy=BEGIN_ANEW)
+    return checked(NodeRecord, node, str(path), remedy=BEGIN_ANEW).model_dump()
 
 
 def work(folder: Path) -> Record:
@@ -41,7 +70,7 @@ def work(folder: Path) -> Record:
         GrowkitError: whatever the growth or the training raises, but not for a loss that is NaN:
             that is a result.
     """
-    node = json.loads((folder / NODE).read_text(encoding="utf-8"))
+    node = _node(folder)
     start = Start.model_validate(node["start"])
     values, manifest = node["recipe"], None
     if node["parent"] is not None:
@@ -94,7 +123,7 @@ def _move(stored: Path, recipe: Recipe) -> None:
     """A run that was begun elsewhere (the folder of runs or its text was moved) may go on."""
     if not stored.is_file():
         return
-    old, new = yaml.safe_load(stored.read_text()), recipe.to_dict()
+    old, new = read_yaml(stored, error=CheckpointError, remedy=BEGIN_ANEW), recipe.to_dict()
     for section, keys in PLACES.items():
         for key in keys:
             if key in (new.get(section) or {}):
@@ -142,8 +171,8 @@ def _in_words(start: Start) -> str:
 
 
 def _exactness(manifest: dict[str, Any]) -> str:
-    verified = manifest.get("verification", {}).get("summary", "not verified")
-    return f"{manifest['plan']['exactness']}; {verified}"
+    verified = (manifest.get("verification") or {}).get("summary", "not verified")
+    return f"{(manifest.get('plan') or {}).get('exactness')}; {verified}"
 
 
 def _without_places(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -153,9 +182,7 @@ def _without_places(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def _final(model: Path) -> dict[str, Any]:
-    path = model / "growkit_training.json"
-    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    return found
+    return read_training_record(model) or {}
 
 
 def _clean(folder: Path, *, keep_state: bool) -> None:
@@ -193,7 +220,7 @@ def _is_made(folder: Path) -> bool:
     record = read_record(folder / RECORD)
     if record is None or record.diverged:
         return record is not None
-    node = json.loads((folder / NODE).read_text(encoding="utf-8"))
+    node = _node(folder)
     return not node["has_children"] or can_go_on(folder / MODEL)
 
 

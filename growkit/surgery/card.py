@@ -7,6 +7,12 @@ from typing import Any
 
 import yaml
 
+from growkit.core.files import read_text
+from growkit.core.yaml_files import parse_yaml
+from growkit.errors import GrowkitError
+
+MAX_CARD_BYTES = 2_000_000
+
 
 def model_card(source: Path, manifest: dict[str, Any], name: str) -> str:
     """Text of the card.
@@ -95,10 +101,10 @@ def _proof(manifest: dict[str, Any]) -> str:
 
 def _front_matter(source: Path) -> dict[str, Any]:
     try:
-        text = (source / "README.md").read_text(encoding="utf-8")
+        text = read_text(source / "README.md", limit=MAX_CARD_BYTES)
         if not text.startswith("---"):
             return {}
-        value = yaml.safe_load(text.split("---", 2)[1])
-    except (OSError, ValueError, IndexError, yaml.YAMLError):
+        value = parse_yaml(text.split("---", 2)[1], "README.md")
+    except (GrowkitError, IndexError):
         return {}
     return value if isinstance(value, dict) else {}

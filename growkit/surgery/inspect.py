@@ -87,8 +87,8 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
             "sub_layer_norm": bool(sizes.get("sub_layer_norm")) or family.name == "diffllama",
         }
         report["layers"] = layer_lambdas(checkpoint, family, sizes["layer"])
-    manifest = read_manifest(checkpoint.path)
+    manifest = read_manifest(checkpoint.path, tolerant=True)
     if manifest is not None:
-        report["grown_from"] = manifest.get("parent", {}).get("name")
+        report["grown_from"] = (manifest.get("parent") or {}).get("name")
         report["growths"] = len(manifest.get("lineage", [])) + 1
     return report

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from growkit import __version__
 from growkit.checkpoint import Checkpoint, identity
 from growkit.checkpoint.hub import origin
+from growkit.core.json_files import read_json_object
+from growkit.errors import CheckpointError
 from growkit.surgery.new_parameters import new_parameters
 from growkit.surgery.plan import Plan
 from growkit.surgery.report import plan_report
@@ -16,15 +19,32 @@ from growkit.surgery.trained_tokens import trained_tokens
 
 MANIFEST = "growkit.json"
 FORMAT = 1
+REMEDY = "Copy the file from where the folder was grown, or remove it to go on without."
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a folder, or None when it has none (or none that can be read)."""
-    try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+def read_manifest(folder: Path, *, tolerant: bool = False) -> dict[str, Any] | None:
+    """The manifest of a folder, or None when it has none.
+
+    Args:
+        tolerant: a damaged manifest is none; for what can be told without it.
+
+    Raises:
+        CheckpointError: it cannot be read, or a key holds what it cannot; the key is named.
+    """
+    path = folder / MANIFEST
+    if not os.path.lexists(path):
         return None
-    return content if isinstance(content, dict) else None
+    from growkit.core.records import checked
+    from growkit.surgery.manifest_record import ManifestRecord
+
+    try:
+        content = read_json_object(path, non_finite=True, remedy=REMEDY)
+        checked(ManifestRecord, content, str(path), remedy=REMEDY)
+    except CheckpointError:
+        if tolerant:
+            return None
+        raise
+    return content
 
 
 def parent_identity(checkpoint: Checkpoint, content_sha256: str | None) -> dict[str, Any]:
@@ -50,7 +70,7 @@ def build_manifest(
     ``plan`` (see :func:`plan_report`), ``new_parameters`` (see :func:`new_parameters`),
     ``verification`` (None until verified) and ``lineage`` (earlier growths, oldest first).
     """
-    before = read_manifest(plan.checkpoint.path)
+    before = read_manifest(plan.checkpoint.path, tolerant=True)
     lineage = []
     if before is not None:
         lineage = [*before.get("lineage", []), _lineage_entry(before)]

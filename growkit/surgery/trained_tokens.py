@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import os
 from pathlib import Path
 from typing import Any
+
+from growkit.core.json_files import read_json_object
+from growkit.errors import CheckpointError
 
 TRAINING_RECORD = "growkit_training.json"
 MANIFEST = "growkit.json"
@@ -23,12 +26,28 @@ def trained_tokens(folder: Path) -> int | None:
     return _whole(parent.get("trained_tokens")) if isinstance(parent, dict) else None
 
 
+def read_training_record(folder: Path) -> dict[str, Any] | None:
+    """growkit_training.json of a folder, or None when it has none.
+
+    Raises:
+        CheckpointError: it cannot be read, or a key holds what it cannot; the key is named.
+    """
+    path = folder / TRAINING_RECORD
+    if not os.path.lexists(path):
+        return None
+    from growkit.core.records import checked
+    from growkit.surgery.training_record import TrainingRecord
+
+    content = read_json_object(path, non_finite=True)
+    checked(TrainingRecord, content, str(path))
+    return content
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json_object(path, non_finite=True)
+    except CheckpointError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _whole(value: Any) -> int | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from growkit.errors import CheckpointError
 from growkit.surgery.manifest import read_manifest
-from growkit.surgery.trained_tokens import TRAINING_RECORD
+from growkit.surgery.trained_tokens import TRAINING_RECORD, read_training_record
 from growkit.training.recipe import Recipe
 
 
@@ -25,10 +25,12 @@ def loss_before_growth(recipe: Recipe, rows: Sequence[dict[str, Any]]) -> float 
     manifest = read_manifest(source) if source is not None else None
     if source is None or manifest is None or (source / TRAINING_RECORD).exists():
         return None
-    recorded = _recorded(source.resolve().parent / str(manifest["parent"]["name"]), recipe)
+    recorded = _recorded(
+        source.resolve().parent / str((manifest.get("parent") or {}).get("name")), recipe
+    )
     if recorded is not None:
         return recorded
-    if manifest["plan"]["exactness"] == "not-exact":
+    if (manifest.get("plan") or {}).get("exactness") == "not-exact":
         return None
     first = (row for row in rows if "eval_loss" in row and row["step"] == recipe.first_step)
     return next((row["eval_loss"] for row in first), None)
@@ -36,9 +38,9 @@ def loss_before_growth(recipe: Recipe, rows: Sequence[dict[str, Any]]) -> float 
 
 def _recorded(parent: Path, recipe: Recipe) -> float | None:
     try:
-        record = json.loads((parent / TRAINING_RECORD).read_text())
-        same = record["recipe"]["data"] == recipe.to_dict()["data"]
-        loss = record["eval_loss"]
-    except (OSError, ValueError, KeyError, TypeError):
+        record = read_training_record(parent) or {}
+    except CheckpointError:
         return None
+    same = (record.get("recipe") or {}).get("data") == recipe.to_dict()["data"]
+    loss = record.get("eval_loss")
     return float(loss) if same and loss is not None else None

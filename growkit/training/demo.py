@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from growkit.core.json_files import read_json_object
 from growkit.errors import UsageError, VerificationFailed
 from growkit.progress import Reporter, Silent
 from growkit.training.metrics import plot_losses, read_metrics
@@ -260,7 +261,7 @@ def _claim(out: Path, settings: DemoSettings, overwrite: bool) -> None:
     marker = out / "settings.json"
     wanted = asdict(settings)
     if marker.is_file():
-        if json.loads(marker.read_text()) != wanted and not overwrite:
+        if read_json_object(marker) != wanted and not overwrite:
             raise UsageError(
                 f"{str(out)!r} holds a demo with other settings.",
                 "Choose another --out, or replace it with --overwrite.",

@@ -18,18 +18,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from growkit.core.files import read_bytes
+from growkit.core.json_files import parse_json_object
+from growkit.errors import CheckpointError
 from growkit.whole_file import write_whole
+
+# A line has some 300 bytes; a million of them are read.
+MAX_METRICS_BYTES = 256_000_000
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All whole lines; the last one may be cut off when a run was killed, and is left out then."""
     rows = []
     if path.is_file():
-        for line in path.read_text().splitlines():
+        for line in read_bytes(path, limit=MAX_METRICS_BYTES).splitlines():
             try:
-                rows.append(json.loads(line))
-            except ValueError:
+                row = parse_json_object(line, str(path), non_finite=True)
+            except CheckpointError:
                 break
+            rows.append(row)
     return rows
 
 

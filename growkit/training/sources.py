@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from growkit.errors import UsageError
+from growkit.core.json_files import read_json_object
+from growkit.errors import CheckpointError, UsageError
 from growkit.samples import sample_text
 from growkit.training import hub_dataset
 from growkit.training.recipe_data import DataSection, DatasetSection
@@ -133,8 +134,8 @@ def file_hashes(files: Sequence[Path], memo: Path | None = None) -> list[str]:
     known: dict[str, str] = {}
     if memo is not None and memo.is_file():
         try:
-            known = json.loads(memo.read_text())
-        except ValueError:
+            known = read_json_object(memo)
+        except CheckpointError:
             known = {}
     hashes, fresh = [], {}
     for path in files:

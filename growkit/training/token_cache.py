@@ -29,6 +29,7 @@ import numpy as np
 from filelock import FileLock
 
 from growkit.checkpoint.staging import sync_tree
+from growkit.core.json_files import read_json_object
 from growkit.progress import Progress, Reporter
 from growkit.training import hub_dataset
 from growkit.training.sources import Record, Source
@@ -116,7 +117,7 @@ def _array(path: Path, dtype: Any) -> np.ndarray:
 
 def open_shard(folder: Path) -> Shard:
     """A shard that is in the cache."""
-    meta = json.loads((folder / "meta.json").read_text())
+    meta = read_json_object(folder / "meta.json")
     return Shard(
         folder=folder,
         tokens=_array(folder / "tokens.bin", meta["dtype"]),

@@ -8,10 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from growkit.core.files import read_bytes
 from growkit.errors import UsageError
 
 END_OF_TEXT = "<|endoftext|>"
 # What makes up a tokenizer in a Hugging Face folder; copied as bytes, never re-saved.
+MAX_TOKENIZER_BYTES = 500_000_000
 FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -42,7 +44,7 @@ def tokenizer_fingerprint(folder: Path) -> str:
     """A hash of the tokenizer's files."""
     digest = hashlib.blake2b(digest_size=16)
     for path in tokenizer_files(folder):
-        digest.update(path.name.encode() + path.read_bytes())
+        digest.update(path.name.encode() + read_bytes(path, limit=MAX_TOKENIZER_BYTES))
     return digest.hexdigest()
 
 

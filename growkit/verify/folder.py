@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from growkit.checkpoint.hub import origin
 from growkit.checkpoint.layout import find_weights
 from growkit.checkpoint.links import check_links, inside
+from growkit.core.json_files import read_json_object
 from growkit.errors import CheckpointError, UsageError
 
 TORCH_DTYPES = {
@@ -88,19 +88,7 @@ class Folder:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path.name} in {str(path.parent)!r} is not valid JSON: {error}.",
-            "Copy or grow the checkpoint again.",
-        ) from error
-    if not isinstance(value, dict):
-        raise CheckpointError(
-            f"{path.name} in {str(path.parent)!r} is not a JSON object.",
-            "Copy or grow the checkpoint again.",
-        )
-    return value
+    return read_json_object(path, non_finite=True, remedy="Copy or grow the checkpoint again.")
 
 
 def open_folder(path: Path) -> Folder:

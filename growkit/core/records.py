@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What our own JSON files hold, checked by pydantic models where they are read.
+
+A key that a model does not know is left alone: newer versions write more. Pydantic is imported
+here, so this module is imported where a file is at hand, not at the start of a command.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from growkit.core.files import COPY_AGAIN
+from growkit.errors import CheckpointError, GrowkitError
+
+
+class Record(BaseModel):
+    """Base of the models: exact types (no "1" for 1), unknown keys stay."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+Checked = TypeVar("Checked", bound=BaseModel)
+
+
+def checked(
+    model: type[Checked],
+    value: Any,
+    file: str,
+    *,
+    error: type[GrowkitError] = CheckpointError,
+    remedy: str = COPY_AGAIN,
+) -> Checked:
+    """A value that was read from ``file`` as ``model``.
+
+    Raises:
+        GrowkitError: (``error``) naming the file, the key and its value.
+    """
+    try:
+        return model.model_validate(value)
+    except ValidationError as cause:
+        problem = cause.errors(include_url=False)[0]
+        key = ".".join(str(step) for step in problem["loc"])
+        if problem["type"] == "missing":
+            raise error(f"{file!r} has no {key!r}.", remedy) from None
+        given = shown(problem["input"])
+        where = f"{key} = {given}" if key else given
+        raise error(f"{file!r} holds {where}: {problem['msg']}.", remedy) from None
+
+
+def shown(value: Any, limit: int = 80) -> str:
+    """``repr`` of a value from a file, cut to ``limit`` characters."""
+    text = repr(value)
+    return text if len(text) <= limit else text[:limit] + "..."
