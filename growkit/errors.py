@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class GrowkitError(Exception):
@@ -60,3 +61,9 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     """Return ``"Did you mean 'x'? "`` for the closest choice, or an empty string."""
     match = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
     return f"Did you mean {match[0]!r}? " if match else ""
+
+
+def shown(value: Any, limit: int = 80) -> str:
+    """``repr`` of a value from a file, cut to ``limit`` characters."""
+    text = repr(value)
+    return text if len(text) <= limit else text[:limit] + "..."

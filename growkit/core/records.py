@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from growkit.core.files import COPY_AGAIN
-from growkit.errors import CheckpointError, GrowkitError
+from growkit.errors import CheckpointError, GrowkitError, shown
 
 
 class Record(BaseModel):
@@ -47,9 +47,3 @@ def checked(
         given = shown(problem["input"])
         where = f"{key} = {given}" if key else given
         raise error(f"{file!r} holds {where}: {problem['msg']}.", remedy) from None
-
-
-def shown(value: Any, limit: int = 80) -> str:
-    """``repr`` of a value from a file, cut to ``limit`` characters."""
-    text = repr(value)
-    return text if len(text) <= limit else text[:limit] + "..."

@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 from growkit.errors import UsageError, nearest
 from growkit.families.base import Config, Family, Tensor
+from growkit.families.config_fields import check_fields
 from growkit.families.diff_v1 import DIFF_V1
 from growkit.families.diffllama import DIFFLLAMA
 from growkit.families.gda import GDA
@@ -70,8 +71,9 @@ FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}
 def family_of(config: Config, names: Collection[str] = ()) -> Family:
     """The family of a config.json, as a checkpoint with tensors of these names stores it.
 
-    Raises UsageError for an unknown ``model_type``.
+    Raises UsageError for an unknown ``model_type``, and for fields that hold what no model has.
     """
+    check_fields(config)
     model_type = config.get("model_type")
     candidates = [family for family in FAMILIES.values() if model_type in family.model_types]
     if len(candidates) == 1:

@@ -288,6 +288,17 @@ class Family:
             if tensor.when(sizes):
                 yield tensor, None, tensor.name
 
+    def count(self, sizes: Sizes) -> int:
+        """How many tensors :meth:`names` gives, without making their names."""
+        total = 0
+        for tensor in self.tensors:
+            if tensor.when(sizes):
+                layers = sizes[tensor.stack] if tensor.per_layer else 1
+                if tensor.layers is not every_layer:
+                    layers = sum(tensor.layers(sizes, layer) for layer in range(layers))
+                total += layers * (sizes["expert"] if "{expert}" in tensor.name else 1)
+        return total
+
     def stored_as(self, names: Collection[str]) -> Family:
         """The family with the names that a checkpoint uses: with the prefix, or without."""
         if not self.prefix or not names or any(name.startswith(self.prefix) for name in names):
@@ -347,6 +358,13 @@ class Family:
 
     def check_tensors(self, shapes: Mapping[str, tuple[int, ...]], sizes: Sizes) -> None:
         """Raise CheckpointError unless the stored tensors are exactly the declared ones."""
+        declared = self.count(sizes)
+        if declared > 2 * len(shapes) + 1000:  # said before so many names are made
+            raise CheckpointError(
+                f"config.json declares {declared} tensors, and the checkpoint stores "
+                f"{len(shapes)}.",
+                "The config and the weights disagree; check the numbers of layers and experts.",
+            )
         expected: dict[str, tuple[int, ...]] = {}
         shape_of: dict[str, tuple[int, ...]] = {}
         for tensor, _, name in self.names(sizes):

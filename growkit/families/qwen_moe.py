@@ -50,7 +50,7 @@ def _sizes(config: Config) -> dict[str, int]:
     stated = {**DEFAULTS, **experts, **config}
     sizes = _decoder_sizes(config)
     layers, step = sizes["layer"], required(stated, "decoder_sparse_step")
-    excepted = stated.get("mlp_only_layers") or ()
+    excepted = frozenset(stated.get("mlp_only_layers") or ())
     sparse = [i for i in range(layers) if i not in excepted and not (i + 1) % step]
     sizes |= expert_sizes(stated, "num_experts", layers)
     sizes |= {"expert_layers": sum(1 << i for i in sparse), "expert_step": step}

@@ -40,7 +40,12 @@ GROW_AGAIN = "Grow the checkpoint again, or without it: --optimizer-state reset.
 def index_of(folder: Path) -> dict[str, Any]:
     """``state.json`` of a ``growkit_optimizer`` folder."""
     path = folder / INDEX
-    content = read_json_object(path, non_finite=True, remedy=GROW_AGAIN)
+    try:
+        content = read_json_object(path, non_finite=True)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"The optimizer state cannot be read: {error.cause}", GROW_AGAIN
+        ) from error
     if content.get("format") != FORMAT:
         raise CheckpointError(
             f"{str(path)!r} has format {content.get('format')!r}, and this growkit reads {FORMAT}.",
