@@ -29,7 +29,8 @@ _KNOWN = (
     # configs, and what describes the folder
     "config.json", "generation_config.json", "*processor_config.json", "growkit.json",
     "feature_extractor_config.json", "growkit_training.json", "growkit_alignment.npz",
-    ".growkit-partial", "readme.md", "license*", "licence*", "notice*", "copying*", "use_policy*", ".gitattributes",
+    ".growkit-partial", "readme.md", "license*", "licence*", "notice*", "copying*", "use_policy*",
+    ".gitattributes",
     # weights
     "model.safetensors", "model-[0-9]*-of-[0-9]*.safetensors", "model.safetensors.index.json",
     "pytorch_model*.bin", "pytorch_model.bin.index.json",
