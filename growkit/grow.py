@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from growkit.checkpoint import (
-    OutputTensor,
+    ShardPlan,
     ShardWriter,
     content_hash,
     copy_side_files,
@@ -20,8 +20,12 @@ from growkit.checkpoint import (
     plan_shards,
     staged_output,
 )
+from growkit.checkpoint.side_files import side_file_names
+from growkit.checkpoint.unchanged import Unchanged
 from growkit.checkpoint.written_names import Overwrite
+from growkit.core.writing import write_file
 from growkit.errors import UsageError
+from growkit.finished import finished_output
 from growkit.progress import Progress, SilentProgress
 from growkit.remote_code import MODEL_TYPES, export_code
 from growkit.surgery.card import model_card
@@ -35,8 +39,8 @@ from growkit.surgery.tied_head import check_tied_head
 if TYPE_CHECKING:
     from growkit.optimizer_state.grow import GrownState
 
-# Config, manifest, card and code beside the tensors; a generous bound for the check of disk space.
-SIDE_FILE_BYTES = 64 << 20
+# Config, card and model code beside the tensors; for the check of disk space.
+SIDE_FILE_BYTES = 1 << 20
 
 
 OpenProgress = Callable[[str, float, str], AbstractContextManager[Progress]]
@@ -83,7 +87,8 @@ def grow_checkpoint(
         warn: told about weights that are not finite.
 
     Returns:
-        The plan and the manifest (content of ``growkit.json``).
+        The plan and the manifest (content of ``growkit.json``); with ``already_there`` when the
+        same growth had written ``out`` before, whole, and nothing was left to do.
 
     Raises:
         UsageError, CheckpointError, GrowkitError: bad request, source or target; nothing written.
@@ -145,38 +150,57 @@ def publish_plan(
         with open_progress("hash", plan.checkpoint.total_size, "B") as bar:
             content = content_hash(plan.checkpoint, bar)
     manifest = build_manifest(plan, request, content)
-    needed = plan.total_bytes + SIDE_FILE_BYTES
+    names = side_file_names(plan.checkpoint.path, model_code=_brings_model_code(plan))
+    manifest["copied_files"] = names
+    state_files = Unchanged()
+    needed = plan.total_bytes + _side_file_bytes(plan, manifest)
     needed += sum(map(len, (side_files or {}).values()))
     if optimizer is not None:
         manifest["optimizer_state"] = optimizer.describe() | {"summary": optimizer.summary()}
         needed += optimizer.total_bytes
+        state_files.add(optimizer.state.stored_files())
         for warning in optimizer.warnings():
             warn(warning)
+    shard_plan = plan_shards([tensor.output for tensor in plan.tensors], shard_bytes)
+    if not overwrite:
+        found = finished_output(
+            plan,
+            out,
+            manifest,
+            shard_plan,
+            verify=verify,
+            optimizer=optimizer,
+            side_files=side_files,
+            threads=threads,
+        )
+        if found is not None:
+            return found | {"already_there": True}
     source = plan.checkpoint.path
     with staged_output(out, overwrite=overwrite, needed_bytes=needed, sources=[source]) as folder:
-        _write_tensors(plan, folder, shard_bytes, threads, open_progress, warn)
+        _write_tensors(plan, folder, shard_plan, threads, open_progress, warn)
         if optimizer is not None:
             _write_optimizer(optimizer, folder, threads, open_progress)
         _write_side_files(plan, folder, manifest, out.name)
         for file, data in (side_files or {}).items():
-            (folder / file).write_bytes(data)
+            write_file(folder / file, data)
         if verify:
             with open_progress("verify", 100, "%") as bar:
                 manifest["verification"] = _verify(source, folder, out.name, text, bar)
             _write_manifest_and_card(plan, folder, manifest, out.name)
+        plan.checkpoint.check_unchanged(manifest["copied_files"])
+        if optimizer is not None:
+            state_files.check()
     return manifest
 
 
 def _write_tensors(
     plan: Plan,
     folder: Path,
-    shard_bytes: int,
+    shard_plan: ShardPlan,
     threads: int | None,
     open_progress: OpenProgress,
     warn: Callable[[str], None],
 ) -> None:
-    outputs: list[OutputTensor] = [tensor.output for tensor in plan.tensors]
-    shard_plan = plan_shards(outputs, shard_bytes)
     lock = threading.Lock()
     reported: set[str] = set()
 
@@ -232,28 +256,38 @@ def _write_optimizer(
         optimizer.write(folder / FOLDER, threads=threads, advance=advance)
 
 
+def _brings_model_code(plan: Plan) -> bool:
+    """The code that the source brings along is that of its class. Ours is written anew."""
+    before, after = plan.checkpoint.config.get("model_type"), plan.config["model_type"]
+    return bool(before == after and after not in MODEL_TYPES)
+
+
+def _side_file_bytes(plan: Plan, manifest: dict[str, Any]) -> int:
+    """About what the files beside the tensors take."""
+    source = plan.checkpoint.path
+    names = [name for name in manifest["copied_files"] if (source / name).is_file()]
+    sizes = [(source / name).stat().st_size for name in names]
+    return sum(sizes) + 2 * len(to_json(manifest)) + SIDE_FILE_BYTES
+
+
 def _write_side_files(plan: Plan, folder: Path, manifest: dict[str, Any], name: str) -> None:
     config = dict(plan.config)
     before, after = plan.checkpoint.config.get("model_type"), config["model_type"]
-    # The code that the source brings along is that of its class. Ours is written anew.
-    manifest["copied_files"] = copy_side_files(
-        plan.checkpoint.path, folder, model_code=before == after and after not in MODEL_TYPES
-    )
+    copy_side_files(plan.checkpoint.path, folder, model_code=_brings_model_code(plan))
     if after in MODEL_TYPES:
         config["auto_map"] = export_code(folder, after)
     elif before != after:
         config.pop("auto_map", None)
     config["growkit"] = config_block(manifest)
-    (folder / "config.json").write_text(
-        json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    write_file(folder / "config.json", text)
     _write_manifest_and_card(plan, folder, manifest, name)
 
 
 def _write_manifest_and_card(plan: Plan, folder: Path, manifest: dict[str, Any], name: str) -> None:
-    (folder / MANIFEST).write_text(to_json(manifest), encoding="utf-8")
+    write_file(folder / MANIFEST, to_json(manifest))
     card = model_card(plan.checkpoint.path, manifest, name)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    write_file(folder / "README.md", card)
 
 
 def _verify(

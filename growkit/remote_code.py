@@ -11,6 +11,8 @@ import os
 import re
 from pathlib import Path
 
+from growkit.core.writing import write_file
+
 ROOT = Path(__file__).parent
 MODEL_TYPES = ("gda", "growkit", "growkit_t5")
 ENCODER_DECODERS = ("growkit_t5",)
@@ -63,5 +65,5 @@ def export_code(folder: str | os.PathLike[str], model_type: str) -> dict[str, st
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     for name, text in code_files(model_type).items():
-        (target / name).write_text(text, encoding="utf-8")
+        write_file(target / name, text)
     return auto_map(model_type)

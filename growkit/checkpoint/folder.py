@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,18 +20,21 @@ from growkit.checkpoint.layout import (
     not_a_folder,
 )
 from growkit.checkpoint.links import check_links
+from growkit.checkpoint.open_files import OpenFiles
 from growkit.checkpoint.other_formats import other_format
 from growkit.checkpoint.raw_bytes import byte_view, read_exactly
+from growkit.checkpoint.unchanged import Unchanged
 from growkit.core.files import COPY_AGAIN, read_bytes
 from growkit.core.json_files import parse_json_object
+from growkit.core.os_errors import about
 from growkit.errors import CheckpointError, UsageError, nearest
 
 
 class Checkpoint:
     """A checkpoint folder of which only config and headers have been read.
 
-    Files are opened at the first read and stay open until :meth:`close` (or the end of ``with``).
-    All methods may be called from several threads.
+    Files are opened when they are read, and as many as the process can afford stay open until
+    :meth:`close` (or the end of ``with``). All methods may be called from several threads.
 
     Attributes:
         path: the folder.
@@ -40,10 +43,18 @@ class Checkpoint:
         tensors: name -> place on disk, shard by shard, in the order of the bytes.
         shards: file names, sorted.
         total_size: bytes of all tensors.
+        files: how the files of the folder looked before they were read.
     """
 
-    def __init__(self, path: Path, config_bytes: bytes, headers: Mapping[str, FileHeader]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config_bytes: bytes,
+        headers: Mapping[str, FileHeader],
+        files: Unchanged | None = None,
+    ) -> None:
         self.path = path
+        self.files = files or Unchanged()
         self.config_bytes = config_bytes
         self.config: dict[str, Any] = parse_json_object(
             config_bytes, str(path / "config.json"), non_finite=True
@@ -60,8 +71,7 @@ class Checkpoint:
                     )
                 self.tensors[name] = info
         self.total_size = sum(header.data_size for header in headers.values())
-        self._descriptors: dict[str, int] = {}
-        self._lock = threading.Lock()
+        self._open = OpenFiles(self._open_shard)
 
     def __repr__(self) -> str:
         return f"Checkpoint({str(self.path)!r}, {len(self.tensors)} tensors)"
@@ -105,7 +115,8 @@ class Checkpoint:
             raise ValueError(
                 f"bytes {offset}..{offset + len(view)} are not inside {name!r} ({info.nbytes})"
             )
-        got = read_exactly(self.descriptor(info.shard), view, info.start + offset)
+        with self._open.use(info.shard) as descriptor, about(self.path / info.shard):
+            got = read_exactly(descriptor, view, info.start + offset)
         if got != len(view):
             raise CheckpointError(
                 f"{info.shard!r} ended inside tensor {name!r}: it changed while it was read.",
@@ -113,19 +124,30 @@ class Checkpoint:
             )
 
     def descriptor(self, shard: str) -> int:
-        """A file descriptor of one shard for positional reads; ours to close."""
-        with self._lock:
-            if shard not in self._descriptors:
-                if shard not in self.shards:
-                    raise ValueError(f"{shard!r} is not a shard of {self.path}")
-                self._descriptors[shard] = os.open(self.path / shard, os.O_RDONLY | os.O_CLOEXEC)
-            return self._descriptors[shard]
+        """A descriptor of one shard for positional reads, open until :meth:`close`; ours."""
+        return self._open.pin(shard)
+
+    def opened(self, shard: str) -> AbstractContextManager[int]:
+        """A descriptor of one shard for positional reads, open until the end of ``with``."""
+        return self._open.use(shard)
+
+    def _open_shard(self, shard: str) -> int:
+        if shard not in self.shards:
+            raise ValueError(f"{shard!r} is not a shard of {self.path}")
+        return os.open(self.path / shard, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+
+    def check_unchanged(self, also: Iterable[str] = ()) -> None:
+        """Raise CheckpointError when a file that was read has changed since.
+
+        Args:
+            also: names of files in the folder that were read besides config, index and shards.
+        """
+        names = ("config.json", INDEX_FILE, *self.shards, *also)
+        self.files.check(self.path / name for name in names)
 
     def close(self) -> None:
         """Close every open file. The checkpoint may be used again; files are then reopened."""
-        with self._lock:
-            while self._descriptors:
-                os.close(self._descriptors.popitem()[1])
+        self._open.close()
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -160,10 +182,11 @@ def open_checkpoint(path: Path, *, require_tensors: bool = True) -> Checkpoint:
         raise other_format(path, os.listdir(path)) or UsageError(
             f"{str(path)!r} has no config.json.", "Give the folder of a Hugging Face checkpoint."
         )
+    files = Unchanged(path)
     config_bytes = read_bytes(config_path, limit=MAX_CONFIG_BYTES)
     weight_map = find_weights(path, require_tensors)
     headers = {shard: read_header(path / shard) for shard in weight_map}
-    checkpoint = Checkpoint(path, config_bytes, headers)
+    checkpoint = Checkpoint(path, config_bytes, headers, files)
     for shard, expected in weight_map.items():
         if expected is not None:
             _compare(shard, expected, headers[shard])

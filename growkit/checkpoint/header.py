@@ -16,6 +16,7 @@ from typing import Any
 
 from growkit.checkpoint.dtypes import DTYPES
 from growkit.core.files import COPY_AGAIN, open_regular
+from growkit.core.os_errors import about, system_failed
 from growkit.errors import CheckpointError, nearest
 
 MAX_HEADER_BYTES = 100_000_000  # the reference implementation's own limit
@@ -104,7 +105,7 @@ def read_header(path: Path) -> FileHeader:
 def _read_text(path: Path) -> tuple[str, int, int]:
     """(header text, offset of the tensors, size of the file), lengths checked before reading."""
     try:
-        with open_regular(path) as file:
+        with open_regular(path) as file, about(path):
             size = os.fstat(file.fileno()).st_size
             prefix = file.read(8)
             if prefix == b"version ":
@@ -130,6 +131,8 @@ def _read_text(path: Path) -> tuple[str, int, int]:
                 raise _broken(path.name, "a header that is not a JSON object")
             raw = first + file.read(length - 1)
     except OSError as error:
+        if system_failed(error):
+            raise
         raise CheckpointError(
             f"{path.name!r} cannot be read: {error.strerror}.", f"Look at {str(path.parent)!r}."
         ) from error

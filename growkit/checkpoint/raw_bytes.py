@@ -1,4 +1,6 @@
-"""Positional reads and writes that finish: system calls may transfer less than was asked."""
+"""Positional reads and writes that finish: system calls may transfer less than was asked, or be
+interrupted (Python repeats what a signal stopped, some network file systems say so by themselves).
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,10 @@ def read_exactly(descriptor: int, view: memoryview, offset: int) -> int:
     """Fill ``view`` from byte ``offset`` of the file; fewer bytes only at the end of the file."""
     done = 0
     while done < len(view):
-        count = os.preadv(descriptor, [view[done : done + _LARGEST_CALL]], offset + done)
+        try:
+            count = os.preadv(descriptor, [view[done : done + _LARGEST_CALL]], offset + done)
+        except InterruptedError:
+            continue
         if count == 0:
             break
         done += count
@@ -42,7 +47,13 @@ def write_exactly(descriptor: int, view: memoryview, offset: int) -> None:
     """Write all of ``view`` at byte ``offset`` of the file."""
     done = 0
     while done < len(view):
-        done += os.pwrite(descriptor, view[done : done + _LARGEST_CALL], offset + done)
+        try:
+            count = os.pwrite(descriptor, view[done : done + _LARGEST_CALL], offset + done)
+        except InterruptedError:
+            continue
+        if count == 0:  # no system should; asking again for ever would help nobody
+            raise OSError(errno.EIO, "nothing was written")
+        done += count
 
 
 def copy_exactly(
@@ -79,6 +90,8 @@ def _copy_in_kernel(
                 source_offset + done,
                 target_offset + done,
             )
+        except InterruptedError:
+            continue
         except OSError as error:
             if error.errno in _NOT_SUPPORTED:
                 break

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-import shutil
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import BinaryIO
 
 from growkit.checkpoint.links import inside
 from growkit.core.files import open_regular, read_text
 from growkit.core.json_files import read_json
+from growkit.core.os_errors import about
+from growkit.core.writing import write_blocks
 from growkit.errors import CheckpointError
 
 # Patterns are matched against the lower-case name; a name that matches NEVER is not copied.
@@ -75,16 +78,29 @@ def copy_side_files(source: Path, target: Path, *, model_code: bool = True) -> l
     Raises:
         CheckpointError: a file that should be copied is a broken link or leads out of the folder.
     """
+    names = side_file_names(source, model_code=model_code)
+    if any("/" in name for name in names):
+        (target / EXTRA_TEMPLATES).mkdir(exist_ok=True)
+    for name in names:
+        # Content only: the owner and the mode of a download cache are not the output's.
+        with open_regular(inside(source, name)) as file:
+            write_blocks(target / name, _blocks(file, source / name))
+    return names
+
+
+def _blocks(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    with about(path):
+        while block := file.read(1 << 20):
+            yield block
+
+
+def side_file_names(source: Path, *, model_code: bool = True) -> list[str]:
+    """The names that :func:`copy_side_files` copies, sorted."""
     code = _code_files(source, model_code)
     names = [path.name for path in source.iterdir() if _wanted(path, code)]
     templates = source / EXTRA_TEMPLATES
     if templates.is_dir():
-        (target / EXTRA_TEMPLATES).mkdir(exist_ok=True)
         names += [f"{EXTRA_TEMPLATES}/{path.name}" for path in templates.glob("*.jinja")]
-    for name in sorted(names):
-        # Content only: the owner and the mode of a download cache are not the output's.
-        with open_regular(inside(source, name)) as read, open(target / name, "wb") as written:
-            shutil.copyfileobj(read, written, 1 << 20)
     return sorted(names)
 
 

@@ -171,6 +171,21 @@ def _give_name(partial: Path, out: Path, locks: list[int]) -> Path | None:
         raise
 
 
+def remove_marker(out: Path) -> None:
+    """Remove what an unfinished publication left in a folder that is known to be whole.
+
+    A run that is replacing the folder now needs its marker and holds its lock.
+    """
+    if not (out / MARKER).exists():
+        return
+    descriptor = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        _lock(descriptor, out)
+        (out / MARKER).unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
 def _exchange(first: Path, second: Path) -> bool:
     """Swap two names atomically (Linux renameat2 with RENAME_EXCHANGE); False where it cannot."""
     try:
@@ -196,7 +211,11 @@ def sync(path: Path) -> None:
 
 def sync_tree(folder: Path) -> None:
     """fsync every file and folder; files that are already durable cost nothing."""
-    for root, _, names in os.walk(folder):
+
+    def fail(error: OSError) -> None:  # os.walk would leave a folder out without a word
+        raise error
+
+    for root, _, names in os.walk(folder, onerror=fail):
         for name in names:
             path = Path(root, name)
             if stat.S_ISREG(path.stat(follow_symlinks=False).st_mode):

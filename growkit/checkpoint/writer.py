@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from growkit.checkpoint.layout import INDEX_FILE
+from growkit.checkpoint.open_files import OpenFiles
 from growkit.checkpoint.raw_bytes import byte_view, copy_exactly, write_exactly
 from growkit.checkpoint.shards import Place, ShardPlan
 from growkit.core.files import COPY_AGAIN
-from growkit.errors import CheckpointError, GrowkitError
-
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+from growkit.core.os_errors import explained
+from growkit.errors import CheckpointError
 
 
 class ShardWriter:
@@ -22,7 +21,8 @@ class ShardWriter:
 
     What is never written reads as zero (a hole in the file, which costs no input or output).
     ``write`` and ``copy`` may be called from several threads. Use as a context manager: leaving it
-    normally makes the files durable, leaving it by an exception only closes them.
+    normally makes the files durable, leaving it by an exception only closes them. No more files
+    are open than the process can afford, however many the plan has.
 
     Args:
         folder: an existing folder.
@@ -31,43 +31,64 @@ class ShardWriter:
             created by the same plan; each writes ranges of its own.
 
     Raises:
-        GrowkitError: the disk is full (also from ``write``, ``copy`` and ``close``).
+        GrowkitError: the disk is full or fails (also from ``write``, ``copy`` and ``close``).
         FileExistsError: the folder already has one of the files.
     """
 
     def __init__(self, folder: Path, plan: ShardPlan, *, create: bool = True) -> None:
         self.folder, self.plan = folder, plan
-        self._descriptors: dict[str, int] = {}
+        self._files = OpenFiles(self._open, self._make_room_for_another)
+        names = [shard.name for shard in plan.shards]
+        self._created = set() if create else set(names)
+        self._pending = set(names)  # not durable yet
+        self._written: set[str] = set()  # of those, the ones that hold more than a header
+        if not create:
+            return
         try:
-            if not create:
-                for shard in plan.shards:
-                    self._descriptors[shard.name] = os.open(
-                        folder / shard.name, os.O_RDWR | os.O_CLOEXEC
-                    )
-                return
             for shard in plan.shards:
                 self._create(shard.name, shard.header, shard.size)
             if plan.index is not None:
+                self._pending.add(INDEX_FILE)
                 self._create(INDEX_FILE, plan.index, len(plan.index))
         except BaseException:
-            self._release()
+            self._files.close()
             raise
 
+    @property
+    def many_files(self) -> bool:
+        """Whether not all files stay open: then it is faster to write one after the other."""
+        return len(self.plan.shards) >= self._files.limit
+
     def _create(self, name: str, content: bytes, size: int) -> None:
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
-            descriptor = self._descriptors[name] = os.open(self.folder / name, flags, 0o666)
-            os.ftruncate(descriptor, size)
-            write_exactly(descriptor, memoryview(content), 0)
+            with self._files.use(name) as descriptor:
+                os.ftruncate(descriptor, size)
+                write_exactly(descriptor, memoryview(content), 0)
         except OSError as error:
             raise self._explain(error, name) from error
+
+    def _open(self, name: str) -> int:
+        new = 0 if name in self._created else os.O_CREAT | os.O_EXCL
+        flags = os.O_RDWR | new | getattr(os, "O_CLOEXEC", 0)
+        descriptor = os.open(self.folder / name, flags, 0o666)
+        self._created.add(name)
+        return descriptor
+
+    def _make_room_for_another(self, name: str, descriptor: int) -> None:
+        """A written file is made durable first: a later descriptor might not hear of its errors."""
+        if name in self._written:
+            os.fsync(descriptor)
+            self._written.discard(name)
+            self._pending.discard(name)
 
     def write(self, name: str, offset: int, data: Any) -> None:
         """Write a contiguous buffer or array at byte ``offset`` of the tensor ``name``."""
         view = byte_view(data)
         place = self._place(name, offset, len(view))
         try:
-            write_exactly(self._descriptors[place.shard], view, place.start + offset)
+            with self._files.use(place.shard) as target:
+                self._changes(place.shard)
+                write_exactly(target, view, place.start + offset)
         except OSError as error:
             raise self._explain(error, place.shard) from error
 
@@ -82,9 +103,10 @@ class ShardWriter:
             nbytes: length of the range.
         """
         place = self._place(name, offset, nbytes)
-        target = self._descriptors[place.shard]
         try:
-            copy_exactly(source_fd, source_offset, target, place.start + offset, nbytes)
+            with self._files.use(place.shard) as target:
+                self._changes(place.shard)
+                copy_exactly(source_fd, source_offset, target, place.start + offset, nbytes)
         except EOFError as error:
             raise CheckpointError(
                 f"The source of tensor {name!r} became shorter while it was read.", COPY_AGAIN
@@ -95,13 +117,15 @@ class ShardWriter:
     def close(self) -> None:
         """Make every file durable (fsync), then close it. A second call does nothing."""
         try:
-            for name, descriptor in self._descriptors.items():
+            for name in sorted(self._pending):
                 try:
-                    os.fsync(descriptor)
+                    with self._files.use(name) as descriptor:
+                        os.fsync(descriptor)
                 except OSError as error:
                     raise self._explain(error, name) from error
+            self._pending.clear()
         finally:
-            self._release()
+            self._files.close()
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -115,7 +139,12 @@ class ShardWriter:
         if kind is None:
             self.close()
         else:
-            self._release()
+            self._files.close()
+
+    def _changes(self, shard: str) -> None:
+        if shard not in self._written:
+            self._pending.add(shard)
+            self._written.add(shard)
 
     def _place(self, name: str, offset: int, nbytes: int) -> Place:
         place = self.plan.places[name]
@@ -127,18 +156,8 @@ class ShardWriter:
         return place
 
     def _explain(self, error: OSError, shard: str) -> Exception:
-        if error.errno in _FULL:
-            return GrowkitError(
-                f"The disk became full while {shard!r} was written.",
-                "Free some space or choose another output folder.",
-            )
-        if error.errno == errno.EMFILE:
-            return GrowkitError(
-                f"{len(self.plan.shards)} shards are more files than this process may open.",
-                "Give a larger --max-shard-size.",
-            )
-        return error
-
-    def _release(self) -> None:
-        while self._descriptors:
-            os.close(self._descriptors.popitem()[1])
+        if isinstance(error, FileExistsError):
+            return error
+        if error.filename is None:
+            error.filename = shard
+        return explained(error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -110,6 +110,13 @@ def local_folders(
         for source, here in zip(sources, local, strict=True)
     )
     return a, b
+
+
+def wrote(out: Path, manifest: dict[str, Any]) -> str:
+    """The line that says what became of the folder."""
+    if manifest.get("already_there"):
+        return f"{out} was there already, whole, from the same command: nothing was left to do"
+    return f"wrote {out}"
 
 
 current: Output | None = None

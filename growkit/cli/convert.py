@@ -20,6 +20,7 @@ from growkit.cli.common import (
     VerboseOption,
     local_folder,
     open_output,
+    wrote,
 )
 from growkit.errors import UsageError
 
@@ -167,7 +168,7 @@ def run_conversion(
     output.show(*plan_tables(manifest["plan"]))
     proof = manifest["verification"]
     output.show(f"verification {proof['summary']}" if proof else "not verified (--no-verify)")
-    output.show(f"wrote {out}")
+    output.show(wrote(out, manifest))
     for message in manifest["plan"]["warnings"]:
         output.warn(message)
     output.result({"out": str(out), **manifest})

@@ -22,6 +22,7 @@ from growkit.cli.common import (
     VerboseOption,
     local_folder,
     open_output,
+    wrote,
 )
 from growkit.cli.growth_options import growth_options
 
@@ -111,7 +112,7 @@ def grow(
         if "optimizer_state" in manifest:
             output.show(manifest["optimizer_state"]["summary"])
         checkpoint_key = shlex.quote(f"model.checkpoint={out}")
-        output.show(f"wrote {out}")
+        output.show(wrote(out, manifest))
         if "decoder_layer" not in manifest["plan"]["axes"]:  # training is for decoders
             output.show(f"next: growkit train train-continue --set {checkpoint_key}")
     for message in manifest["plan"]["warnings"]:

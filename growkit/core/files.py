@@ -12,6 +12,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
+from growkit.core.os_errors import about, system_failed
 from growkit.errors import CheckpointError, GrowkitError
 
 COPY_AGAIN = "Copy or download the file again."
@@ -37,10 +38,13 @@ def open_regular(
 
     Raises:
         GrowkitError: (``error``) the file is missing, not a regular file, or may not be read.
+        OSError: the system failed (too many open files, a disk that fails).
     """
     try:
         descriptor = os.open(path, _FLAGS)
     except (OSError, ValueError) as cause:  # ValueError: a NUL in the name
+        if system_failed(cause):
+            raise  # no fault of the file: not to be taken for a damaged one
         raise error(f"{str(path)!r} cannot be read: {reason(cause)}.", remedy) from cause
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -71,12 +75,14 @@ def read_bytes(
     Raises:
         GrowkitError: (``error``) as :func:`open_regular`, and for a larger file.
     """
-    with open_regular(path, error=error, remedy=remedy) as file:
+    with open_regular(path, error=error, remedy=remedy) as file, about(path):
         try:
             size = os.fstat(file.fileno()).st_size
             # A file that grows meanwhile is read no further than one byte beyond the limit.
             content = b"" if size > limit else file.read(limit + 1)
         except OSError as cause:
+            if system_failed(cause):
+                raise
             raise error(f"{str(path)!r} cannot be read: {reason(cause)}.", remedy) from cause
     if size > limit or len(content) > limit:
         raise error(f"{str(path)!r} is larger than {limit} bytes.", remedy)

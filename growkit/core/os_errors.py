@@ -18,7 +18,7 @@ _SENTENCES = {
         f"Free some space or {_OTHER_OUTPUT}.",
     ),
     errno.EDQUOT: (
-        "Your disk quota was used up while {file} was written.",
+        "The disk became full for you while {file} was written: your quota is used up.",
         f"Free some of it or {_OTHER_OUTPUT}.",
     ),
     errno.EFBIG: (
@@ -55,12 +55,23 @@ _SENTENCES = {
 _ABOUT_THE_TARGET = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 
+# The system failed, and the file may be sound: nobody may take it for damaged or missing.
+_FAILURES = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.EINTR, errno.ENOMEM, errno.ESTALE}
+
+
+def system_failed(error: BaseException) -> bool:
+    """Whether the operating system failed, rather than the file being bad or not there."""
+    return isinstance(error, OSError) and error.errno in _FAILURES
+
+
 def explained(error: OSError) -> GrowkitError:
     """The sentence for an error of the operating system, with the file if it is known."""
     name = error.filename
     if error.filename2 is not None and error.errno in _ABOUT_THE_TARGET:
         name = error.filename2
     file = "a file" if name is None or isinstance(name, int) else repr(_shown(name))
+    if name is None and error.errno == errno.ENOSPC:
+        return GrowkitError("The disk is full.", _SENTENCES[errno.ENOSPC][1])
     if error.errno in _SENTENCES:
         cause, remedy = _SENTENCES[error.errno]
         cause = cause.format(file=file)

@@ -14,10 +14,11 @@ import numpy as np
 
 from growkit import __version__
 from growkit.checkpoint import DTYPES, OutputTensor, ShardPlan, ShardWriter, plan_shards
+from growkit.checkpoint.comparison import DifferentError, ShardComparison
 from growkit.optimizer_state.expand import grown_blocks
 from growkit.optimizer_state.rules import LAYER_COPY, StateRule, state_rules
 from growkit.optimizer_state.source import OptimizerState, ParameterState
-from growkit.optimizer_state.store import write_index
+from growkit.optimizer_state.store import INDEX, as_stored, index_of, write_index
 from growkit.surgery.plan import Plan
 
 ONE_FILE = 1 << 62
@@ -77,44 +78,57 @@ class GrownState:
         """Write everything into ``folder``, which is created. Bytes depend on nothing but the
         plan and the state."""
         folder.mkdir()
-        stop = threading.Event()
         for kind, layout in self.files().items():
             with ShardWriter(folder, layout) as writer:
-                jobs = [(r, s) for r, s in self.found if kind in s.moments]
-                jobs.sort(key=lambda job: -prod(job[0].tensor.output.shape))
+                self._write_moments(kind, writer, threads, advance)
+        write_index(folder, self._index())
 
-                def write_one(
-                    job: tuple[StateRule, ParameterState],
-                    kind: str = kind,
-                    writer: ShardWriter = writer,
-                ) -> None:
-                    rule, found = job
-                    size = DTYPES[found.moments[kind].dtype].bits // 8
-                    moment = found.moments[kind].read()
-                    zero_new = self.mode == "reset-new"
-                    for first, block in grown_blocks(moment, kind, rule, reset_new=zero_new):
-                        if stop.is_set():
-                            return
-                        writer.write(rule.tensor.output.name, first * size, block)
-                        advance(block.nbytes)
+    def compare(self, folder: Path, *, threads: int | None = None) -> None:
+        """Raise DifferentError unless ``folder`` holds, byte for byte, what would be written."""
+        if not (folder / INDEX).is_file() or index_of(folder) != as_stored(self._index()):
+            raise DifferentError(INDEX)
+        for kind, layout in self.files().items():
+            with ShardComparison(folder, layout) as comparison:
+                self._write_moments(kind, comparison, threads, lambda count: None)
 
-                with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
-                    futures = [pool.submit(write_one, job) for job in jobs]
-                    try:
-                        for future in futures:
-                            future.result()
-                    except BaseException:
-                        stop.set()
-                        pool.shutdown(wait=True, cancel_futures=True)
-                        raise
+    def _write_moments(
+        self,
+        kind: str,
+        writer: ShardWriter | ShardComparison,
+        threads: int | None,
+        advance: Callable[[int], None],
+    ) -> None:
+        stop = threading.Event()
+        jobs = [(r, s) for r, s in self.found if kind in s.moments]
+        jobs.sort(key=lambda job: -prod(job[0].tensor.output.shape))
+
+        def write_one(job: tuple[StateRule, ParameterState]) -> None:
+            rule, found = job
+            size = DTYPES[found.moments[kind].dtype].bits // 8
+            moment = found.moments[kind].read()
+            zero_new = self.mode == "reset-new"
+            for first, block in grown_blocks(moment, kind, rule, reset_new=zero_new):
+                if stop.is_set():
+                    return
+                writer.write(rule.tensor.output.name, first * size, block)
+                advance(block.nbytes)
+
+        with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+            futures = [pool.submit(write_one, job) for job in jobs]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                stop.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+
+    def _index(self) -> dict[str, Any]:
         parameters = {
             rule.tensor.output.name: {"step": found.step, "moments": list(found.moments)}
             for rule, found in self.found
         }
-        write_index(
-            folder,
-            {"growkit_version": __version__, **self.describe(), "parameters": parameters},
-        )
+        return {"growkit_version": __version__, **self.describe(), "parameters": parameters}
 
     def describe(self) -> dict[str, Any]:
         """For manifest and ``state.json``.

@@ -60,6 +60,15 @@ class OptimizerState:
     parameters: Mapping[str, ParameterState]
     groups: tuple[Mapping[str, Any], ...] = field(default=())
 
+    def stored_files(self) -> list[Path]:
+        """The files that it is read from."""
+        if self.layout == "dcp":  # several optimizers have several folders
+            folders = {self.path, *self.path.parent.glob("optimizer_*/")}
+            return [file for folder in folders for file in folder.iterdir()]
+        if self.path.is_dir():
+            return list(self.path.iterdir())
+        return list(self.path.parent.glob(f"optimizer*{self.path.suffix}"))
+
     @property
     def step(self) -> float | None:
         """The largest step counter."""

@@ -28,6 +28,7 @@ from growkit.checkpoint import DTYPES, read_header
 from growkit.checkpoint.raw_bytes import byte_view, read_exactly
 from growkit.core.files import open_regular
 from growkit.core.json_files import read_json_object
+from growkit.core.writing import write_file
 from growkit.errors import CheckpointError
 from growkit.optimizer_state.source import MOMENTS, Array, Moment, OptimizerState, ParameterState
 
@@ -101,7 +102,13 @@ def _read(path: Path, start: int, shape: tuple[int, ...], dtype: str) -> Array:
 def write_index(folder: Path, content: Mapping[str, Any]) -> None:
     """Write ``state.json``."""
     text = json.dumps({"format": FORMAT, **content}, indent=1, ensure_ascii=False)
-    (folder / INDEX).write_text(text + "\n", encoding="utf-8")
+    write_file(folder / INDEX, text + "\n")
 
 
-__all__ = ["FOLDER", "index_of", "read_store", "write_index"]
+def as_stored(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What :func:`index_of` reads of it."""
+    stored: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **content}))
+    return stored
+
+
+__all__ = ["FOLDER", "INDEX", "as_stored", "index_of", "read_store", "write_index"]

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from growkit.checkpoint import DTYPES, ShardWriter, TensorInfo
+from growkit.checkpoint.comparison import ShardComparison
 from growkit.surgery.computed import computed_blocks
 from growkit.surgery.expand import ColumnMoves, RowTargets, expand_rows, rescale, row_scale
 from growkit.surgery.expert_share import part_of
@@ -45,7 +46,7 @@ KERNEL_COPY_BYTES = 1 << 25
 
 def execute(
     plan: Plan,
-    writer: ShardWriter,
+    writer: ShardWriter | ShardComparison,
     *,
     threads: int | None = None,
     advance: Advance | None = None,
@@ -64,9 +65,14 @@ def execute(
     """
     done = advance or (lambda count: None)
     work = _Work(plan, writer, done, on_non_finite or (lambda name: None))
-    # The largest first, so that no thread is left alone with a large one at the end.
     pieces = (piece for tensor in plan.tensors for piece in tensor.matrices())
-    order = sorted(pieces, key=lambda t: -t.nbytes)
+    # The largest first, so that no thread is left alone with a large one at the end; where not all
+    # files can stay open, one file after the other.
+    places = writer.plan.places
+    order = sorted(
+        pieces,
+        key=lambda t: (places[t.output.name].shard if writer.many_files else "", -t.nbytes),
+    )
     # Two a core: half of the time a thread waits for the disk.
     workers = threads or 2 * (os.cpu_count() or 1)
     # Weights that are not finite are reported by name; numpy need not say it once more.
@@ -89,7 +95,7 @@ class _Work:
     def __init__(
         self,
         plan: Plan,
-        writer: ShardWriter,
+        writer: ShardWriter | ShardComparison,
         advance: Advance,
         on_non_finite: Callable[[str], None],
     ) -> None:
@@ -146,15 +152,15 @@ class _Work:
 
     def _copy_in_kernel(self, tensor: TensorPlan, info: TensorInfo, nbytes: int) -> None:
         """Nothing moves and nothing is left to check."""
-        descriptor = self.plan.checkpoint.descriptor(info.shard)
         start = info.start + tensor.source_start
-        for offset in range(0, nbytes, KERNEL_COPY_BYTES):
-            if self.stop.is_set():
-                raise Stopped
-            part = min(KERNEL_COPY_BYTES, nbytes - offset)
-            place = tensor.output_start + offset
-            self.writer.copy(tensor.output.name, place, descriptor, start + offset, part)
-            self.advance(part)
+        with self.plan.checkpoint.opened(info.shard) as descriptor:
+            for offset in range(0, nbytes, KERNEL_COPY_BYTES):
+                if self.stop.is_set():
+                    raise Stopped
+                part = min(KERNEL_COPY_BYTES, nbytes - offset)
+                place = tensor.output_start + offset
+                self.writer.copy(tensor.output.name, place, descriptor, start + offset, part)
+                self.advance(part)
 
     def _put(self, tensor: TensorPlan, offset: int, block: Array) -> None:
         """Write at ``offset`` bytes of the tensor, or of its place in a stack."""
