@@ -22,6 +22,7 @@ from growkit.checkpoint import (
 )
 from growkit.checkpoint.side_files import side_file_names
 from growkit.checkpoint.unchanged import Unchanged
+from growkit.checkpoint.vocabulary import tokens_of
 from growkit.checkpoint.written_names import Overwrite
 from growkit.core.writing import write_file
 from growkit.errors import UsageError
@@ -176,6 +177,7 @@ def publish_plan(
         if found is not None:
             return found | {"already_there": True}
     source = plan.checkpoint.path
+    _warn_of_missing_rows(plan, warn)
     with staged_output(out, overwrite=overwrite, needed_bytes=needed, sources=[source]) as folder:
         _write_tensors(plan, folder, shard_plan, threads, open_progress, warn)
         if optimizer is not None:
@@ -191,6 +193,17 @@ def publish_plan(
         if optimizer is not None:
             state_files.check()
     return manifest
+
+
+def _warn_of_missing_rows(plan: Plan, warn: Callable[[str], None]) -> None:
+    """A tokenizer larger than the embedding is copied as it is; a smaller one is usual."""
+    tokens, rows = tokens_of(plan.checkpoint.path), plan.source_sizes.get("vocab")
+    if tokens is not None and rows is not None and tokens > rows:
+        warn(
+            f"the tokenizer has {tokens} tokens and the embedding {rows} rows, so texts with the "
+            "others can be neither trained on nor generated: resize the embedding first "
+            "(resize_token_embeddings of transformers)"
+        )
 
 
 def _write_tensors(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from growkit.checkpoint.vocabulary import check_ids
 from growkit.errors import UsageError
 from growkit.evaluation.model import LoadedModel, check_causal
 from growkit.progress import Progress, SilentProgress
@@ -69,6 +70,7 @@ def score_text(
 
     Raises:
         UsageError: an encoder-decoder, fewer than two tokens, or window and stride that do not fit.
+        CheckpointError: the text holds a token for which the embedding has no row.
     """
     check_causal(loaded.model)
     limit = getattr(loaded.model.config, "max_position_embeddings", None) or window
@@ -84,6 +86,8 @@ def score_text(
         raise UsageError(
             f"The text gives {len(ids)} token(s); at least 2 are needed.", "Give a longer text."
         )
+    rows = loaded.model.get_input_embeddings().weight.shape[0]
+    check_ids(int(ids.max()), rows, len(loaded.tokenizer), loaded.path)
     bar = progress or SilentProgress()
     total = 0.0
     for start, end, first in spans(len(ids), window, stride):

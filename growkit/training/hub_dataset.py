@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from growkit.errors import GrowkitError, UsageError, nearest
+from growkit.training.data_kinds import holds, remedy
 from growkit.training.recipe_data import DatasetSection
 from growkit.training.text import valid_text
 
@@ -70,9 +71,10 @@ def read_rows(section: DatasetSection, text_field: str, commit: str | None) -> I
         text = row[text_field]
         if text is not None and not isinstance(text, str):
             raise UsageError(
-                f"Column {text_field!r} of the dataset {section.path!r} holds "
-                f"{type(text).__name__}, not text.",
-                "Set data.text_field to the column that holds the text.",
+                f"Column {text_field!r} of the dataset {section.path!r} holds {holds(text)}, not "
+                "text.",
+                f"{remedy(text, text_field, section.path)} Set data.text_field to the column that "
+                "holds the text.".lstrip(),
             )
         if text and text.strip():
             yield valid_text(text)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from growkit.checkpoint import open_checkpoint
+from growkit.checkpoint.vocabulary import resize_remedy
 from growkit.errors import CheckpointError, UsageError, nearest
 from growkit.training.final_dtype import store_in
 from growkit.training.lambda_names import is_lambda_vector
@@ -35,19 +36,24 @@ def build_model(section: ModelSection, tokenizer: Any, seed: int) -> Any:
         assert section.config is not None
         model = _from_scratch(section.config, section, tokenizer, seed)
     _keep_lambda_in_float32(model, section.checkpoint)
-    check_vocabulary(model, tokenizer)
+    check_vocabulary(model, tokenizer, section.checkpoint)
     return model
 
 
-def check_vocabulary(model: Any, tokenizer: Any) -> None:
+def check_vocabulary(model: Any, tokenizer: Any, folder: Path | None = None) -> None:
     """Raises:
     UsageError: the tokenizer makes ids that the model does not have.
     """
     vocabulary = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > vocabulary:
+        remedy = "Leave vocab_size out of model.config, or set it to at least the first of them."
+        if folder is not None:
+            remedy = (
+                f"Use the model's own tokenizer, if it was another one. {resize_remedy(folder)}"
+            )
         raise UsageError(
             f"The tokenizer has {len(tokenizer)} tokens and the model's vocabulary {vocabulary}.",
-            "Use the model's own tokenizer, or set vocab_size in model.config.",
+            remedy,
         )
 
 

@@ -87,7 +87,7 @@ def build_sharded(recipe: Recipe, tokenizer: Any, processes: Processes) -> Shard
     section = recipe.model
     if section.checkpoint is not None:
         model = empty_model(section.checkpoint, section)
-        check_vocabulary(model, tokenizer)
+        check_vocabulary(model, tokenizer, section.checkpoint)
     else:
         model = build_model(section, tokenizer, recipe.training.seed)
     _check_one_dtype(model)

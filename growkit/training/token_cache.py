@@ -11,8 +11,8 @@ Layout, one folder a shard, named by the hash of its content, the tokenizer and 
     meta.json      counts; written last
 
 A shard is written under ``KEY.partial`` and renamed; whoever is killed leaves nothing else behind,
-and shards that were finished stay. A file lock lets several processes of one run share the work:
-one tokenizes, the others wait for it.
+which the next run removes, and shards that were finished stay. A file lock lets several processes
+of one run share the work: one tokenizes, the others wait for it.
 """
 
 from __future__ import annotations
@@ -20,23 +20,26 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from growkit.checkpoint.staging import sync_tree
 from growkit.core.json_files import read_json_object
+from growkit.core.writing import write_file
 from growkit.progress import Progress, Reporter
 from growkit.training import hub_dataset
 from growkit.training.sources import Record, Source
 from growkit.training.split import HEAD, Records
 from growkit.training.tokenize_pool import TokenizerPool
 
-FORMAT = 2
+FORMAT = 3  # 2: a byte order mark was text, and a text file one document however large
 # Longer documents are tokenized in pieces cut after a line break, to bound memory and to share
 # them among the workers. A part of the format: a seam may change tokens.
 PIECE = 1 << 20
@@ -86,6 +89,7 @@ def tokenize_source(
     folders = [_folder(part, fingerprint, cache, tail) for part in parts]
     missing = [part for part, folder in zip(parts, folders, strict=True) if not _whole(folder)]
     if missing:
+        remove_leftovers(cache)
         total, unit = sum(part.size for part in missing), "B"
         if source.dataset is not None:
             total, unit = source.dataset.max_tokens or 0, "tokens"
@@ -96,6 +100,18 @@ def tokenize_source(
                     if not _whole(folder):
                         _write(part, folder, tokenizer, pool, bar, tail, reporter)
     return [open_shard(folder) for folder in folders]
+
+
+def remove_leftovers(cache: Path) -> None:
+    """Remove what runs that were killed have left unfinished; what a live run writes is locked."""
+    for partial in cache.glob("*.partial"):
+        with suppress(OSError, Timeout):
+            if not partial.is_dir():  # file-hashes.json.PID.partial, which takes moments to write
+                if time.time() - partial.stat().st_mtime > 600:
+                    partial.unlink()
+                continue
+            with FileLock(partial.with_suffix(".lock"), timeout=0):
+                shutil.rmtree(partial)
 
 
 def _folder(source: Source, fingerprint: str, cache: Path, tail: float) -> Path:
@@ -142,6 +158,26 @@ def _write(
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
+    try:
+        _fill(source, partial, tokenizer, pool, bar, tail, reporter)
+        sync_tree(partial)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _fill(
+    source: Source,
+    partial: Path,
+    tokenizer: Any,
+    pool: TokenizerPool,
+    bar: Progress,
+    tail: float,
+    reporter: Reporter,
+) -> None:
+    """Write the files of a shard into a folder."""
     dtype = np.dtype("<u2" if len(tokenizer) <= 1 << 16 else "<u4")
     commit = hub_dataset.commit_of(source.dataset) if source.dataset else None
     limit = source.dataset.max_tokens if source.dataset else None
@@ -165,10 +201,7 @@ def _write(
             )
     meta = {"format": FORMAT, "dtype": dtype.str, "tokens": writer.tokens, "commit": commit}
     meta |= {"records": writer.records, "content": writer.digest.hexdigest()}
-    (partial / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
-    sync_tree(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    write_file(partial / "meta.json", json.dumps(meta, indent=2) + "\n")
 
 
 class _Writer:
