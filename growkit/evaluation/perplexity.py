@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -86,7 +87,8 @@ def score_text(
         raise UsageError(
             f"The text gives {len(ids)} token(s); at least 2 are needed.", "Give a longer text."
         )
-    rows = loaded.model.get_input_embeddings().weight.shape[0]
+    model: Any = loaded.model
+    rows = model.get_input_embeddings().weight.shape[0]
     check_ids(int(ids.max()), rows, len(loaded.tokenizer), loaded.path)
     bar = progress or SilentProgress()
     total = 0.0
