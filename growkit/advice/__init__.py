@@ -64,7 +64,7 @@ def advise(facts: Facts, throughput: Throughput | None = None) -> Advice:
     """Compute all of it."""
     return Advice(
         facts=facts,
-        memory=training_memory(facts.shapes, facts.new, facts.setup),
+        memory=training_memory(facts.shapes, facts.new, facts.setup, facts.counts),
         budget=budget(facts, throughput or Throughput()),
         findings=tuple(findings(facts)),
     )

@@ -66,7 +66,9 @@ def training_flops_per_token(facts: Facts) -> float | None:
     if facts.flops_per_token is None:
         return None
     setup, recipe = facts.setup, facts.recipe
-    matrices = {name: prod(s) for name, s in facts.shapes.items() if len(s) > 1}
+    matrices = {
+        name: prod(s) * facts.counts.get(name, 1) for name, s in facts.shapes.items() if len(s) > 1
+    }
     trained = sum(n for name, n in matrices.items() if not setup.new_only or name in facts.new)
     recomputed = recipe is not None and recipe.training.gradient_checkpointing
     part = trained / sum(matrices.values())

@@ -30,7 +30,8 @@ class Facts:
     """The model to be trained, how it came about, and how it will be trained.
 
     Attributes:
-        shapes: its parameters.
+        shapes: its parameters; of a planned mixture one expert stands for its like.
+        counts: how many parameters an entry of ``shapes`` stands for, where it is not one.
         new: the new-parameter map of its last growth; empty where it was not grown.
         flops_per_token: of a forward pass at ``context``; None for an architecture without family.
         growth: :func:`growkit.surgery.report.plan_report` of that growth, or None.
@@ -51,6 +52,7 @@ class Facts:
     stored_dtype: str
     recipe: Recipe | None = None
     optimizer_goes_on: bool = False
+    counts: Mapping[str, int] = field(default_factory=dict)
     operators: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -60,12 +62,15 @@ class Facts:
     @property
     def parameters(self) -> int:
         """Of the model to be trained."""
-        return sum(prod(shape) for shape in self.shapes.values())
+        return sum(prod(s) * self.counts.get(name, 1) for name, s in self.shapes.items())
 
     @property
     def new_parameters(self) -> int:
         """New parameters, and new entries of grown ones."""
-        return sum(new_entries(self.shapes[name], part) for name, part in self.new.items())
+        return sum(
+            new_entries(self.shapes[name], part) * self.counts.get(name, 1)
+            for name, part in self.new.items()
+        )
 
     @property
     def setup(self) -> TrainingSetup:
@@ -107,9 +112,12 @@ def facts_of_plan(plan: Plan, recipe: Recipe | None = None, tokens: int | None =
     context = recipe.data.sequence_length if recipe is not None else cost_context(plan.config)
     dtype = main_dtype(stored_dtypes(plan.checkpoint))
     cost = cost_of(plan.family, plan.sizes, dtype, context, plan.config)
+    groups = plan.tensors.groups
+    firsts = [group.first for group in groups]
     return Facts(
-        shapes={tensor.output.name: tuple(tensor.output.shape) for tensor in plan.tensors},
-        new=new_parameters(plan),
+        shapes={tensor.output.name: tuple(tensor.output.shape) for tensor in firsts},
+        new=new_parameters(plan, firsts),
+        counts={group.first.output.name: group.count for group in groups if group.count > 1},
         flops_per_token=cost.flops_per_token,
         context=context,
         growth=report,

@@ -76,19 +76,25 @@ class Memory:
 
 
 def training_memory(
-    shapes: Mapping[str, Shape], new: Mapping[str, Any], setup: TrainingSetup
+    shapes: Mapping[str, Shape],
+    new: Mapping[str, Any],
+    setup: TrainingSetup,
+    counts: Mapping[str, int] | None = None,
 ) -> Memory:
     """Bytes of one process.
 
     Args:
         shapes: every parameter once (a tied output projection is left out).
         new: the new-parameter map; of use where only new parameters are trained.
+        counts: how many parameters an entry stands for, where it is not one.
     """
+    counts = counts or {}
     width = BYTES[setup.dtype]
     sharded = setup.strategy == "fsdp" and setup.processes > 1
     weights = gradients = optimizer = autocast = 0
     for name, shape in shapes.items():
-        entries = prod(_local(shape, setup.processes) if sharded else shape)
+        count = counts.get(name, 1)
+        entries = count * prod(_local(shape, setup.processes) if sharded else shape)
         size = entries * (4 if is_lambda_vector(name, len(shape)) else width)
         weights += size
         if setup.bf16_autocast and setup.dtype == "float32" and len(shape) > 1 and not sharded:
@@ -96,13 +102,13 @@ def training_memory(
         if setup.new_only and name not in new:
             continue
         gradients += size
-        optimizer += size if _has_muon(name, shape, setup) else 2 * size + STEP_COUNTER
+        optimizer += size if _has_muon(name, shape, setup) else 2 * size + count * STEP_COUNTER
     return Memory(
         weights=weights,
         gradients=gradients,
         optimizer=optimizer,
         buckets=gradients if setup.strategy == "ddp" and setup.processes > 1 else 0,
-        gathered=_gathered(shapes, width) if sharded else 0,
+        gathered=_gathered(shapes, width, counts) if sharded else 0,
         autocast=autocast,
     )
 
@@ -120,12 +126,12 @@ def _has_muon(name: str, shape: Shape, setup: TrainingSetup) -> bool:
     return not others & set(parts) and not any(part.startswith("embed") for part in parts)
 
 
-def _gathered(shapes: Mapping[str, Shape], width: int) -> int:
+def _gathered(shapes: Mapping[str, Shape], width: int, counts: Mapping[str, int]) -> int:
     """The two largest wrapped modules: layers, and what stands outside of them."""
     modules: dict[str, int] = {}
     for name, shape in shapes.items():
         parts = name.split(".")
         index = next((i for i, part in enumerate(parts) if part.isdigit()), None)
         module = ".".join(parts[: index + 1]) if index is not None else ""
-        modules[module] = modules.get(module, 0) + prod(shape) * width
+        modules[module] = modules.get(module, 0) + counts.get(name, 1) * prod(shape) * width
     return sum(sorted(modules.values())[-2:])

@@ -34,6 +34,7 @@ FLAGS: dict[str, Any] = {
     "kv_heads": _size("Key/value heads (pairs, in differential attention); the KV cache grows."),
     "head_dim": _size("Channels a head; not under plain rotary position encoding."),
     "layers": _size("Layers (encoder's, where there are two stacks); see --depth-method."),
+    "layers_from": _size("Slices of the layers, half-open: 0-24,8-32. Another function."),
     "decoder_layers": _size("Layers of an encoder-decoder's decoder."),
     "ffn": _size("FFN width (intermediate_size)."),
     "hidden": _size("Hidden size: whole multiples by copies, any other by padding."),
@@ -63,7 +64,10 @@ FLAGS: dict[str, Any] = {
     ],
     "depth_method": _choice("identity (exact), stack, interpolate or solar. Default: identity."),
     "hidden_method": _choice("tile (copies), pad (any size) or auto. Default: auto."),
-    "layer_placement": _choice("even, end, or indices such as 3,7,11. Default: even."),
+    "layer_placement": _choice(
+        "auto, even, end, pattern (the class's order of layer kinds goes on), or indices such "
+        "as 3,7,11. Default: auto (pattern where even would break it, else even)."
+    ),
     "new_heads": _choice("copy, or zero: random heads with zero output. Default: copy."),
     "new_units": _choice("copy, or zero: random FFN units with zero output. Default: copy."),
     "symmetry": _choice("Shares of copies: split, even or noise. Default: split."),

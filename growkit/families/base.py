@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -264,29 +264,38 @@ class Family:
         """Heads stand in a signal and a noise group."""
         return self.lambda_init is not None
 
-    def names(self, sizes: Sizes) -> Iterable[tuple[Tensor, int | None, str]]:
+    def names(self, sizes: Sizes) -> Iterator[tuple[Tensor, int | None, str]]:
         """(tensor, layer or None, name) of every tensor of a checkpoint, in writing order."""
-        before = [t for t in self.tensors if not t.per_layer and t.role == "embed"]
-        after = [t for t in self.tensors if not t.per_layer and t.role != "embed"]
-        layered = [
-            member
-            for tensor in self.tensors
-            if tensor.per_layer and tensor.when(sizes)
-            for member in tensor.per_expert(sizes)
-        ]
-        for tensor in before:
-            if tensor.when(sizes):
-                yield tensor, None, tensor.name
+        experts = {tensor.role: tensor.per_expert(sizes) for tensor in self.present(sizes)}
+        for tensor, layer in self.members(sizes):
+            for member in experts[tensor.role]:
+                name = member.name
+                yield member, layer, name if layer is None else name.replace("{layer}", str(layer))
+
+    def present(self, sizes: Sizes) -> list[Tensor]:
+        """The declared tensors that some layer of a checkpoint of these sizes has."""
+        return [tensor for tensor in self.tensors if tensor.when(sizes)]
+
+    def members(self, sizes: Sizes) -> Iterator[tuple[Tensor, int | None]]:
+        """(tensor, layer or None) in writing order; the experts of a layer count as one."""
+        present = self.present(sizes)
+        outer = [tensor for tensor in present if not tensor.per_layer]
+        yield from ((tensor, None) for tensor in outer if tensor.role == "embed")
         for stack in self.stacks:
-            members = [tensor for tensor in layered if tensor.stack == stack.axis]
+            layered = [t for t in present if t.per_layer and t.stack == stack.axis]
             for layer in range(sizes[stack.axis]):
-                for tensor in members:
-                    if not tensor.layers(sizes, layer):
-                        continue
-                    yield tensor, layer, tensor.name.replace("{layer}", str(layer))
-        for tensor in after:
-            if tensor.when(sizes):
-                yield tensor, None, tensor.name
+                yield from ((tensor, layer) for tensor in layered if tensor.layers(sizes, layer))
+        yield from ((tensor, None) for tensor in outer if tensor.role != "embed")
+
+    def declared(self, sizes: Sizes) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """(name, shape) of every tensor of a checkpoint, in writing order; a shape is computed once
+        a role."""
+        shape_of: dict[str, tuple[int, ...]] = {}
+        for tensor, _, name in self.names(sizes):
+            shape = shape_of.get(tensor.role)
+            if shape is None:
+                shape = shape_of[tensor.role] = tensor.shape(sizes)
+            yield name, shape
 
     def count(self, sizes: Sizes) -> int:
         """How many tensors :meth:`names` gives, without making their names."""
@@ -365,12 +374,7 @@ class Family:
                 f"{len(shapes)}.",
                 "The config and the weights disagree; check the numbers of layers and experts.",
             )
-        expected: dict[str, tuple[int, ...]] = {}
-        shape_of: dict[str, tuple[int, ...]] = {}
-        for tensor, _, name in self.names(sizes):
-            if tensor.role not in shape_of:
-                shape_of[tensor.role] = tensor.shape(sizes)
-            expected[name] = shape_of[tensor.role]
+        expected = dict(self.declared(sizes))
         for name, shape in expected.items():
             if name not in shapes:
                 raise CheckpointError(

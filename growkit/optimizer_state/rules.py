@@ -32,7 +32,8 @@ from growkit.surgery.dim_map import DimMap
 from growkit.surgery.growth import Exactness
 from growkit.surgery.lambdas import LambdaChange, change_lambda
 from growkit.surgery.new_units import Fill
-from growkit.surgery.plan import Plan, TensorPlan
+from growkit.surgery.plan import Plan
+from growkit.surgery.tensor_plans import TensorPlan
 
 Floats = npt.NDArray[np.float64]
 LAYER_COPY = "the layer is a further copy: its gradients are those of another place"

@@ -45,5 +45,6 @@ def _weights(shape: ModelShape, axis: str) -> int:
         inside = any(axis in dim.layout(sizes).axes for dim in tensor.dims)
         if inside or (tensor.per_layer and tensor.stack == axis) or axis == "head_dim":
             copies = sizes[tensor.stack] if tensor.per_layer else 1
-            total += len(tensor.per_expert(sizes)) * copies * prod(tensor.shape(sizes))
+            copies *= sizes["expert"] if "{expert}" in tensor.name else 1
+            total += copies * prod(tensor.shape(sizes))
     return total

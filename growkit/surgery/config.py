@@ -9,6 +9,7 @@ from growkit.errors import GrowkitError, UsageError
 from growkit.families import Family
 from growkit.families.upcycling import UPCYCLINGS
 from growkit.surgery.compose import ComposedGrowth
+from growkit.surgery.layer_pattern import moved_counts, rule_lists
 
 
 def grown_config(
@@ -40,7 +41,9 @@ def grown_config(
         grown["head_dim"] = growth.sizes["head_dim"]
     grown.update(growth.config)
     if growth.layers_moved:
-        _map_layers(grown, family, source_sizes["layer"], [s.source for s in growth.layers])
+        by_rule = any(step.kinds_by_rule for step in growth.steps)
+        sources = [layer.source for layer in growth.layers]
+        _map_layers(grown, family, source_sizes["layer"], sources, by_rule)
     if not _reads_back(grown, family, growth):
         # A field that the source left to a default now has to be stated.
         grown.update(after)
@@ -61,21 +64,18 @@ def _converted(
     return UPCYCLINGS[source.name].config(config)
 
 
-def _map_layers(grown: dict[str, Any], family: Family, old: int, sources: Sequence[int]) -> None:
-    """Every written layer keeps the entries of the layer that it is made of.
+def _map_layers(
+    grown: dict[str, Any], family: Family, old: int, sources: Sequence[int], by_rule: bool
+) -> None:
+    """Every written layer keeps the entries of the layer that it is made of; with ``by_rule`` its
+    kind is the one that the class gives to its index.
 
     A list that config.json left to the class is written out where the class would now make
     another one, or where layers differ (readers other than transformers have rules of their own).
     """
     before = {name: family.layer_list(grown, name, old) for name in family.per_layer_fields}
-    for name in family.layer_counts:
-        counted = grown.get(name)
-        if isinstance(counted, int):
-            below = [source < counted for source in sources]
-            if counted >= old:
-                grown[name] = max(counted, len(sources))
-            elif below == sorted(below, reverse=True):
-                grown[name] = sum(below)
+    grown.update(moved_counts(family, grown, old, sources))
+    rules = rule_lists(family, grown, len(sources)) if by_rule else {}
     for name, values in before.items():
         if values is None:
             continue
@@ -85,6 +85,7 @@ def _map_layers(grown: dict[str, Any], family: Family, old: int, sources: Sequen
                 f"Write one entry a layer into {name}.",
             )
         mapped = [values[source] for source in sources]
+        mapped = rules.get(name, mapped)
         implied = None if grown.get(name) else family.layer_list(grown, name, len(sources))
         if mapped != implied or len(set(mapped)) > 1:
             grown[name] = mapped
@@ -92,7 +93,8 @@ def _map_layers(grown: dict[str, Any], family: Family, old: int, sources: Sequen
 
 def _reads_back(config: Mapping[str, Any], family: Family, growth: ComposedGrowth) -> bool:
     """The written config means the sizes that were planned."""
-    written = {name for _, _, name in family.names(growth.sizes)}
+    # What names tell (tied, fused experts) one name of each kind tells.
+    written = {tensor.name for tensor in family.present(growth.sizes)}
     try:
         sizes = family.sizes_of(config, written)
     except UsageError:

@@ -26,8 +26,7 @@ def declare_tensors(checkpoint: Checkpoint) -> None:
         )
     named = str(checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype") or "float32")
     dtype = CONFIG_DTYPES.get(named, "F32")
-    for tensor, _, name in family.names(sizes):
-        shape = tensor.shape(sizes)
+    for name, shape in family.declared(sizes):
         nbytes = prod(shape) * DTYPES[dtype].bits // 8
         checkpoint.tensors[name] = TensorInfo(name, dtype, shape, "", 0, nbytes)
         checkpoint.total_size += nbytes

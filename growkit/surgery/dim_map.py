@@ -20,9 +20,9 @@ Run = tuple[int, int, int]
 Mask = npt.NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DimMap:
-    """Where every unit of a written dimension comes from.
+    """Where every unit of a written dimension comes from. Equal to itself alone.
 
     Attributes:
         source: unit of the old dimension, or ``NEW``; shape [units].
@@ -90,7 +90,7 @@ class DimMap:
         """Its entries cannot be copied as bytes or drawn without looking at others."""
         return self.shares or self.scale is not None or Fill.MEAN in self.fills
 
-    @property
+    @cached_property
     def new_ranges(self) -> list[tuple[int, int]]:
         """[start, end) of written elements that are new units or further copies."""
         return ranges_of(np.repeat((self.source == NEW) | (self.rank > 0), self.block))

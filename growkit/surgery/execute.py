@@ -32,8 +32,9 @@ from growkit.surgery.fresh import (
 from growkit.surgery.lambdas import change_lambda
 from growkit.surgery.new_units import Fill
 from growkit.surgery.non_finite import FiniteCheck
-from growkit.surgery.plan import Plan, TensorPlan
+from growkit.surgery.plan import Plan
 from growkit.surgery.redrawn import Moments, Redrawn
+from growkit.surgery.tensor_plans import TensorPlan
 
 Array = npt.NDArray[Any]
 Advance = Callable[[int], None]

@@ -13,8 +13,9 @@ from growkit.families.differential import LAMBDA_ROLES, LAMBDA_STD
 from growkit.surgery.axis_map import NEW
 from growkit.surgery.dim_map import DimMap, ranges_of
 from growkit.surgery.new_units import Fill
-from growkit.surgery.plan import Plan, TensorPlan
+from growkit.surgery.plan import Plan
 from growkit.surgery.symmetry import random_bits
+from growkit.surgery.tensor_plans import TensorPlan
 
 Array = npt.NDArray[Any]
 

@@ -66,6 +66,8 @@ class Growth:
         axes: map of every axis that grows.
         layers: source of every layer of ``stack``, when depth changes.
         stack: the axis that counts these layers.
+        kinds_by_rule: every layer is of the kind that the class gives to its index, also where the
+            layer that it copies is of another.
         new_units: what new units of an axis hold, where it is not random and read with zero.
         sizes: further facts that change (``tied``).
         family: name of the family of the grown model, when it is another one (dense to experts).
@@ -93,6 +95,7 @@ class Growth:
     new_units: Mapping[str, NewUnits] = field(default_factory=dict)
     layers: LayerMap | None = None
     stack: str = "layer"
+    kinds_by_rule: bool = False
     sizes: Mapping[str, int] = field(default_factory=dict)
     family: str | None = None
     expert_copies: int = 1

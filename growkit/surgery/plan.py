@@ -6,15 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from growkit.checkpoint import Checkpoint, check_unquantised
 from growkit.errors import UsageError
 from growkit.families import FAMILIES, Family, family_of
 from growkit.surgery.compose import ComposedGrowth, compose
 from growkit.surgery.config import grown_config
+from growkit.surgery.engine_notes import head_dim_note
 from growkit.surgery.growth import Exactness, ModelShape, Operator
+from growkit.surgery.planned_tensors import PlannedTensors
 from growkit.surgery.remedy import sizes_that_load
 from growkit.surgery.symmetry import Symmetry
-from growkit.surgery.tensor_plans import PlanBuilder, TensorPlan
+from growkit.surgery.tensor_plans import PlanBuilder
 from growkit.surgery.tied_head import tied_head_note
 
 
@@ -28,7 +32,7 @@ class Plan:
             format cannot hold the grown model).
         source_sizes, growth: axis sizes before, and the composed growth.
         config: content of the written config.json, without the growkit block.
-        tensors: every written tensor, in writing order.
+        tensors: every written tensor, in writing order, and by kind.
         symmetry: how copies share weights.
         exactness: of the whole plan.
         warnings: what a user should know.
@@ -40,7 +44,7 @@ class Plan:
     source_sizes: Mapping[str, int]
     growth: ComposedGrowth
     config: dict[str, Any]
-    tensors: tuple[TensorPlan, ...]
+    tensors: PlannedTensors
     symmetry: Symmetry
     exactness: Exactness
     warnings: tuple[str, ...] = field(default=())
@@ -58,7 +62,7 @@ class Plan:
     @property
     def total_bytes(self) -> int:
         """Bytes of all written tensors."""
-        return sum(tensor.nbytes for tensor in self.tensors)
+        return sum(group.count * group.first.nbytes for group in self.tensors.groups)
 
 
 def build_plan(
@@ -116,10 +120,10 @@ def read_source(checkpoint: Checkpoint) -> tuple[Family, dict[str, int]]:
 def plan_of(builder: PlanBuilder, symmetry: Symmetry) -> Plan:
     """The plan that a builder's list of tensors makes, with what rounding does to it."""
     checkpoint, growth = builder.checkpoint, builder.growth
-    tensors = builder.tensors()
+    tensors = PlannedTensors(builder)
     exactness = growth.exactness
     shared = shared_copies(tensors, growth)
-    if any(tensor.lambda_change is not None for tensor in tensors):
+    if any(group.first.lambda_change is not None for group in tensors.groups):
         exactness = exactness.worst(Exactness.EXACT)
     part_rounds = growth.expert_copies & (growth.expert_copies - 1)
     if builder.rounded or part_rounds or _rounds(symmetry, shared):
@@ -136,6 +140,7 @@ def plan_of(builder: PlanBuilder, symmetry: Symmetry) -> Plan:
         symmetry=symmetry,
         exactness=exactness,
         warnings=_warnings(symmetry, growth, bool(shared), *families, checkpoint.config)
+        + head_dim_note(builder.config, builder.source_sizes, growth)
         + tied_head_note(checkpoint, builder.source_family, builder.source_sizes),
     )
 
@@ -186,15 +191,15 @@ def _check_refusal(family: Family, growth: ComposedGrowth, config: Mapping[str, 
         )
 
 
-def shared_copies(tensors: Sequence[TensorPlan], growth: ComposedGrowth) -> set[int]:
+def shared_copies(tensors: PlannedTensors, growth: ComposedGrowth) -> set[int]:
     """Numbers of copies that share the weight of what reads them; experts among them."""
     return _shared_among(tensors) | ({growth.expert_copies} - {1})
 
 
-def _shared_among(tensors: Sequence[TensorPlan]) -> set[int]:
+def _shared_among(tensors: PlannedTensors) -> set[int]:
     """Numbers of copies that weights are divided among."""
-    dims = {id(dim): dim for tensor in tensors for dim in tensor.dims if dim is not None}
-    counts = (set(dim.multiplicity.tolist()) for dim in dims.values() if dim.shares)
+    dims = {dim for group in tensors.groups for dim in group.first.dims if dim is not None}
+    counts = (set(np.unique(dim.multiplicity).tolist()) for dim in dims if dim.shares)
     return set().union(*counts) - {0, 1}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ from growkit.checkpoint import Checkpoint
 from growkit.surgery.alignment import read_alignment
 from growkit.surgery.conversion_plan import build_conversion_plan
 from growkit.surgery.conversion_request import ConversionRequest
+from growkit.surgery.manifest import read_manifest
 from growkit.surgery.plan import Plan, build_plan
+from growkit.surgery.report import layer_sources
 from growkit.surgery.request import GrowthRequest
 
 
@@ -25,4 +28,15 @@ def plan_again(source: Checkpoint, request: dict[str, Any], written: Path) -> Pl
             source, asked.conversion(alignment), symmetry=asked.symmetry_choice()
         )
     grow = GrowthRequest.from_mapping(request)
+    plan = _plan(source, grow)
+    recorded = (read_manifest(written) or {}).get("plan", {})
+    if "layer_placement" not in request and any(
+        recorded.get(key, sources) != sources for key, sources in layer_sources(plan).items()
+    ):
+        # Before there was "auto", new layers were spread evenly in every family.
+        return _plan(source, replace(grow, layer_placement="even"))
+    return plan
+
+
+def _plan(source: Checkpoint, grow: GrowthRequest) -> Plan:
     return build_plan(source, grow.operators(), symmetry=grow.symmetry_choice(), target=grow.format)

@@ -72,7 +72,9 @@ def axis_label(axis: str, sizes: Mapping[str, int]) -> str:
 def plan_report(plan: Plan) -> dict[str, Any]:
     """Everything that ``growkit plan`` says, as JSON-able data."""
     before, after = costs(plan)
-    actions = Counter(t.action for t in plan.tensors)
+    actions: Counter[str] = Counter()
+    for group in plan.tensors.groups:
+        actions[group.first.action] += group.count
     stacks = plan.growth.stacks.values()
     # A dense FFN is one expert that every token meets; a head of another kind there is not.
     absent = 1 if plan.growth.conversion is None else 0

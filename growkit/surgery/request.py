@@ -10,7 +10,7 @@ from typing import Any
 from growkit.errors import UsageError, nearest
 from growkit.surgery.amount import Amount
 from growkit.surgery.growth import Operator
-from growkit.surgery.operators import OPERATORS
+from growkit.surgery.operators import OPERATORS, TEXTS
 from growkit.surgery.operators.depth import METHODS, PLACEMENTS
 from growkit.surgery.operators.hidden import METHODS as HIDDEN_METHODS
 from growkit.surgery.symmetry import MODES, Symmetry
@@ -47,11 +47,12 @@ class GrowthRequest:
         expert_reinit: part of each new expert's FFN units that is drawn anew (0 to 1); not exact.
         layers: depth, by ``depth_method`` at ``layer_placement``; of an encoder-decoder the
             encoder's.
+        layers_from: in place of ``layers``: half-open slices of the source's layers, ``0-24,8-32``.
         decoder_layers: depth of an encoder-decoder's decoder, likewise.
         untie_embeddings: write an output projection of its own.
         depth_method: ``identity`` (exact), ``stack``, ``interpolate`` or ``solar``.
         hidden_method: ``tile`` (whole multiples), ``pad`` (any size) or ``auto`` (tile if it fits).
-        layer_placement: ``even``, ``end`` or indices such as ``3,7,11``.
+        layer_placement: ``auto``, ``even``, ``end``, ``pattern`` or indices such as ``3,7,11``.
         new_heads, new_units: ``copy``, or ``zero`` for random ones with zero output.
         symmetry: ``split``, ``even`` or ``noise``.
         noise_snr_db: decibels, for ``noise``.
@@ -72,6 +73,7 @@ class GrowthRequest:
     ffn: str | None = None
     hidden: str | None = None
     layers: str | None = None
+    layers_from: str | None = None
     decoder_layers: str | None = None
     experts: str | None = None
     experts_per_token: int | None = None
@@ -79,7 +81,7 @@ class GrowthRequest:
     untie_embeddings: bool = False
     depth_method: str = "identity"
     hidden_method: str = "auto"
-    layer_placement: str = "even"
+    layer_placement: str = "auto"
     new_heads: str = "copy"
     new_units: str = "copy"
     symmetry: str = "split"
@@ -143,10 +145,18 @@ class GrowthRequest:
                     f"{option_of(name)} has no effect without --experts.",
                     "Give --experts too, or leave it out.",
                 )
-        result = []
+        if self.layers_from and (self.layers or self.depth_method != "identity"):
+            raise UsageError(
+                "--layers-from names every layer of the grown model, so --layers and "
+                "--depth-method have nothing to say.",
+                "Give one or the other.",
+            )
+        result: list[Operator] = []
         for name, make in OPERATORS.items():
             if asked := getattr(self, name):
-                amount = Amount.parse(asked, option_of(name)) if isinstance(asked, str) else None
+                amount = None
+                if isinstance(asked, str):
+                    amount = asked if name in TEXTS else Amount.parse(asked, option_of(name))
                 result.append(make(amount, self))
         if not result:
             raise UsageError(

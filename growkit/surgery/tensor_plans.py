@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import frexp, prod
 from typing import Any
 
 from growkit.checkpoint import DTYPES, Checkpoint, OutputTensor
 from growkit.errors import CheckpointError
 from growkit.families import Family, Tensor
+from growkit.families.base import Dim
 from growkit.families.differential import LAMBDA_ROLES
 from growkit.surgery.axis_map import NEW
 from growkit.surgery.compose import ComposedGrowth
@@ -17,6 +19,7 @@ from growkit.surgery.conversions.conversion import Computed, UnitMaps
 from growkit.surgery.dim_map import DimMap, map_dim
 from growkit.surgery.growth import LayerSource
 from growkit.surgery.lambdas import LambdaChange
+from growkit.surgery.planned_tensors import TensorGroup
 
 FLOATS = {"F64", "F32", "F16", "BF16"}
 
@@ -139,7 +142,11 @@ class TensorPlan:
 
 
 class PlanBuilder:
-    """Makes the list of written tensors; maps are computed once a role, not once a layer."""
+    """Makes the list of written tensors.
+
+    Maps are computed once for each pair of layouts: the thousands of tensors of a large mixture
+    share a handful.
+    """
 
     def __init__(
         self,
@@ -154,12 +161,47 @@ class PlanBuilder:
         self.source_family, self.family = source_family, family
         self.source_sizes, self.growth = source_sizes, growth
         self.rounded = False
+        self._sources: dict[str, Tensor | None] = {}
         self._dims: dict[str, tuple[DimMap | None, ...]] = {}
+        self._maps: dict[tuple[Dim, Dim], DimMap | None] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
 
-    def tensors(self) -> tuple[TensorPlan, ...]:
-        names = list(self.family.names(self.growth.sizes))
-        return tuple(self._plan(tensor, layer, name) for tensor, layer, name in names)
+    def tensors(self) -> Iterator[TensorPlan]:
+        """Every written tensor, in writing order."""
+        for tensor, layer, name in self.family.names(self.growth.sizes):
+            yield self._plan(tensor, layer, name)
+
+    def groups(self) -> Iterator[TensorGroup]:
+        """The same by kind: the experts of a layer differ in dtype, and in being a further copy."""
+        experts: dict[str, tuple[Tensor, ...]] = {}
+        for tensor, layer in self.family.members(self.growth.sizes):
+            if tensor.role not in experts:
+                experts[tensor.role] = tensor.per_expert(self.growth.sizes)
+            members = experts[tensor.role]
+            kinds = self._kinds(tensor, layer) if members[0].expert is not None else {}
+            for first, count in kinds.values() or [(0, 1)]:
+                member = members[first]
+                name = member.name if layer is None else member.name.replace("{layer}", str(layer))
+                yield TensorGroup(self._plan(member, layer, name), count)
+
+    def _kinds(self, tensor: Tensor, layer: int | None) -> dict[tuple[str, bool], tuple[int, int]]:
+        """Kind of the experts of a layer -> (the first of them, how many)."""
+        source = self._source_tensor(tensor)
+        if source is None:
+            return {("", False): (0, self.growth.sizes["expert"])}
+        name = source.name
+        if layer is not None:
+            name = name.replace("{layer}", str(self.growth.stacks[tensor.stack][layer].source))
+        experts = self.source_sizes.get("expert", 1)
+        stored = self.checkpoint.tensors
+        dtypes = [stored[name.replace("{expert}", str(e))].dtype for e in range(experts)]
+        kinds: dict[tuple[str, bool], tuple[int, int]] = {}
+        for expert in range(self.growth.sizes["expert"]):
+            origin, rank = self._origins[expert]
+            kind = dtypes[origin], rank > 0
+            first, count = kinds.get(kind, (expert, 0))
+            kinds[kind] = first, count + 1
+        return kinds
 
     def _plan(self, tensor: Tensor, layer: int | None, name: str) -> TensorPlan:
         source_tensor = self._source_tensor(tensor)
@@ -185,7 +227,7 @@ class PlanBuilder:
             source = source.replace("{layer}", str(layer_source.source))
         rank = 0
         if tensor.expert is not None:
-            origin, rank = self._expert_source(tensor.expert)
+            origin, rank = self._origins[tensor.expert]
             source = source.replace("{expert}", str(origin))
         dtype = self.checkpoint.tensors[source].dtype
         dims = self._dims_of(tensor, source_tensor)
@@ -245,6 +287,11 @@ class PlanBuilder:
         )
 
     def _source_tensor(self, tensor: Tensor) -> Tensor | None:
+        if tensor.role not in self._sources:
+            self._sources[tensor.role] = self._find_source(tensor)
+        return self._sources[tensor.role]
+
+    def _find_source(self, tensor: Tensor) -> Tensor | None:
         found = self.source_family.tensor(tensor.role)
         if found is not None and found.when(self.source_sizes):
             return found
@@ -252,10 +299,13 @@ class PlanBuilder:
             return self.source_family.tensor("embed")
         return None
 
-    def _expert_source(self, expert: int) -> tuple[int, int]:
-        """(old expert, which copy of it) of a written expert."""
+    @cached_property
+    def _origins(self) -> list[tuple[int, int]]:
+        """(old expert, which copy of it) of every written expert."""
         axis = self.growth.axes.get("expert")
-        return (expert, 0) if axis is None else (int(axis.source[expert]), int(axis.rank[expert]))
+        if axis is None:
+            return [(expert, 0) for expert in range(self.growth.sizes["expert"])]
+        return list(zip(axis.source.tolist(), axis.rank.tolist(), strict=True))
 
     def _redrawn(self, tensor: Tensor, rank: int, layer: LayerSource | None) -> float:
         """Of all experts made of an FFN, of further copies of experts; not in inserted blocks."""
@@ -273,24 +323,33 @@ class PlanBuilder:
 
     def _dims_of(self, tensor: Tensor, source: Tensor) -> tuple[DimMap | None, ...]:
         if tensor.role not in self._dims:
-            aliases, axes = self._unit_maps(tensor)
-            self._dims[tensor.role] = tuple(
-                map_dim(
-                    old.layout(self.source_sizes),
-                    new.layout(self.growth.sizes),
-                    axes,
-                    new,
-                    self.growth.new_units,
-                    self.growth.key_factor,
-                    aliases,
-                )
-                for old, new in zip(source.dims, tensor.dims, strict=True)
-            )
+            units = self._unit_maps(tensor)
+            pairs = zip(source.dims, tensor.dims, strict=True)
+            self._dims[tensor.role] = tuple(self._map(old, new, units) for old, new in pairs)
         return self._dims[tensor.role]
 
-    def _unit_maps(self, tensor: Tensor) -> UnitMaps:
-        """What the axes of a tensor are called in the source, and where their units come from."""
-        return {}, self.growth.axes
+    def _map(self, old: Dim, new: Dim, units: UnitMaps | None) -> DimMap | None:
+        """The map of one dimension; tensors whose units are the growth's own share it."""
+        if units is None and (old, new) in self._maps:
+            return self._maps[old, new]
+        aliases, axes = units or ({}, self.growth.axes)
+        found = map_dim(
+            old.layout(self.source_sizes),
+            new.layout(self.growth.sizes),
+            axes,
+            new,
+            self.growth.new_units,
+            self.growth.key_factor,
+            aliases,
+        )
+        if units is None:
+            self._maps[old, new] = found
+        return found
+
+    def _unit_maps(self, tensor: Tensor) -> UnitMaps | None:
+        """What the axes of a tensor are called in the source, and where their units come from;
+        None: as everywhere in this growth."""
+        return None
 
     def _lambda_change(
         self, layer: int | None, layer_source: LayerSource | None

@@ -108,19 +108,6 @@ def _plain_config(shape: ModelShape, asked: str | None) -> dict[str, Any]:
     }
 
 
-def _head_dim_ignored(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Where vLLM's Qwen2 (0.32) has other heads: it computes head_dim, transformers' reads it."""
-    heads, dim, hidden = (config[k] for k in ("num_attention_heads", "head_dim", "hidden_size"))
-    if config["model_type"] != "qwen2" or heads * dim == hidden:
-        return ()
-    return (
-        f"head_dim = {dim} is not hidden_size / heads = {hidden} / {heads}, which vLLM's own Qwen2 "
-        "class takes, and answers wrongly without an error: serve it by transformers' class (vllm "
-        "serve --model-impl transformers)",
-    )
-
-
-# Class -> (biases on q, k and v; norms of query and key heads).
 FORMATS: Mapping[str, tuple[bool, bool]] = {
     "mistral": (False, False),
     "qwen2": (True, False),
@@ -143,7 +130,6 @@ def _fold_differential(shape: ModelShape, config: dict[str, Any]) -> Converted:
     config |= {"num_attention_heads": query, "num_key_value_heads": kv}
     return Converted(
         config=config,
-        warnings=_head_dim_ignored(config),
         summary=f"every map a query head: {query} on {kv} key/value heads, lambda folded into "
         "o_proj",
         exactness=Exactness.ROUNDED,
@@ -159,7 +145,6 @@ def _fold_shared_keys(shape: ModelShape, config: dict[str, Any]) -> Converted:
     config |= {"num_attention_heads": signal + noise, "num_key_value_heads": sizes["kv_head"]}
     return Converted(
         config=config,
-        warnings=_head_dim_ignored(config),
         summary=f"{signal} signal and {noise} noise heads -> {signal + noise} query heads, lambda "
         "folded into o_proj",
         exactness=Exactness.ROUNDED,
@@ -214,7 +199,6 @@ def _fold_wgqa(shape: ModelShape, config: dict[str, Any]) -> Converted:
     }
     return Converted(
         config=config,
-        warnings=_head_dim_ignored(config),
         summary=f"{sizes['query_head']} trained key/value heads merged to {sizes['kv_head']} by "
         f"their {kind} weights",
         exactness=Exactness.ROUNDED,

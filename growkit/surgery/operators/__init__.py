@@ -16,14 +16,15 @@ from growkit.surgery.operators.kv_heads import KvHeads
 from growkit.surgery.operators.noise_heads import NoiseHeads
 from growkit.surgery.operators.query_heads import QueryHeads
 from growkit.surgery.operators.signal_heads import SignalHeads
+from growkit.surgery.operators.slices import Slices
 from growkit.surgery.operators.uniform_heads import UniformHeads
 from growkit.surgery.operators.untie import UntieEmbeddings
 
 if TYPE_CHECKING:
     from growkit.surgery.request import GrowthRequest
 
-# Recipe key -> how the operator is made of the amount (None for a switch) and the request's
-# choices, in the order of application. One line an operator.
+# Recipe key -> how the operator is made of the amount (None for a switch; the text of a key in
+# TEXTS) and the request's choices, in the order of application. One line an operator.
 OPERATORS: dict[str, Callable[[Any, GrowthRequest], Operator]] = {
     "untie_embeddings": lambda amount, request: UntieEmbeddings(),
     "uniform_heads": lambda amount, request: UniformHeads(amount),
@@ -36,6 +37,7 @@ OPERATORS: dict[str, Callable[[Any, GrowthRequest], Operator]] = {
     "ffn": lambda amount, request: Ffn(amount, request.new_units),
     "hidden": lambda amount, request: Hidden(amount, request.hidden_method),
     "layers": lambda amount, request: Depth(amount, request.depth_method, request.placement()),
+    "layers_from": lambda text, request: Slices(text),
     "decoder_layers": lambda amount, request: Depth(
         amount, request.depth_method, request.placement(), "decoder_layer"
     ),
@@ -48,8 +50,12 @@ OPERATORS: dict[str, Callable[[Any, GrowthRequest], Operator]] = {
     ),
 }
 
+# Keys whose value is no amount.
+TEXTS = ("layers_from",)
+
 __all__ = [
     "OPERATORS",
+    "TEXTS",
     "Depth",
     "Experts",
     "Ffn",
@@ -61,6 +67,7 @@ __all__ = [
     "Operator",
     "QueryHeads",
     "SignalHeads",
+    "Slices",
     "UniformHeads",
     "UntieEmbeddings",
 ]

@@ -1,7 +1,9 @@
 """Depth: identity blocks (exact), and stacking, interpolation, SOLAR overlap (not exact).
 
 * identity (LLaMA Pro, arXiv 2401.02415): a copy of a layer whose residual-writing projections are
-  zero adds exactly nothing under any pre-norm: bit-exact.
+  zero adds exactly nothing under any pre-norm: bit-exact. Where a class has layers of several kinds
+  in an order of its own, identity layers are placed so that the order goes on
+  (:mod:`growkit.surgery.layer_pattern`).
 * stack (G_stack, arXiv 2405.15319): layers 1..L repeated.
 * interpolate (LiGO, AquilaMoE): every layer repeated in place.
 * solar (arXiv 2312.15166): two copies of L layers, the last m of the first and the first m of the
@@ -21,10 +23,12 @@ import numpy as np
 from growkit.errors import UsageError
 from growkit.surgery.amount import Amount
 from growkit.surgery.growth import Exactness, Growth, LayerMap, LayerSource, ModelShape
+from growkit.surgery.layer_pattern import follows_rule, pattern_layers, pattern_notes
 from growkit.surgery.operators.require import require_axis
+from growkit.surgery.operators.slices import Slice, layers_of
 
 METHODS = ("identity", "stack", "interpolate", "solar")
-PLACEMENTS = ("even", "end")
+PLACEMENTS = ("auto", "even", "end", "pattern")
 
 
 @dataclass(frozen=True)
@@ -34,15 +38,16 @@ class Depth:
     Attributes:
         amount: factor, increment or new number of layers.
         method: one of ``METHODS``.
-        placement: where identity blocks go: ``even``ly, at the ``end``, or after the old layers
-            with the given 0-based indices.
+        placement: where identity blocks go: ``even``ly, at the ``end``, as the class's ``pattern``
+            of layer kinds wants, or after the old layers with the given 0-based indices. ``auto``:
+            by the pattern where one can be kept that ``even`` breaks, else evenly.
         stack: the axis that counts the layers: ``layer``, or ``decoder_layer`` of an
             encoder-decoder, whose ``layer`` counts the encoder's.
     """
 
     amount: Amount
     method: str = "identity"
-    placement: str | tuple[int, ...] = "even"
+    placement: str | tuple[int, ...] = "auto"
     stack: str = "layer"
 
     @property
@@ -62,16 +67,16 @@ class Depth:
             label = "encoder layers" if self.stack == "layer" else "decoder layers"
         target = self.amount.resolve(layers, self.option, label)
         exact = self.method == "identity"
-        sources = {
-            "identity": self._identity,
-            "stack": self._stack,
-            "interpolate": self._interpolate,
-            "solar": self._solar,
-        }[self.method](layers, target)
+        if exact:
+            sources, by_rule = self._identity(shape, layers, target)
+        else:
+            sources, by_rule = self._slices(layers, target), False
         return Growth(
             operator=f"{self.stack}s",
-            summary=f"{label} {layers} -> {target} ({self.method})",
+            summary=f"{label} {layers} -> {target} ({self.method}"
+            + (f"; the order of layer kinds of {shape.family.name} goes on)" if by_rule else ")"),
             layers=sources,
+            kinds_by_rule=by_rule,
             stack=self.stack,
             exactness=Exactness.BIT_EXACT if exact else Exactness.NOT_EXACT,
             reason="inserted blocks write zero to the residual stream (LLaMA Pro, arXiv 2401.02415)"
@@ -79,24 +84,41 @@ class Depth:
             else f"{self.method} repeats computing layers: another function, to be trained",
             warnings=(
                 *(() if exact else (f"depth method {self.method} does not keep the function",)),
-                *(_pattern_notes(shape, sources) if self.stack == "layer" else ()),
+                *(pattern_notes(shape, sources) if self.stack == "layer" and not by_rule else ()),
                 *_deep_decoder_note(shape, self.stack, target),
             ),
         )
 
-    def _identity(self, layers: int, target: int) -> LayerMap:
-        added = target - layers
-        after = self._insert_after(layers, added)
+    def _identity(self, shape: ModelShape, layers: int, target: int) -> tuple[LayerMap, bool]:
+        """The layers, and whether the class's order of kinds decided about their places."""
+        even = self._after(self._insert_after(layers, target - layers), layers)
+        if self.placement not in ("auto", "pattern") or self.stack != "layer":
+            return even, False
+        if self.placement == "auto" and follows_rule(shape, even):
+            return even, False
+        found = pattern_layers(shape, even)
+        if found is None and self.placement == "pattern":
+            raise UsageError(
+                f"--layer-placement pattern: no placement of {target - layers} new layers keeps "
+                f"an order of layer kinds in this {shape.family.name} checkpoint.",
+                "Leave --layer-placement out: new layers are spread evenly.",
+            )
+        return (even, False) if found is None else (found, True)
+
+    @staticmethod
+    def _after(after: list[int], layers: int) -> LayerMap:
+        """Identity blocks after the old layers with these indices."""
+        blocks = Counter(after)
         result: list[LayerSource] = []
         for layer in range(layers):
             result.append(LayerSource(layer, "kept"))
-            result.extend([LayerSource(layer, "identity")] * after.count(layer))
+            result.extend([LayerSource(layer, "identity")] * blocks[layer])
         return tuple(result)
 
     def _insert_after(self, layers: int, added: int) -> list[int]:
         if self.placement == "end":
             return [layers - 1] * added
-        if self.placement == "even":
+        if self.placement in ("auto", "even", "pattern"):
             return [int(i) for i in (np.arange(1, added + 1) * layers + added - 1) // added - 1]
         indices = [int(i) for i in self.placement]
         wrong = [i for i in indices if not 0 <= i < layers]
@@ -113,28 +135,23 @@ class Depth:
             )
         return indices
 
-    @staticmethod
-    def _repeat(order: list[int]) -> LayerMap:
-        seen: set[int] = set()
-        result = []
-        for layer in order:
-            result.append(LayerSource(layer, "copy" if layer in seen else "kept"))
-            seen.add(layer)
-        return tuple(result)
+    def _slices(self, layers: int, target: int) -> LayerMap:
+        slices = {"stack": self._stack, "interpolate": self._interpolate, "solar": self._solar}
+        return layers_of(slices[self.method](layers, target))
 
-    def _stack(self, layers: int, target: int) -> LayerMap:
+    def _stack(self, layers: int, target: int) -> list[Slice]:
         if target % layers:
             raise UsageError(
                 f"{self.option} {self.amount.text} with method stack asks for {target} layers from "
                 f"{layers}.",
                 f"Stacking repeats the whole model: {2 * layers} (x2), {3 * layers} (x3) ...",
             )
-        return self._repeat(list(range(layers)) * (target // layers))
+        return [(0, layers)] * (target // layers)
 
-    def _interpolate(self, layers: int, target: int) -> LayerMap:
-        return self._repeat([int(i) for i in np.arange(target) * layers // target])
+    def _interpolate(self, layers: int, target: int) -> list[Slice]:
+        return [(int(i), int(i) + 1) for i in np.arange(target) * layers // target]
 
-    def _solar(self, layers: int, target: int) -> LayerMap:
+    def _solar(self, layers: int, target: int) -> list[Slice]:
         overlap, odd = divmod(2 * layers - target, 2)
         if odd or not 0 <= overlap <= layers // 2 or target <= layers:
             raise UsageError(
@@ -144,7 +161,7 @@ class Depth:
                 f"{layers + layers % 2 or 2} to {2 * layers}.",
             )
         keep = layers - overlap
-        return self._repeat([*range(keep), *range(overlap, layers)])
+        return [(0, keep), (overlap, layers)]
 
 
 def _deep_decoder_note(shape: ModelShape, stack: str, target: int) -> tuple[str, ...]:
@@ -156,20 +173,3 @@ def _deep_decoder_note(shape: ModelShape, stack: str, target: int) -> tuple[str,
         "fails; pass past_key_values=EncoderDecoderCache(DynamicCache(), DynamicCache()), or grow "
         "the encoder by --layers too",
     )
-
-
-def _pattern_notes(shape: ModelShape, layers: LayerMap) -> tuple[str, ...]:
-    """How a pattern of unlike layers (sliding and full attention, without RoPE) goes on."""
-    notes = []
-    for name in ("layer_types", "no_rope_layers"):
-        values = shape.family.layer_list(shape.config, name, shape.sizes["layer"])
-        if values is None or len(set(values)) == 1:
-            continue
-        after = Counter(str(values[layer.source]) for layer in layers)
-        counts = ", ".join(f"{count} {kind}" for kind, count in after.items())
-        notes.append(
-            f"layers alternate: a new layer is of the kind of the layer that it copies, and "
-            f"{name} in config.json lists them ({counts}); software that assumes a regular pattern "
-            "instead of reading that list would compute another function"
-        )
-    return tuple(notes)
