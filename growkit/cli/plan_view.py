@@ -72,8 +72,18 @@ def _tensors(report: dict[str, Any]) -> Table:
     symmetry = report["symmetry"]
     if report["noise_snr_db"] is not None:
         symmetry += f" at {report['noise_snr_db']:g} dB"
-    table.add_row("symmetry of copies", f"{symmetry}, seed {report['seed']}")
+    table.add_row("symmetry of copies", _symmetry(report, symmetry))
     table.add_row("disk needed", human_bytes(report["bytes_out"]))
     style, word, meaning = EXACTNESS_TEXT[report["exactness"]]
     table.add_row("function", Text.assemble((word, style), f" ({meaning})"))
     return table
+
+
+def _symmetry(report: dict[str, Any], asked: str) -> str:
+    """How copies part, and which do not."""
+    shared = f"{asked}, seed {report['seed']}"
+    if not report.get("tied_copies"):
+        return shared
+    tied = ", ".join(axis.replace("_", " ") + "s" for axis in report["tied_copies"])
+    others = f"{shared}; " if report["shared_copies"] else ""
+    return f"{others}none: the {tied} past 1:1 stay equal"

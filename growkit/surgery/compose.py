@@ -50,6 +50,8 @@ class ComposedGrowth:
         config: config fields to rewrite, beside the sizes.
         exactness: the worst of the steps.
         conversion: the other attention that the model is written in, if it is not growth.
+        perturbed: axes whose copies nobody shares a weight among, so that noise on what produces
+            them has to part them.
     """
 
     steps: tuple[Growth, ...]
@@ -70,6 +72,14 @@ class ComposedGrowth:
     expert_reinit: float = 0.0
     family: str | None = None
     conversion: Converted | None = None
+    perturbed: frozenset[str] = frozenset()
+
+    @property
+    def tied(self) -> tuple[str, ...]:
+        """Axes whose copies get equal gradients whatever the shares: past 1:1 the copies of a noise
+        head have equal rows, equal readers and one lambda, and their maps are added after the
+        softmax, so that no split of their rows keeps the sum."""
+        return ("noise_head",) if self.noise_copies > 1 and not self.perturbed else ()
 
     @property
     def layers(self) -> LayerMap:

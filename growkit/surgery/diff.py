@@ -230,7 +230,7 @@ def _expert(plan: Plan, tensor: TensorPlan) -> tuple[list[int], list[int], bool,
 def _dims(tensor: TensorPlan) -> dict[str, dict[str, Any]]:
     labels = tensor.dim_labels if len(tensor.dims) > 1 else ("entries",)
     return {
-        label: {"shared": dim.shares, **dim_parts(dim)}
+        label: {"shared": dim.shares or dim.perturbed is not None, **dim_parts(dim)}
         for label, dim in zip(labels, tensor.dims, strict=False)
         if dim is not None and tensor.action not in ("zero", "closed")
     }
@@ -238,7 +238,7 @@ def _dims(tensor: TensorPlan) -> dict[str, dict[str, Any]]:
 
 def _as_grown(plan: Plan, groups: list[Group]) -> bool:
     """Nothing but rounding of shares stands between the files and the plan."""
-    rounded = plan.exactness.value == "rounded"
+    rounded = plan.exactness.value == "rounded" or plan.symmetry.mode == "noise"
     return not any(
         group.difference.differing
         for group in groups

@@ -32,6 +32,7 @@ class DimMap:
         fill: what each ``NEW`` unit holds (:class:`Fill`); shape [units]. None: ``INIT`` where the
             dimension produces, ``ZERO`` where it consumes.
         scale: factor on each unit (keys, when head_dim grows); shape [units]. None: all one.
+        perturbed: units whose copies are parted by noise; shape [units]. None: none.
     """
 
     source: IntArray
@@ -40,6 +41,7 @@ class DimMap:
     old_width: int
     fill: IntArray | None = None
     scale: npt.NDArray[np.float64] | None = None
+    perturbed: Mask | None = None
 
     @property
     def width(self) -> int:
@@ -88,7 +90,8 @@ class DimMap:
     @property
     def computes(self) -> bool:
         """Its entries cannot be copied as bytes or drawn without looking at others."""
-        return self.shares or self.scale is not None or Fill.MEAN in self.fills
+        changed = self.scale is not None or self.perturbed is not None
+        return self.shares or changed or Fill.MEAN in self.fills
 
     @cached_property
     def new_ranges(self) -> list[tuple[int, int]]:
@@ -123,6 +126,7 @@ def map_dim(
     rules: Mapping[str, NewUnits] | None = None,
     key_factor: float = 1.0,
     aliases: Mapping[str, Alias] | None = None,
+    perturbed: frozenset[str] = frozenset(),
 ) -> DimMap | None:
     """The map from a dimension laid out as ``old`` to one laid out as ``new``.
 
@@ -134,6 +138,7 @@ def map_dim(
         rules: what new units of an axis hold, where that is not :data:`SILENT`.
         key_factor: on the entries of attention keys.
         aliases: written axes that are another axis of the source (in a conversion).
+        perturbed: axes whose copies are parted by noise on what produces them.
 
     Returns:
         None when nothing moves.
@@ -142,6 +147,7 @@ def map_dim(
     source = np.full(len(new), NEW, dtype=np.int64)
     fill = np.full(len(new), SILENT.of(dim), dtype=np.int64)
     is_key = np.zeros(len(new), np.bool_)
+    noisy = np.zeros(len(new), np.bool_)
     positions = _positions(old)
     for code, axis in enumerate(new.axes):
         here = new.axis == code
@@ -155,6 +161,7 @@ def map_dim(
         found = np.where((index == NEW) | (part == NEW), NEW, known)
         source[here] = found
         fill[here] = rules.get(axis, SILENT).of(dim)
+        noisy |= here & (axis in perturbed and not dim.consumes)
         for key_axis, part in dim.keys:
             is_key |= here & (new.part == part) & (axis == key_axis)
     block, channels = new.block, axes.get("head_dim")
@@ -165,11 +172,12 @@ def map_dim(
         rule = rules.get("head_dim", SILENT)
         inside = np.where(is_key, rule.keys, rule.of(dim))
         source, fill = _channels(source, fill, channels.source, old.block, inside)
-        is_key, block = np.repeat(is_key, block), 1
+        is_key, noisy, block = np.repeat(is_key, block), np.repeat(noisy, block), 1
     if len(source) * block == old.width and bool((source == np.arange(len(source))).all()):
         return None
     scale = np.where(is_key, key_factor, 1.0) if key_factor != 1.0 and is_key.any() else None
-    return DimMap(source, block, dim.consumes, old.width, fill, scale)
+    moved = noisy if noisy.any() else None
+    return DimMap(source, block, dim.consumes, old.width, fill, scale, moved)
 
 
 def _channels(

@@ -254,7 +254,7 @@ class _Work:
                 raise Stopped
             block = part_of(block, tensor, self.plan.symmetry, position)
             variants = [block]
-            if rows is not None and rows.shares:
+            if rows is not None and (rows.shares or rows.perturbed is not None):
                 variants = expand_rows(block, rows, first, self.plan.symmetry, tensor.key, position)
             grown = []
             row_factor = None if scales[0] is None else scales[0][first : first + len(block)]

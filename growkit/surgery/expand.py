@@ -147,15 +147,23 @@ def row_scale(rows: DimMap | None, old_rows: int) -> Array | None:
 def expand_rows(
     block: Array, rows: DimMap, first: int, symmetry: Symmetry, name: str, position: int
 ) -> list[Array]:
-    """One block for each copy, when rows are read by the copied axis (transposed layouts)."""
+    """One block for each copy, where the copies of a row differ: they share it (transposed
+    layouts), or noise parts them (``rows.perturbed``)."""
     counts = np.zeros(rows.old_width // rows.block, np.int64)
     known = rows.source != NEW
     counts[rows.source[known]] = rows.multiplicity[known]
-    per_row = np.repeat(counts, rows.block)[first : first + len(block)]
-    variants = [np.zeros_like(block) for _ in range(int(counts.max()))]
-    for copies in np.unique(per_row):
-        here = per_row == copies
+    differ = np.full(len(counts), rows.perturbed is None)
+    if rows.perturbed is not None:
+        differ[rows.source[rows.perturbed & known]] = True
+    of_row = slice(first, first + len(block))
+    per_row = np.repeat(counts, rows.block)[of_row]
+    differs = np.repeat(differ, rows.block)[of_row]
+    start = np.zeros_like if rows.perturbed is None else np.copy
+    variants = [start(block) for _ in range(int(counts.max()))]
+    for copies in np.unique(per_row[differs]):
+        here = differs & (per_row == copies)
         parts = shares(block[here], int(copies), symmetry, f"{name}#{copies}", position)
+        factor = 1.0 if rows.perturbed is None else float(copies)
         for variant, part in zip(variants, parts, strict=False):
-            variant[here] = part
+            variant[here] = rescale(part, factor, 0.0, block.dtype)
     return variants

@@ -93,6 +93,8 @@ def build_plan(
     if symmetry.mode == "even":
         # The mean of equal copies is the expert: nothing to divide.
         growth = replace(growth, expert_copies=1)
+    if symmetry.mode == "noise" and growth.tied:
+        growth = replace(growth, perturbed=frozenset(growth.tied), exactness=Exactness.NOT_EXACT)
     family = _choose_family(source_family, growth, checkpoint.config, target)
     if family is not source_family and family.name == "gda":
         normed = checkpoint.config.get("sub_layer_norm") is not False
@@ -227,5 +229,18 @@ def _warnings(
     if symmetry.mode == "even" and shared:
         warnings.append(
             "even shares keep copies equal for ever (equal gradients): growth that is never used"
+        )
+    if growth.tied:
+        warnings.append(
+            f"symmetry of copies: none: past 1:1 the {growth.noise_copies} copies of a noise head "
+            "that a signal head subtracts have equal rows and one lambda, get equal gradients and "
+            "stay equal for ever; no split of them is exact (--symmetry noise parts them by noise "
+            "on their rows, which changes the function)"
+        )
+    if growth.perturbed:
+        warnings.append(
+            f"the copies of noise heads are parted by noise {symmetry.noise_snr_db:g} dB below "
+            "their rows, which changes the function: its mean over the copies is zero, their "
+            "attention maps are not linear in it"
         )
     return tuple(warnings)

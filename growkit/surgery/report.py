@@ -119,6 +119,8 @@ def plan_report(plan: Plan) -> dict[str, Any]:
         # Numbers of copies that share the weight of what reads them.
         "shared_copies": sorted(shared_copies(plan.tensors, plan.growth)),
         "symmetry": plan.symmetry.mode,
+        # Axes whose copies stay equal whatever the symmetry.
+        "tied_copies": list(plan.growth.tied),
         "noise_snr_db": plan.symmetry.noise_snr_db if plan.symmetry.mode == "noise" else None,
         "seed": plan.symmetry.seed,
         "exactness": plan.exactness.value,

@@ -341,6 +341,7 @@ class PlanBuilder:
             self.growth.new_units,
             self.growth.key_factor,
             aliases,
+            self.growth.perturbed,
         )
         if units is None:
             self._maps[old, new] = found
