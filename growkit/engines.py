@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Attention functions that engines put in the place of transformers' (vLLM, SGLang, TGI).
-ATTENTION_FUNCTIONS = ("vllm", "sglang", "tgi")
+# Attention functions that engines put in the place of transformers' (vLLM, SGLang, TGI). They read
+# keywords of their own, which the engine hands through the model.
+ENGINES = ("vllm", "sglang", "tgi")
 BY_TRANSFORMERS = "vllm serve --model-impl transformers"
 
 

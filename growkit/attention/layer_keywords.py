@@ -19,14 +19,12 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 from transformers.models.llama.modeling_llama import LlamaAttention
 
+from ..engines import ENGINES
+
 CACHE_NAMES = ("cache", "past_key_values")
 
 # From 5.24 on transformers' own layers take a cache of any kind as ``cache``, and write it.
 LAYERS_WRITE_EVERY_CACHE = "cache" in inspect.signature(LlamaAttention.forward).parameters
-
-# Attention functions that serving engines put in the place of transformers' (vLLM, SGLang, TGI).
-# They read keywords of their own, which the engine hands through the model.
-ENGINES = ("vllm", "sglang", "tgi")
 
 # What transformers hands to every layer, and attention functions, losses or output recorders read.
 KNOWN = frozenset(

@@ -23,10 +23,10 @@ from transformers.models.llama.modeling_llama import (
 )
 
 from ..attention.gda import LAMBDA_NAMES
-from ..attention.layer_keywords import CACHE_NAMES, ENGINES
+from ..attention.layer_keywords import CACHE_NAMES
 from ..attention.linear_weights import LinearWeights
 from ..attention.one_call import AttentionBase
-from ..engines import ATTENTION_FUNCTIONS
+from ..engines import ENGINES
 from .configuration_decoder import DecoderConfig
 from .poly_norm import PolyNorm
 from .self_contained import SelfContained
@@ -39,7 +39,7 @@ def check_engine(config: DecoderConfig, attention: type[AttentionBase]) -> None:
     config's head counts for each of ours.
     """
     engine, obstacle = config._attn_implementation, attention.engine_obstacle(config)
-    if engine in ATTENTION_FUNCTIONS and obstacle:
+    if engine in ENGINES and obstacle:
         raise ValueError(
             f"{engine} cannot serve this model: {obstacle}. Serve it with transformers, or convert "
             "it (growkit convert; docs/serving.md lists the variants that are served)."

@@ -154,11 +154,11 @@ class _Walk:
     ) -> None:
         if self.rows is not None and self.rows.perturbed is not None:
             # The noise on the copies of a row has the mean zero.
-            total, copies = np.zeros((len(old), self.tensor.output.shape[1])), np.zeros(len(old))
+            total, met = np.zeros((len(old), self.tensor.output.shape[1])), np.zeros(len(old))
             for _, offset, row, count in targets:
                 total[offset : offset + count] += self._read(row, count)
-                copies[offset : offset + count] += 1
-            self._compare(total / copies[:, None], old, factors)
+                met[offset : offset + count] += 1
+            self._compare(total / met[:, None], old, factors)
             return
         if self.rows is None or not self.rows.shares:
             for _, offset, row, count in targets:
