@@ -234,8 +234,8 @@ def _warnings(
         warnings.append(
             f"symmetry of copies: none: past 1:1 the {growth.noise_copies} copies of a noise head "
             "that a signal head subtracts have equal rows and one lambda, get equal gradients and "
-            "stay equal for ever; no split of them is exact (--symmetry noise parts them by noise "
-            "on their rows, which changes the function)"
+            "training never parts them; no split of them is exact (--symmetry noise parts them "
+            "by noise on their rows, which changes the function)"
         )
     if growth.perturbed:
         warnings.append(
