@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -189,18 +190,22 @@ def open_checkpoint(path: Path, *, require_tensors: bool = True) -> Checkpoint:
     checkpoint = Checkpoint(path, config_bytes, headers, files)
     for shard, expected in weight_map.items():
         if expected is not None:
-            _compare(shard, expected, headers[shard])
+            _compare(path, shard, expected, headers[shard])
     return checkpoint
 
 
-def _compare(shard: str, expected: set[str], header: FileHeader) -> None:
+def _compare(path: Path, shard: str, expected: set[str], header: FileHeader) -> None:
+    remedy = (
+        "Copy or download the index and the shards of one save, or rebuild the index: "
+        f"growkit index {shlex.quote(str(path))}"
+    )
     for name in sorted(expected - header.tensors.keys()):
         raise CheckpointError(
             f"{INDEX_FILE} expects tensor {name!r} in {shard!r}, which does not have it.",
-            "Copy or download the index and the shards of one save.",
+            remedy,
         )
     for name in sorted(header.tensors.keys() - expected):
         raise CheckpointError(
             f"{shard!r} has tensor {name!r}, which {INDEX_FILE} does not put there.",
-            "Copy or download the index and the shards of one save.",
+            remedy,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from pathlib import Path
 
 from growkit.checkpoint.other_formats import conversion, other_format
@@ -48,7 +49,7 @@ def find_weights(path: Path, required: bool) -> dict[str, set[str] | None]:
         if numbered:
             raise CheckpointError(
                 f"{str(path)!r} has {numbered[0]!r} but no {INDEX_FILE}.",
-                "Copy or download the index too.",
+                f"Copy or download the index too, or make it: {_rebuild(path)}",
             )
         if required:
             raise _no_weights(path, files)
@@ -58,7 +59,8 @@ def find_weights(path: Path, required: bool) -> dict[str, set[str] | None]:
     if missing:
         raise CheckpointError(
             f"{INDEX_FILE} names {len(missing)} missing shard(s): {', '.join(missing[:5])}.",
-            "Copy or download them too.",
+            "Copy or download them too"
+            + (f", or, if none is lacking: {_rebuild(path)}" if numbered else "."),
         )
     if SINGLE_FILE in files and SINGLE_FILE not in weight_map:
         # from_pretrained would load the single file and ignore the index without a word.
@@ -67,6 +69,10 @@ def find_weights(path: Path, required: bool) -> dict[str, set[str] | None]:
     if stale:
         raise _mixed(stale[0], [INDEX_FILE])
     return {shard: weight_map[shard] for shard in sorted(weight_map)}
+
+
+def _rebuild(path: Path) -> str:
+    return f"growkit index {shlex.quote(str(path))}"
 
 
 def _mixed(first: str, others: list[str]) -> CheckpointError:

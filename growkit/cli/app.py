@@ -15,6 +15,7 @@ COMMANDS = {
     "plan": "plan",
     "recipes": "recipes",
     "inspect": "inspect",
+    "index": "index",
     "verify": "verify",
     "eval": "eval",
     "diff": "diff",

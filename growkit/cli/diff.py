@@ -28,7 +28,8 @@ def diff(
     """Explain a grown folder by its parent, or compare two folders tensor by tensor.
 
     Reads both folders once, in small blocks; no model is loaded. For a folder that growkit grew it
-    says which rows and columns are old, copies or new, and checks it on the bytes.
+    says which rows and columns are old, copies or new, and checks it on the bytes: exit 3 where
+    they are not what growkit.json says and no training changed them.
 
     [dim]growkit diff ckpt/ grown/[/dim]
     """
@@ -47,6 +48,13 @@ def diff(
     for note in report["notes"]:
         output.warn(note)
     output.result({"a": str(a), "b": str(b), **report})
+    if report["as_grown"] is False and not (b / "growkit_training.json").is_file():
+        from growkit.errors import VerificationFailed
+
+        raise VerificationFailed(
+            f"{b.name} is not what its growkit.json says: parts of it changed after the growth.",
+            "Grow it again, or train it with growkit train, which records that it did.",
+        )
 
 
 def _lines(report: dict[str, Any]) -> list[Any]:

@@ -31,6 +31,7 @@ from growkit.families.t5 import T5
 from growkit.families.t5_grouped import T5_GQA, T5_WGQA
 from growkit.families.unilm_diff_v1 import UNILM_DIFF_V1
 from growkit.families.wgqa import WGQA
+from growkit.families.wrapped import explain_config
 
 # One line a family.
 _ALL = (
@@ -81,7 +82,7 @@ def family_of(config: Config, names: Collection[str] = ()) -> Family:
     if candidates:
         return _by_attention(candidates, config)
     known = sorted({name for family in FAMILIES.values() for name in family.model_types})
-    raise UsageError(
+    raise explain_config(config, known) or UsageError(
         f"growkit has no family for model_type {model_type!r}.",
         f"{nearest(str(model_type), known)}Known model types: {', '.join(known)}.",
     )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from growkit.errors import CheckpointError, UsageError, nearest
 from growkit.families.head_dim import PLAIN_ROTARY, HeadDimRule
 from growkit.families.layout import IntArray, Layout, Sizes
+from growkit.families.wrapped import explain_tensors
 
 Config = Mapping[str, Any]
 LayerRule = Callable[[Config, int], list[Any]]
@@ -365,8 +367,13 @@ class Family:
             return [width if self.windows_everywhere else None] * layers
         return [width if kind == "sliding_attention" else None for kind in kinds]
 
-    def check_tensors(self, shapes: Mapping[str, tuple[int, ...]], sizes: Sizes) -> None:
-        """Raise CheckpointError unless the stored tensors are exactly the declared ones."""
+    def check_tensors(
+        self, shapes: Mapping[str, tuple[int, ...]], sizes: Sizes, folder: Path | None = None
+    ) -> None:
+        """Raise CheckpointError unless the stored tensors are exactly the declared ones.
+
+        ``folder``: where they are stored, for the remedy.
+        """
         declared = self.count(sizes)
         if declared > 2 * len(shapes) + 1000:  # said before so many names are made
             raise CheckpointError(
@@ -377,7 +384,7 @@ class Family:
         expected = dict(self.declared(sizes))
         for name, shape in expected.items():
             if name not in shapes:
-                raise CheckpointError(
+                raise explain_tensors(expected, shapes, folder) or CheckpointError(
                     f"Tensor {name!r} of family {self.name} is missing from the checkpoint.",
                     "The config and the weights disagree; download the folder again.",
                 )

@@ -6,9 +6,10 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from growkit.core.plot_text import literal_text
 from growkit.errors import UsageError
 
 
@@ -51,6 +52,7 @@ def canvas(key: str, size: tuple[float, float] = (5.4, 3.4)) -> Iterator[Any]:
 
 def svg_text(drawn: Any, key: str) -> str:
     """The figure as an <svg> element whose ids are its own in the page."""
+    literal_text(drawn)
     buffer = io.StringIO()
     drawn.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Type": None})
     text = buffer.getvalue()
@@ -63,6 +65,16 @@ def svg_text(drawn: Any, key: str) -> str:
 
 def png_bytes(drawn: Any) -> bytes:
     """The figure as a PNG picture."""
+    literal_text(drawn)
     buffer = io.BytesIO()
     drawn.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def finished(drawn: Any, figure: Figure, *, png: bool = False) -> Figure:
+    """``figure`` with its picture; one that cannot be rendered says so and stops nothing."""
+    try:
+        picture = png_bytes(drawn) if png else b""
+        return replace(figure, svg=svg_text(drawn, figure.key), png=picture)
+    except Exception as error:  # a font, a name that the renderer does not take
+        return replace(figure, caption=f"Not shown: {type(error).__name__}: {error}")

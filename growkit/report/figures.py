@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from growkit.report.canvas import Figure, canvas, svg_text
+from growkit.report.canvas import Figure, canvas, finished
 from growkit.report.runs import Run
 
 Draw = Callable[[Any, Sequence[Run]], bool]
@@ -259,5 +259,5 @@ def draw_figures(runs: Sequence[Run]) -> list[Figure]:
             axes.grid(alpha=0.3)
             if axes.get_legend_handles_labels()[1]:
                 axes.legend(fontsize=7)
-            figures.append(Figure(key, title, caption, svg_text(drawn, key)))
+            figures.append(finished(drawn, Figure(key, title, caption, "")))
     return figures

@@ -8,7 +8,7 @@ from math import inf, isfinite
 from statistics import median
 from typing import Any
 
-from growkit.report.canvas import Figure, canvas, png_bytes, svg_text
+from growkit.report.canvas import Figure, canvas, finished
 from growkit.study.arm_figures import arm_figures
 from growkit.study.curves import Band, common_start, growths, loss_band, series_band
 from growkit.study.looks import COLORS, line_label, line_look, marker
@@ -91,8 +91,7 @@ def _figure(
         handles, labels = axes.get_legend_handles_labels()
         if labels:
             drawn.legend(handles, labels, loc="outside right upper", fontsize=7, frameon=False)
-        picture = png_bytes(drawn) if png else b""
-        return Figure(key, title, caption, svg_text(drawn, key), picture)
+        return finished(drawn, Figure(key, title, caption, ""), png=png)
 
 
 def _line(axes: Any, band: Band, label: str | None, look: dict[str, Any], among: int) -> None:

@@ -57,7 +57,8 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     family = family_of(checkpoint.config, checkpoint.tensors)
     sizes = family.sizes_of(checkpoint.config, checkpoint.tensors)
     dtypes = stored_dtypes(checkpoint)
-    family.check_tensors({n: i.shape for n, i in checkpoint.tensors.items()}, sizes)
+    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+    family.check_tensors(shapes, sizes, checkpoint.path)
     config = checkpoint.config
     cost = cost_of(family, sizes, main_dtype(dtypes), cost_context(config), config)
     report: dict[str, Any] = {

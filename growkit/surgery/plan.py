@@ -115,7 +115,7 @@ def read_source(checkpoint: Checkpoint) -> tuple[Family, dict[str, int]]:
     family = family_of(checkpoint.config, checkpoint.tensors)
     sizes = family.sizes_of(checkpoint.config, checkpoint.tensors)
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
-    family.check_tensors(shapes, sizes)
+    family.check_tensors(shapes, sizes, checkpoint.path)
     return family, sizes
 
 

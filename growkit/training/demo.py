@@ -22,7 +22,7 @@ from typing import Any
 from growkit.core.json_files import read_json_object
 from growkit.errors import UsageError, VerificationFailed
 from growkit.progress import Reporter, Silent
-from growkit.training.metrics import plot_losses, read_metrics
+from growkit.training.metrics import draw_losses, read_metrics
 from growkit.training.recipe import Recipe, make_recipe
 
 # Largest difference of held-out losses (nats a token) that float32 rounding explains.
@@ -208,18 +208,17 @@ def run_demo(
     )
 
     rows = {r.out.name: read_metrics(r.metrics) for r in (base, continued, grown)}
-    plotted = plot_losses(
+    plotted = draw_losses(
         [
             ("before growth", rows["base"], 0),
             ("trained on without growth", rows["continued"], base.tokens),
             (f"signal heads {GROWTH}", rows["grown-trained"], base.tokens),
         ],
         out / "loss.png",
+        reporter,
         title=f"Held-out loss before and after growing signal heads {GROWTH}",
         marks=[(base.tokens, "growth")],
     )
-    if not plotted:
-        reporter.note("No loss.png: matplotlib is not installed (pip install 'growkit[plots]').")
     models = tuple(
         DemoModel(
             name=name,

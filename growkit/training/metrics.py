@@ -20,7 +20,9 @@ from typing import Any
 
 from growkit.core.files import read_bytes
 from growkit.core.json_files import parse_json_object
+from growkit.core.plot_text import literal_text
 from growkit.errors import CheckpointError
+from growkit.progress import Reporter
 from growkit.whole_file import write_whole
 
 # A line has some 300 bytes; a million of them are read.
@@ -118,6 +120,28 @@ def plot_losses(
     if axes.get_legend_handles_labels()[1]:
         axes.legend()
     partial = target.with_name(target.name + ".partial")
+    literal_text(figure)
     figure.savefig(partial, dpi=120, format="png")
     os.replace(partial, target)
     return True
+
+
+def draw_losses(
+    curves: Sequence[Curve],
+    target: Path,
+    reporter: Reporter,
+    *,
+    title: str,
+    marks: Sequence[tuple[int, str]] = (),
+) -> bool:
+    """:func:`plot_losses` for a run: a picture that cannot be drawn is said and stops nothing."""
+    try:
+        drawn = plot_losses(curves, target, title=title, marks=marks)
+    except Exception as error:  # a font, a name, a full disk: the weights matter more
+        reporter.warn(f"no {target.name}: {type(error).__name__}: {error}")
+        return False
+    if not drawn:
+        reporter.note(
+            f"No {target.name}: matplotlib is not installed (pip install 'growkit[plots]')."
+        )
+    return drawn

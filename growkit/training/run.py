@@ -256,10 +256,7 @@ class _Run:
         last = metrics.last_evaluation(rows) or {}
         losses = [row["loss"] for row in rows if "loss" in row]
         plot = self.folder / "loss.png"
-        if not metrics.plot_losses([("held-out", rows, 0)], plot, title=self.out.name):
-            self.reporter.note(
-                "No loss.png: matplotlib is not installed (pip install 'growkit[plots]')."
-            )
+        metrics.draw_losses([("held-out", rows, 0)], plot, self.reporter, title=self.out.name)
         return {
             "format": 1,
             "steps": steps,

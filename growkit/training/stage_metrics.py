@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from growkit.progress import Reporter
 from growkit.surgery.manifest import read_manifest
 from growkit.training import metrics
 from growkit.training.published import published
@@ -62,8 +63,8 @@ def _growth_row(stages: Path, stage: int, rows: list[dict[str, Any]]) -> dict[st
     }
 
 
-def plot(folder: Path, stages: Path, growths: int, title: str) -> bool:
-    """Draw loss.png; False when matplotlib is not installed."""
+def plot(folder: Path, stages: Path, growths: int, title: str, reporter: Reporter) -> bool:
+    """Draw loss.png; False where it could not be drawn."""
     curves: list[metrics.Curve] = [
         (f"stage {stage}", rows, 0)
         for stage in range(growths + 1)
@@ -74,4 +75,4 @@ def plot(folder: Path, stages: Path, growths: int, title: str) -> bool:
         for row in metrics.read_metrics(folder / "metrics.jsonl")
         if "growth" in row
     ]
-    return metrics.plot_losses(curves, folder / "loss.png", title=title, marks=marks)
+    return metrics.draw_losses(curves, folder / "loss.png", reporter, title=title, marks=marks)

@@ -88,10 +88,7 @@ def train_stages(
     with open_run(recipe, out, folder, resume, overwrite, reporter):
         run = _StagedRun(recipe, out, train_one, reporter)
         record = run.run()
-        if not plot(folder, run.stages, len(recipe.stages), out.name):
-            reporter.note(
-                "No loss.png: matplotlib is not installed (pip install 'growkit[plots]')."
-            )
+        plot(folder, run.stages, len(recipe.stages), out.name, reporter)
         return make_result(record, out, folder, started, None)
 
 
