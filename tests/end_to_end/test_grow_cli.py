@@ -269,7 +269,7 @@ def test_disk_full(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
     before = snapshot(source.parent)
     run = growkit("grow", source, *SIGNAL, "--out", source.parent / "out")
-    assert run.code == 1 and "GB free" in message(run.err)[0]
+    assert run.code == 1 and "10 B free" in message(run.err)[0]
     assert snapshot(source.parent) == before
 
 
