@@ -20,7 +20,7 @@ from growkit.cli.common import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from growkit.verify import VerificationReport
+    from growkit.verify import CachedSteps, LongWindow, VerificationReport
 
 PANEL = "Look and prove"
 
@@ -33,6 +33,13 @@ def verify(
     ] = None,
     tokens: Annotated[int, typer.Option(help="About how many tokens to compare on.")] = 512,
     window: Annotated[int, typer.Option(help="Tokens in one window of the text.")] = 128,
+    long_window: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens of one longer window, 0 for none; default: longer than every sliding "
+            "window, chunk and rotary scaling, where that is affordable."
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Windows that run at once.")] = 1,
     compute_dtype: Annotated[
         str,
@@ -74,6 +81,7 @@ def verify(
             text=given,
             tokens=tokens,
             window=window,
+            long_window=long_window,
             batch_size=batch_size,
             compute_dtype=compute_dtype,
             tolerance=tolerance,
@@ -104,8 +112,9 @@ def table(report: VerificationReport) -> Table:
     rows = Table(title=Text.assemble((report.status, colour), printable(names)))
     rows.add_column("figure")
     rows.add_column("value", justify="right")
-    where = f"{report.tokens} tokens, {report.text}, {report.tokenizer}"
-    rows.add_row("compared on", where)
+    rows.add_row("compared on", f"{report.text}, {report.tokenizer}")
+    for place, part in enumerate(report.compared.split("; ")):
+        rows.add_row("" if place else "compared", part)
     rows.add_row("stored as", f"{report.storage_dtype_a}, {report.storage_dtype_b}")
     how = " layer by layer" if report.layerwise else ""
     rows.add_row("computed in", report.compute_dtype + how)
@@ -117,6 +126,12 @@ def table(report: VerificationReport) -> Table:
     rows.add_row("KL(A||B) a token, mean and max", f"{report.kl_mean:.3g}, {report.kl_max:.3g}")
     rows.add_row("top-1 agreement", f"{report.top1_agreement:.2%}")
     rows.add_row("perplexity A, B", f"{report.perplexity_a:.4f}, {report.perplexity_b:.4f}")
+    if report.long_window is not None:
+        long = report.long_window
+        rows.add_row(f"max |d logit| behind {long.tokens - long.compared:,} tokens", _figure(long))
+    for steps in report.cached:
+        name = f"max |d logit| with {steps.cache} cache, {steps.folder.upper()}"
+        rows.add_row(name, steps.error or _figure(steps))
     if report.generation is not None:
         made = report.generation
         cache = "equal" if made.cached_equals_uncached else _at(made.first_cache_disagreement)
@@ -148,6 +163,10 @@ def layer_table(report: VerificationReport) -> Table:
         figures = (layer.max_difference, layer.relative_difference, layer.tolerance)
         rows.add_row(*names, *(f"{figure:.3g}" for figure in figures), style=style)
     return rows
+
+
+def _figure(found: LongWindow | CachedSteps) -> str:
+    return f"{found.max_difference:.3g} (tolerance {found.tolerance:.3g})"
 
 
 def _at(token: int | None) -> str:

@@ -22,16 +22,28 @@ class Difference:
         entries: entries compared.
         differing: entries whose value (or, in equal dtypes, bits) differ.
         max_difference: largest |difference|; NaN or infinity where one side has such a value.
+        beyond_rounding: entries that differ by more than rounding when they were written.
         shares: number of copies -> [sum of |old weight|, sum of each copy's part of it].
     """
 
     entries: int = 0
     differing: int = 0
     max_difference: float = 0.0
+    beyond_rounding: int = 0
     shares: dict[int, npt.NDArray[np.float64]] = field(default_factory=dict)
 
-    def look(self, found: Array, expected: Array, *, by_value: bool = False) -> None:
-        """Compare two blocks of one shape: equal dtypes by their bits, unless ``by_value``."""
+    def look(
+        self,
+        found: Array,
+        expected: Array,
+        *,
+        by_value: bool = False,
+        rounding: Array | None = None,
+    ) -> None:
+        """Compare two blocks of one shape: equal dtypes by their bits, unless ``by_value``.
+
+        ``rounding`` is how far each entry may be off because it was rounded on writing.
+        """
         self.entries += found.size
         if found.dtype == expected.dtype and not by_value:
             same = _bits(found) == _bits(expected)
@@ -43,6 +55,8 @@ class Difference:
         self.differing += int(other.sum())
         with np.errstate(invalid="ignore"):
             distance = np.abs(found[other].astype(np.float64) - expected[other].astype(np.float64))
+        allowed = 0.0 if rounding is None else rounding[other]
+        self.beyond_rounding += int((~(distance <= allowed)).sum())
         # max() would drop a NaN that does not come first.
         self.max_difference = float(np.max([self.max_difference, np.max(distance)]))
 
@@ -56,6 +70,7 @@ class Difference:
         """Collect the figures of another tensor too."""
         self.entries += other.entries
         self.differing += other.differing
+        self.beyond_rounding += other.beyond_rounding
         self.max_difference = float(np.max([self.max_difference, other.max_difference]))
         for copies, sums in other.shares.items():
             self.shares[copies] = self.shares.get(copies, 0) + sums

@@ -10,14 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from growkit.checkpoint import Checkpoint, identity
-from growkit.errors import GrowkitError, UsageError
+from growkit.checkpoint import Checkpoint
+from growkit.errors import UsageError
 from growkit.surgery.compare import Difference, compare_tensors
 from growkit.surgery.diff_text import group_text
 from growkit.surgery.explain import dim_parts, explain
-from growkit.surgery.manifest import read_manifest
 from growkit.surgery.plan import Plan
-from growkit.surgery.recorded import plan_again
+from growkit.surgery.recorded import recorded_plan
 from growkit.surgery.report import layer_sources
 from growkit.surgery.tensor_plans import TensorPlan
 
@@ -120,7 +119,7 @@ def diff_checkpoints(
         UsageError: the folders hold different architectures.
     """
     notes: list[str] = []
-    plan = _plan(a, b, notes)
+    plan = recorded_plan(a, b, notes)
     if plan is None:
         kinds = [checkpoint.config.get("model_type") for checkpoint in (a, b)]
         if kinds[0] != kinds[1]:
@@ -161,36 +160,6 @@ def _add_numbers(
 def _pattern(name: str) -> str:
     """A tensor's name without the numbers of its layer and expert."""
     return EXPERT.sub("{expert}", LAYER.sub("{layer}", name, count=1))
-
-
-def _plan(a: Checkpoint, b: Checkpoint, notes: list[str]) -> Plan | None:
-    """The plan that made ``b`` from ``a``, made again; None when ``a`` is not the parent."""
-    manifest = read_manifest(b.path)
-    if manifest is None or not isinstance(manifest.get("request"), dict):
-        if _is_parent(b, read_manifest(a.path)):
-            notes.append("A was grown from B: give the folders in the other order to see how")
-        return None
-    if not _is_parent(a, manifest):
-        parent = manifest.get("parent", {}).get("name")
-        notes.append(f"B was grown from {parent!r}, whose config and tensors are not those of A")
-        return None
-    try:
-        plan = plan_again(a, manifest["request"], b.path)
-    except GrowkitError as error:
-        notes.append(f"the growth recorded in growkit.json cannot be planned again: {error.cause}")
-        return None
-    written = {t.output.name: t.output.shape for t in plan.tensors}
-    if written != {name: info.shape for name, info in b.tensors.items()}:
-        notes.append("B no longer has the tensors that growkit.json records")
-        return None
-    return plan
-
-
-def _is_parent(parent: Checkpoint, manifest: dict[str, Any] | None) -> bool:
-    recorded = (manifest or {}).get("parent")
-    if not isinstance(recorded, dict):
-        return False
-    return all(recorded.get(key) == value for key, value in identity(parent).items())
 
 
 def _by_plan(plan: Plan, b: Checkpoint, advance: Advance) -> list[Group]:

@@ -105,6 +105,11 @@ def _step(shape: tuple[int, ...]) -> int:
     return max(1, BLOCK_BYTES // (8 * max(int(np.prod(shape[1:])), 1)))
 
 
+def _half_unit(values: Array, stored: np.dtype[Any]) -> Array:
+    """Half the distance to the next number of the stored dtype: what rounding may have done."""
+    return 0.51 * np.spacing(np.abs(values).astype(stored)).astype(np.float64)
+
+
 class _Walk:
     """Blocks of source rows, each beside all the written rows that are made of it."""
 
@@ -218,6 +223,7 @@ class _Walk:
         wide = units.astype(np.float64)
         whole = self._scaled(old, found.dtype, factors).reshape(old_units.shape)
         total = np.zeros(old_units.shape)
+        rounding = np.zeros(old_units.shape)
         for copies in np.unique(self.columns.multiplicity[known]).tolist():
             places = [
                 np.flatnonzero((self.columns.multiplicity == copies) & (self.columns.rank == rank))
@@ -226,9 +232,11 @@ class _Walk:
             order = source[places[0]]
             parts = [wide[:, here[np.argsort(source[here])]] for here in places]
             total[:, np.sort(order)] = sum(parts)
+            rounding[:, np.sort(order)] = sum(_half_unit(part, found.dtype) for part in parts)
             if copies > 1:
                 self.result.look_share(copies, parts, whole[:, np.sort(order)].astype(np.float64))
-        self.result.look(total, whole, by_value=True)
+        rounding += _half_unit(whole.astype(np.float64), found.dtype)
+        self.result.look(total, whole, by_value=True, rounding=rounding)
 
     def _plain(self, units: Array, expected: Array, factors: Array | None, known: Array) -> None:
         assert self.columns is not None

@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from growkit.checkpoint import Checkpoint
+from growkit.checkpoint import Checkpoint, identity
+from growkit.errors import GrowkitError
 from growkit.surgery.alignment import read_alignment
 from growkit.surgery.conversion_plan import build_conversion_plan
 from growkit.surgery.conversion_request import ConversionRequest
@@ -40,3 +41,34 @@ def plan_again(source: Checkpoint, request: dict[str, Any], written: Path) -> Pl
 
 def _plan(source: Checkpoint, grow: GrowthRequest) -> Plan:
     return build_plan(source, grow.operators(), symmetry=grow.symmetry_choice(), target=grow.format)
+
+
+def recorded_plan(a: Checkpoint, b: Checkpoint, notes: list[str]) -> Plan | None:
+    """The plan that made ``b`` from ``a``, made again; None, with a note, when ``a`` is not the
+    parent or the plan cannot be made."""
+    manifest = read_manifest(b.path)
+    if manifest is None or not isinstance(manifest.get("request"), dict):
+        if _is_parent(b, read_manifest(a.path)):
+            notes.append("A was grown from B: give the folders in the other order to see how")
+        return None
+    if not _is_parent(a, manifest):
+        parent = manifest.get("parent", {}).get("name")
+        notes.append(f"B was grown from {parent!r}, whose config and tensors are not those of A")
+        return None
+    try:
+        plan = plan_again(a, manifest["request"], b.path)
+    except GrowkitError as error:
+        notes.append(f"the growth recorded in growkit.json cannot be planned again: {error.cause}")
+        return None
+    written = {t.output.name: t.output.shape for t in plan.tensors}
+    if written != {name: info.shape for name, info in b.tensors.items()}:
+        notes.append("B no longer has the tensors that growkit.json records")
+        return None
+    return plan
+
+
+def _is_parent(parent: Checkpoint, manifest: dict[str, Any] | None) -> bool:
+    recorded = (manifest or {}).get("parent")
+    if not isinstance(recorded, dict):
+        return False
+    return all(recorded.get(key) == value for key, value in identity(parent).items())

@@ -108,6 +108,7 @@ def compare_layers(
     compute: torch.dtype,
     storage: torch.dtype,
     storage_rounding: bool,
+    amplification: float = 1.0,
 ) -> tuple[list[LayerDifference], str]:
     """Largest difference after each layer, over all batches; and a note when it is impossible."""
     stacks_a, stacks_b = layer_stacks(model_a), layer_stacks(model_b)
@@ -145,7 +146,8 @@ def compare_layers(
             layer,
             source,
             *found[stack, layer],
-            tolerance(
+            amplification
+            * tolerance(
                 1.0,
                 layer + 1 + (before_decoder if stack == "decoder" else 0),
                 compute,

@@ -56,7 +56,7 @@ class LayerwiseModel:
         parts += [(f"model.layers.{i}", layer) for i, layer in enumerate(base.layers)]
         return [*parts, ("model.norm", base.norm), ("lm_head", self.model.lm_head)]
 
-    def _stored(self, name: str) -> str | None:
+    def stored_name(self, name: str) -> str | None:
         """The name under which a parameter's values are on disk, following a tie either way."""
         if name in self.folder.tensors:
             return name
@@ -69,7 +69,7 @@ class LayerwiseModel:
         shapes = {name: tensor.shape for name, tensor in state.items()}
         check_complete(
             self.folder,
-            [name for name in shapes if self._stored(name) is None],
+            [name for name in shapes if self.stored_name(name) is None],
             [
                 name
                 for name in self.folder.tensors
@@ -78,7 +78,7 @@ class LayerwiseModel:
             [
                 name
                 for name in shapes
-                if (stored := self._stored(name))
+                if (stored := self.stored_name(name))
                 and self.folder.tensors[stored][2] != tuple(shapes[name])
             ],
         )
@@ -87,7 +87,7 @@ class LayerwiseModel:
         def read(module: nn.Module, args: tuple[Any, ...]) -> None:
             values: dict[str, torch.Tensor] = {}
             for name in module.state_dict():
-                stored = self._stored(f"{prefix}.{name}")
+                stored = self.stored_name(f"{prefix}.{name}")
                 assert stored is not None  # _check has seen to it
                 values[name] = _read(self.folder.tensors[stored][0], stored).to(self.dtype)
             module.load_state_dict(values, assign=True)

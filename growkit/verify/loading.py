@@ -113,6 +113,8 @@ def load_model(folder: Folder, dtype: torch.dtype, *, trust_remote_code: bool = 
         info["unexpected_keys"],
         (entry if isinstance(entry, str) else entry[0] for entry in info["mismatched_keys"]),
     )
+    if dtype == torch.float64 and hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")  # the grouped kernels know no float64
     result: nn.Module = model.eval().requires_grad_(False)
     return result
 

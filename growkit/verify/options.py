@@ -48,6 +48,14 @@ def check_options(
         raise UsageError(f"--tolerance {limit} is no tolerance.", "Give a number of 0 or more.")
 
 
+def check_long_window(length: int | None) -> None:
+    """Raises UsageError for a length that is no window."""
+    if length is not None and (length < 0 or length == 1):
+        raise UsageError(
+            f"--long-window {length} is no window.", "Give 0 for none, or 2 tokens or more."
+        )
+
+
 def promised_exactness(b: Folder, notes: list[str]) -> str:
     """What the plan in B's manifest promises; ``exact`` without a plan."""
     said = b.plan.get("exactness", "exact")

@@ -15,7 +15,8 @@ class Generation:
     """Greedy generation of both folders from one prompt.
 
     A disagreement is explained when the two best logits there are closer than twice the
-    tolerance: then rounding alone decides which token is the greedy one.
+    tolerance: then rounding alone decides which token is the greedy one. ``max_cache_difference``
+    is between the logits that B chose from, with its cache, and those without.
     """
 
     prompt_tokens: int
@@ -27,6 +28,71 @@ class Generation:
     margin: float | None
     cache_explained: bool
     explained: bool
+    max_cache_difference: float
+    cache_tolerance: float
+
+
+@dataclass(frozen=True)
+class CachedSteps:
+    """Logits of decoding with a KV cache, against one forward pass over the same tokens.
+
+    A prefill of ``prefill_tokens``, then ``steps`` single tokens. ``folder`` is ``a`` or ``b``,
+    ``cache`` is ``dynamic`` or ``static``; ``max_difference`` is None where the model raised
+    ``error``.
+    """
+
+    folder: str
+    cache: str
+    prefill_tokens: int
+    steps: int
+    max_difference: float | None
+    tolerance: float
+    error: str = ""
+
+    @property
+    def within(self) -> bool:
+        return self.max_difference is not None and self.max_difference <= self.tolerance
+
+
+@dataclass(frozen=True)
+class LongWindow:
+    """The one window that is longer than what the configs say about lengths; its last ``compared``
+    positions are compared. ``boundary`` names the config field that asked for it."""
+
+    tokens: int
+    compared: int
+    max_difference: float
+    tolerance: float
+    boundary: str
+
+    @property
+    def within(self) -> bool:
+        return self.max_difference <= self.tolerance
+
+
+@dataclass(frozen=True)
+class TableRows:
+    """Embeddings and output matrix, row by row, on the stored values.
+
+    ``against`` is ``plan`` (what growkit.json's plan makes of A), ``a`` (A's own rows) or empty:
+    then only the rows that the text reads are verified. ``rows`` of ``total`` are verified.
+    """
+
+    against: str
+    rows: int
+    total: int
+    tensors: tuple[str, ...] = ()
+    differing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ConfigFields:
+    """Config fields of B against those that the plan writes (``against`` is ``plan``) or A's own
+    (``a``); empty where they cannot be compared. ``judged`` where no window was long enough."""
+
+    against: str
+    differing: tuple[str, ...] = ()
+    judged: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,6 +142,10 @@ class VerificationReport:
 
     ``passed`` is None when growth is declared not exact: the figures then inform, and judge
     nothing. ``cause`` is one sentence, empty unless ``passed`` is False.
+
+    ``tokens`` are compared in windows of ``window``; ``verified_length`` is the longest text on
+    which the logits are. ``amplification`` is 1 unless the tolerance was widened because A itself
+    amplifies rounding (see :mod:`growkit.verify.amplification`).
     """
 
     passed: bool | None
@@ -108,6 +178,13 @@ class VerificationReport:
     first_differing_layer: int | None
     layers: tuple[LayerDifference, ...]
     notes: tuple[str, ...]
+    window: int
+    verified_length: int
+    long_window: LongWindow | None
+    rows: TableRows
+    config: ConfigFields
+    cached: tuple[CachedSteps, ...]
+    amplification: float
 
     @property
     def status(self) -> str:
@@ -120,6 +197,8 @@ class VerificationReport:
         figures = asdict(self)
         figures["layers"] = [{**asdict(layer), "within": layer.within} for layer in self.layers]
         figures["notes"] = list(self.notes)
+        figures["cached"] = [{**asdict(steps), "within": steps.within} for steps in self.cached]
+        figures["compared"] = self.compared
         figures["perplexity_difference"] = self.perplexity_b - self.perplexity_a
         return {"schema": SCHEMA, "status": self.status, **figures}
 
@@ -129,8 +208,26 @@ class VerificationReport:
             f"{self.status}: max |d logit| {self.max_difference:.3g} "
             f"(tolerance {self.tolerance:.3g}), mean KL {self.kl_mean:.3g}, "
             f"top-1 agreement {self.top1_agreement:.2%}, perplexity {self.perplexity_a:.4f} -> "
-            f"{self.perplexity_b:.4f}, {self.tokens} tokens, {self.compute_dtype} compute"
+            f"{self.perplexity_b:.4f}, {self.compute_dtype} compute; compared: {self.compared}"
         )
+
+    @property
+    def compared(self) -> str:
+        """What was compared: "512 tokens in windows of 128 and one of 4,200; all 49,152 rows"."""
+        long = f" and one of {self.long_window.tokens:,}" if self.long_window else ""
+        rows = "all" if self.rows.against else f"{self.rows.rows:,} of"
+        against = {"plan": " (bytes, by the plan)", "a": " (values of A)"}
+        parts = [
+            f"{self.tokens:,} tokens in windows of {self.window:,}{long}",
+            f"{rows} {self.rows.total:,} rows{against.get(self.rows.against, ' (those read)')}",
+        ]
+        if self.cached:
+            kinds = " and ".join(dict.fromkeys(steps.cache for steps in self.cached))
+            prefill = self.cached[0].prefill_tokens
+            parts.append(f"{kinds} cache behind {prefill:,} tokens")
+        else:
+            parts.append("no cache")
+        return "; ".join(parts)
 
     def raise_if_failed(self) -> None:
         """Raises:

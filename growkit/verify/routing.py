@@ -9,7 +9,8 @@ B as A decided it. A choice that is no tie stays B's own: a wrong router still s
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 from growkit.verify.folder import Folder
 from growkit.verify.layers import layer_stacks
 from growkit.verify.tolerance import tolerance
+
+Allowed = Callable[[float], float]  # root mean square of router logits -> gap that is a tie
 
 
 @dataclass
@@ -117,37 +120,94 @@ def _recorder(ties: Ties, layer: int) -> Any:
     return record
 
 
-def _decider(ties: Ties, source: int, allowed: Any) -> Any:
+def _decider(ties: Ties, source: int, allowed: Allowed) -> Any:
     def decide(module: nn.Module, args: Any, output: Any) -> Any:
-        logits, weights, experts = output
         if source not in ties._chosen:
             return None
         chosen, count = ties._chosen[source]
-        copies, uneven = divmod(logits.shape[-1], count)
-        if uneven or len(chosen) != len(experts) or experts.shape[-1] != chosen.shape[-1] * copies:
-            return None
-        wanted = torch.zeros(len(chosen), count, dtype=torch.bool, device=chosen.device)
-        wanted = wanted.scatter(1, chosen, True).repeat(1, copies)
-        own = torch.zeros_like(wanted).scatter(1, experts, True)
-        gap = logits.masked_fill(wanted, -torch.inf).amax(-1) - logits.masked_fill(
-            ~wanted, torch.inf
-        ).amin(-1)
-        rms = float(logits.double().square().mean().sqrt())
-        settled = (wanted != own).any(-1) & (gap <= allowed(rms))
-        ties.choices += len(chosen)
-        if not bool(settled.any()):
-            return None
-        ties.settled += int(settled.sum())
-        ties.largest_gap = max(ties.largest_gap, float(gap[settled].max()))
-        others = logits.masked_fill(~wanted, -torch.inf).topk(experts.shape[-1]).indices
-        new = torch.softmax(logits.float(), -1).gather(1, others)
-        if getattr(module, "norm_topk_prob", True):  # Mixtral always does
-            new = new / new.sum(-1, keepdim=True)
-        place = settled[:, None]
-        return (
-            logits,
-            torch.where(place, new.to(weights.dtype), weights),
-            torch.where(place, others, experts),
-        )
+        return _settled(ties, module, output, chosen, count, allowed)
 
     return decide
+
+
+def _settled(
+    ties: Ties, module: nn.Module, output: Any, chosen: Tensor, count: int, allowed: Allowed
+) -> Any:
+    """What a router says, ties decided as ``chosen`` [tokens, experts per token] among ``count``
+    experts says; None where nothing is a tie."""
+    logits, weights, experts = output
+    copies, uneven = divmod(logits.shape[-1], count)
+    if uneven or len(chosen) != len(experts) or experts.shape[-1] != chosen.shape[-1] * copies:
+        return None
+    wanted = torch.zeros(len(chosen), count, dtype=torch.bool, device=chosen.device)
+    wanted = wanted.scatter(1, chosen, True).repeat(1, copies)
+    own = torch.zeros_like(wanted).scatter(1, experts, True)
+    gap = logits.masked_fill(wanted, -torch.inf).amax(-1) - logits.masked_fill(
+        ~wanted, torch.inf
+    ).amin(-1)
+    rms = float(logits.double().square().mean().sqrt())
+    settled = (wanted != own).any(-1) & (gap <= allowed(rms))
+    ties.choices += len(chosen)
+    if not bool(settled.any()):
+        return None
+    ties.settled += int(settled.sum())
+    ties.largest_gap = max(ties.largest_gap, float(gap[settled].max()))
+    others = logits.masked_fill(~wanted, -torch.inf).topk(experts.shape[-1]).indices
+    new = torch.softmax(logits.float(), -1).gather(1, others)
+    if getattr(module, "norm_topk_prob", True):  # Mixtral always does
+        new = new / new.sum(-1, keepdim=True)
+    place = settled[:, None]
+    return (
+        logits,
+        torch.where(place, new.to(weights.dtype), weights),
+        torch.where(place, others, experts),
+    )
+
+
+class RepeatedChoices:
+    """Experts that a model chose for the tokens of a text, for later passes over the same tokens.
+
+    Passes over one row of tokens are recorded one behind the other, until ``following`` says with
+    which token of the record the next pass begins; ties are then decided as in the record.
+    """
+
+    def __init__(self, model: Any, compute: torch.dtype | None) -> None:
+        """``compute`` says what a tie is; None: every choice of the record holds."""
+        self.following: int | None = None
+        self._model, self._compute, self._ties = model, compute, Ties()
+
+    def forget(self) -> None:
+        """Begin a new record."""
+        self.following = None
+        self._ties._chosen.clear()
+
+    @contextlib.contextmanager
+    def watched(self, model: Any = None) -> Iterator[RepeatedChoices]:
+        """Record and follow while open; in another model of the same layers, if one is given."""
+        handles = []
+        for layer, router in _routers(model or self._model).items():
+
+            def allowed(rms: float, depth: int = layer + 1) -> float:
+                return tolerance(rms, depth, self._compute) if self._compute else math.inf
+
+            handles.append(router.register_forward_hook(self._hook(layer, allowed)))
+        try:
+            yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, layer: int, allowed: Allowed) -> Any:
+        chosen = self._ties._chosen
+
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            logits, _, experts = output
+            if self.following is None:
+                before = [chosen[layer][0]] if layer in chosen else []
+                chosen[layer] = (torch.cat([*before, experts]), logits.shape[-1])
+                return None
+            whole, count = chosen[layer]
+            part = whole[self.following : self.following + len(experts)]
+            return _settled(self._ties, module, output, part, count, allowed)
+
+        return hook

@@ -2,42 +2,37 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from growkit.errors import UsageError, VerificationFailed
 from growkit.progress import Progress, SilentProgress
-from growkit.verify import inputs, layers, loading, memory
-from growkit.verify.figures import LogitFigures
-from growkit.verify.folder import Folder, dtype_name, open_folder
-from growkit.verify.generation import compare_generation
-from growkit.verify.layerwise import load_layerwise
-from growkit.verify.options import COMPUTE_DTYPES, check_options, promised_exactness, widest_dtype
-from growkit.verify.report import HalfPrecision, LayerDifference, VerificationReport
-from growkit.verify.routing import same_choices
-from growkit.verify.tolerance import tolerance as tolerance_rule
-from growkit.verify.verdict import verdict
-from growkit.verify.windows import comparison_windows
-
-
-@dataclass
-class _Run:
-    """The two folders, their models and how they are run."""
-
-    a: Folder
-    b: Folder
-    compute: torch.dtype
-    layerwise: bool
-    trust_remote_code: bool
-
-    def load(self, folder: Folder, dtype: torch.dtype) -> Any:
-        load = load_layerwise if self.layerwise else loading.load_model
-        return load(folder, dtype, trust_remote_code=self.trust_remote_code)
+from growkit.verify import inputs, loading, memory
+from growkit.verify.folder import dtype_name, open_folder
+from growkit.verify.long_window import plan_reach
+from growkit.verify.options import (
+    COMPUTE_DTYPES,
+    check_long_window,
+    check_options,
+    promised_exactness,
+    widest_dtype,
+)
+from growkit.verify.pair import Pair, common_vocabulary
+from growkit.verify.report import CachedSteps, LayerDifference, VerificationReport
+from growkit.verify.steps import (
+    compare_caches,
+    compare_long,
+    compare_residuals,
+    compare_stored,
+    compare_windows,
+    generate,
+    half_precision,
+    layer_batches,
+    ordinary_window,
+)
+from growkit.verify.verdict import Outcome, verdict
+from growkit.verify.windows import comparison_windows, one_window
 
 
 @torch.inference_mode()
@@ -55,6 +50,7 @@ def verify_checkpoints(
     layerwise: str = "auto",
     generate_tokens: int = 16,
     all_layers: bool = False,
+    long_window: int | None = None,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> VerificationReport:
@@ -75,8 +71,12 @@ def verify_checkpoints(
             Default: what growkit.json of ``b`` says, else ``exact``.
         layerwise: ``on`` reads one decoder layer at a time; ``auto`` does so when both models
             would need more than 60 % of the available memory.
-        generate_tokens: greedy tokens to compare with and without a KV cache; 0 for none. Layer
-            by layer there is no generation, since every token would read both folders again.
+        generate_tokens: greedy tokens to compare with and without a KV cache; 0 for none, and then
+            no cache is compared at all. Layer by layer there is neither, since every token would
+            read both folders again.
+        long_window: tokens of one further window; 0 for none. By default it is longer than every
+            sliding window, attention chunk and rotary scaling of the two configs, where the
+            ordinary windows are not and it is affordable (see :mod:`growkit.verify.cost`).
         all_layers: compare every layer even when the logits agree.
         trust_remote_code: run model code that a folder brings along.
         progress: receives percent done.
@@ -91,6 +91,7 @@ def verify_checkpoints(
             a model that cannot generate.
     """
     check_options(tokens, window, batch_size, compute_dtype, tolerance, layerwise, exactness)
+    check_long_window(long_window)
     progress = progress or SilentProgress()
     folder_a, folder_b = open_folder(a), open_folder(b)
     notes: list[str] = []
@@ -99,86 +100,86 @@ def verify_checkpoints(
     by_layer = layerwise == "on" or (
         layerwise == "auto" and not memory.both_fit(folder_a, folder_b, compute)
     )
-    run = _Run(folder_a, folder_b, compute, by_layer, trust_remote_code)
+    pair = Pair(
+        folder_a,
+        folder_b,
+        compute,
+        by_layer,
+        trust_remote_code,
+        exactness == "rounded",
+        given=tolerance,
+        notes=notes,
+    )
 
     progress.describe("load")
-    model_a = run.load(folder_a, compute)
-    model_b = run.load(folder_b, compute)
-    vocab_size = _common_vocabulary(model_a, model_b)
-    windows, tokenizer = comparison_windows(
+    pair.load_both()
+    vocab_size = common_vocabulary(pair.model_a, pair.model_b)
+    tokenizers = [
+        loading.load_tokenizer(folder, trust_remote_code=trust_remote_code)
+        for folder in (folder_a, folder_b)
+    ]
+    windows, source = comparison_windows(
         text,
-        [
-            loading.load_tokenizer(folder, trust_remote_code=trust_remote_code)
-            for folder in (folder_a, folder_b)
-        ],
+        tokenizers,
         tokens=tokens,
-        window=window,
+        window=ordinary_window(pair, window),
         vocab_size=vocab_size,
         notes=notes,
     )
-    batches = list(windows.split(len(windows) if by_layer else batch_size))
+    pair.sample = windows.split(len(windows) if by_layer else batch_size)
     progress.advance(20)
 
     progress.describe("compare logits")
-    figures, rounding = LogitFigures(), exactness == "rounded"
-    choices = partial(
-        same_choices, model_a, model_b, folder_b, compute=compute, storage_rounding=rounding
-    )
-    with choices() as ties:
-        for ids in batches:
-            logits_a = _logits(model_a, ids, folder_a, batches)
-            logits_b = _logits(model_b, ids, folder_b, batches)
-            figures.add(logits_a, logits_b, inputs.predicted_ids(model_a, ids))
-            progress.advance(40 / len(batches))
-    notes.extend([ties.note] if ties.note else [])
+    figures = compare_windows(pair, lambda: progress.advance(25 / len(pair.sample)))
+    reach = plan_reach(pair, windows.shape[1], long_window)
+    notes.extend([reach.note] if reach.note else [])
+    long_ids = one_window(source.text, source.encode, reach.tokens) if reach.tokens else None
+    long, whole = compare_long(pair, long_ids, reach)
+    progress.advance(10)
 
-    depth = max(inputs.depth(model_a), inputs.depth(model_b))
-    allowed = tolerance
-    if allowed is None:
-        allowed = tolerance_rule(
-            figures.logit_rms,
-            depth,
-            compute,
-            storage=folder_b.storage_dtype,
-            storage_rounding=rounding,
-        )
+    progress.describe("compare rows")
+    rows, config = compare_stored(pair, windows, judged=not reach.whole)
+    progress.advance(5)
 
-    progress.describe("generate")
+    progress.describe("decode")
+    cached: tuple[CachedSteps, ...] = ()
     generation = None
     if by_layer:
-        notes.append("generation not compared: layer by layer, every token would read it all again")
+        notes.append(
+            "caches and generation not compared: layer by layer, every token would read it all "
+            "again"
+        )
     elif generate_tokens:
-        prompt = windows[:1, : min(32, windows.shape[1])]
-        generation = compare_generation(model_a, model_b, prompt, generate_tokens, allowed)
+        cached = compare_caches(pair, windows, long_ids if reach.with_cache else None, whole)
+        del whole
+        generation = generate(pair, windows, generate_tokens, pair.allowed(figures.logit_rms))
     progress.advance(15)
 
-    same = figures.max_difference <= allowed and (generation is None or generation.explained)
+    rule = pair.allowed(figures.logit_rms)
+    exceeds = figures.max_difference > rule or (long is not None and not long.within)
+    amplification = 1.0
+    if exactness != "not-exact" and exceeds:
+        amplification = pair.amplification("a")
+        long = long and replace(long, tolerance=long.tolerance * amplification)
+    allowed = rule * amplification
+    outcome = Outcome(exactness, figures, allowed, long, rows, config, cached, generation)
     compared: list[LayerDifference] = []
-    if all_layers or (exactness != "not-exact" and not same):
+    if all_layers or (exactness != "not-exact" and not outcome.same_logits):
         progress.describe("compare layers")
-        with choices():
-            compared, note = layers.compare_layers(
-                model_a,
-                model_b,
-                batches,
-                folder_b,
-                compute=compute,
-                storage=folder_b.storage_dtype,
-                storage_rounding=rounding,
-            )
-        notes.extend([note] if note else [])
+        where = layer_batches(pair, long_ids, figures.max_difference <= allowed, notes)
+        compared = compare_residuals(pair, where, amplification)
     progress.advance(10)
-    names = (type(model_a).__name__, type(model_b).__name__)
+    names = (type(pair.model_a).__name__, type(pair.model_b).__name__)
     if names[0] != names[1]:
         notes.append(f"model classes differ: {names[0]} and {names[1]}")
-    depths = (inputs.depth(model_a), inputs.depth(model_b))
-    del model_a, model_b
+    depths = (inputs.depth(pair.model_a), inputs.depth(pair.model_b))
+    pair.model_a = pair.model_b = None
 
     progress.describe("16-bit compute")
-    half = _half_precision(run, batches[0], notes)
+    half = half_precision(pair, pair.sample[0])
     progress.advance(15)
 
-    passed, cause = verdict(exactness, figures, allowed, generation, compared)
+    passed, cause = verdict(outcome, compared, names)
     first = next((entry for entry in compared if not entry.within), None)
     return VerificationReport(
         passed=passed,
@@ -189,7 +190,7 @@ def verify_checkpoints(
         tokens=windows.numel(),
         windows=len(windows),
         text="built-in sample" if text is None else "given text",
-        tokenizer=tokenizer,
+        tokenizer=source.name,
         storage_dtype_a=dtype_name(folder_a.storage_dtype),
         storage_dtype_b=dtype_name(folder_b.storage_dtype),
         compute_dtype=dtype_name(compute),
@@ -211,60 +212,11 @@ def verify_checkpoints(
         first_differing_layer=None if first is None else first.layer,
         layers=tuple(compared),
         notes=tuple(notes),
+        window=windows.shape[1],
+        verified_length=reach.verified,
+        long_window=long,
+        rows=rows,
+        config=config,
+        cached=cached,
+        amplification=amplification,
     )
-
-
-def _common_vocabulary(model_a: Any, model_b: Any) -> int:
-    size_a, size_b = (
-        int(model.config.get_text_config(decoder=True).vocab_size) for model in (model_a, model_b)
-    )
-    if size_a != size_b:
-        raise UsageError(
-            f"The vocabularies differ: {size_a} and {size_b} tokens.",
-            "Only checkpoints with the same vocabulary can be compared.",
-        )
-    return size_a
-
-
-def _logits(
-    model: Any, ids: torch.Tensor, folder: Folder, batches: list[torch.Tensor]
-) -> torch.Tensor:
-    """Logits ``[batch, length, vocab]``.
-
-    Raises:
-        VerificationFailed: some are NaN or infinite.
-    """
-    logits: torch.Tensor = model(**inputs.arguments(model, ids)).logits
-    wrong = int((~torch.isfinite(logits)).sum())
-    if wrong:
-        layer = layers.first_non_finite(model, batches)
-        where = f", from {layer} on" if layer else ""
-        raise VerificationFailed(
-            f"{wrong} of {logits.numel()} logits of {folder.name} are not finite{where}.",
-            "Its weights hold NaN or infinity, or overflow in this compute dtype.",
-        )
-    return logits
-
-
-def _half_precision(run: _Run, ids: torch.Tensor, notes: list[str]) -> HalfPrecision | None:
-    """What computing in the checkpoint's own 16-bit dtype does, on the first batch."""
-    half = run.b.storage_dtype
-    if half.itemsize != 2 or half == run.compute:
-        return None
-    if run.layerwise:
-        notes.append(f"effect of {dtype_name(half)} compute not measured layer by layer")
-        return None
-    logits = []
-    for folder, dtype in ((run.a, run.compute), (run.a, half), (run.b, half)):
-        model = run.load(folder, dtype)
-        logits.append(model(**inputs.arguments(model, ids)).logits.double())
-    exact, half_a, half_b = logits
-    effect = HalfPrecision(
-        dtype=dtype_name(half),
-        max_difference=float((half_a - half_b).abs().max()),
-        noise_floor=float((exact - half_a).abs().max()),
-    )
-    if not (math.isfinite(effect.max_difference) and math.isfinite(effect.noise_floor)):
-        notes.append(f"logits overflow in {dtype_name(half)} compute")
-        return None
-    return effect

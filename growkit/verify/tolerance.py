@@ -66,3 +66,8 @@ def tolerance(
     if storage_rounding and storage is not None:
         relative += STORAGE_FACTOR * torch.finfo(storage).eps
     return relative * math.sqrt(2 * layers + 1) * scale
+
+
+def root_mean_square(values: torch.Tensor) -> float:
+    """In float64."""
+    return float(values.double().square().mean().sqrt())

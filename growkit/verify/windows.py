@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,21 @@ def _take(text: str, start: int, encode: Encode, length: int) -> list[int]:
         characters *= 4
 
 
+def one_window(text: str, encode: Encode, length: int) -> torch.Tensor:
+    """Token ids ``[1, length]`` of the text's beginning, repeated where the text is shorter."""
+    ids = _take(text, 0, encode, length)
+    return torch.tensor([(ids * (length // len(ids) + 1))[:length]], dtype=torch.long)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What makes the token ids: a text, an encoding of it, and the encoding's name."""
+
+    text: str
+    encode: Encode
+    name: str
+
+
 def comparison_windows(
     text: str | None,
     tokenizers: Sequence[Any | None],
@@ -96,8 +112,8 @@ def comparison_windows(
     window: int,
     vocab_size: int,
     notes: list[str],
-) -> tuple[torch.Tensor, str]:
-    """Token ids ``[windows, length]`` and the name of what made them.
+) -> tuple[torch.Tensor, Source]:
+    """Token ids ``[windows, length]`` and what made them.
 
     The first tokenizer that there is makes them; a second one that disagrees, or is missing, is
     noted. Without any the text's bytes are the ids.
@@ -110,10 +126,12 @@ def comparison_windows(
     found = [tokenizer for tokenizer in tokenizers if tokenizer is not None]
     if not found:
         notes.append("no tokenizer: the text's bytes modulo the vocabulary size are the token ids")
-        return token_windows(text, encoder(None, vocab_size), **sizes), "bytes"
-    made = [token_windows(text, encoder(tokenizer, vocab_size), **sizes) for tokenizer in found]
+        encode = encoder(None, vocab_size)
+        return token_windows(text, encode, **sizes), Source(text, encode, "bytes")
+    encodings = [encoder(tokenizer, vocab_size) for tokenizer in found]
+    made = [token_windows(text, encode, **sizes) for encode in encodings]
     if len(made) < len(tokenizers):
         notes.append("only one of the folders has a tokenizer that loads")
     elif not torch.equal(made[0], made[1]):
         notes.append("the two tokenizers differ: the first folder's is used")
-    return made[0], type(found[0]).__name__
+    return made[0], Source(text, encodings[0], type(found[0]).__name__)

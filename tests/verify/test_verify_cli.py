@@ -87,7 +87,8 @@ def test_json_holds_one_document_with_stable_keys(
         "layerwise", "tolerance", "logit_rms", "logit_max", "max_difference", "mean_difference",
         "kl_mean", "kl_max", "top1_agreement", "perplexity_a", "perplexity_b",
         "generation", "half_precision", "first_differing_layer", "layers", "notes",
-        "perplexity_difference",
+        "window", "verified_length", "long_window", "rows", "config", "cached", "amplification",
+        "compared", "perplexity_difference",
     ]  # fmt: skip
     assert (document["passed"], document["first_differing_layer"]) == (False, 1)
     assert document["a"] == "source"

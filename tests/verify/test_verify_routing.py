@@ -54,7 +54,7 @@ def test_ties_are_decided_as_in_a(
     assert all(layer.within for layer in report.layers)
     assert any("ties within rounding" in note for note in report.notes)
     # The negative control: left to rounding, two equal models differ.
-    monkeypatch.setattr("growkit.verify.run.same_choices", nothing)
+    monkeypatch.setattr("growkit.verify.steps.same_choices", nothing)
     left_alone = verified(source, tmp_path / "b")
     assert not left_alone.passed and left_alone.max_difference > 1e-3
 
