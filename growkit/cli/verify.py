@@ -131,7 +131,7 @@ def table(report: VerificationReport) -> Table:
         rows.add_row(f"max |d logit| behind {long.tokens - long.compared:,} tokens", _figure(long))
     for steps in report.cached:
         name = f"max |d logit| with {steps.cache} cache, {steps.folder.upper()}"
-        rows.add_row(name, steps.error or _figure(steps))
+        rows.add_row(name, printable(steps.error) or _figure(steps))
     if report.generation is not None:
         made = report.generation
         cache = "equal" if made.cached_equals_uncached else _at(made.first_cache_disagreement)

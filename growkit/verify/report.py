@@ -208,7 +208,8 @@ class VerificationReport:
             f"{self.status}: max |d logit| {self.max_difference:.3g} "
             f"(tolerance {self.tolerance:.3g}), mean KL {self.kl_mean:.3g}, "
             f"top-1 agreement {self.top1_agreement:.2%}, perplexity {self.perplexity_a:.4f} -> "
-            f"{self.perplexity_b:.4f}, {self.compute_dtype} compute; compared: {self.compared}"
+            f"{self.perplexity_b:.4f}, {self.tokens} tokens, {self.compute_dtype} compute; "
+            f"compared: {self.compared}"
         )
 
     @property

@@ -185,7 +185,7 @@ class RepeatedChoices:
     def watched(self, model: Any = None) -> Iterator[RepeatedChoices]:
         """Record and follow while open; in another model of the same layers, if one is given."""
         handles = []
-        for layer, router in _routers(model or self._model).items():
+        for layer, router in routers(model or self._model).items():
 
             def allowed(rms: float, depth: int = layer + 1) -> float:
                 return tolerance(rms, depth, self._compute) if self._compute else math.inf

@@ -29,16 +29,17 @@ How the constants were chosen: the largest difference in units of the tolerance,
 
 Some models amplify rounding: a norm that divides the small difference of two nearly equal attention
 maps (differential attention with lambda near 1). Where a difference exceeds the rule, A itself is
-computed once more in float64 on the same tokens, and where weights were rounded, once more with every
-weight off by a random part of its rounding; never B. The tolerance is then at least
+computed once more in float64 on the same tokens, and where weights were rounded, once more with
+every weight off by a random part of its rounding; never B. The tolerance is then at least
 
     8 * (A's own rounding) + 4 * (what rounded weights do to A)
 
 in logits (:mod:`growkit.verify.amplification`). An ordinary model's own rounding is a small part of
 the rule, which therefore stays as it is: on 54 growths drawn from the whole matrix of families and
-operators A's own rounding was 0.03 to 0.14 of the rule and B's difference at most 0.15, so two models
-could have been allowed 2 % and 11 % more than the rule; what rounded weights did to A was 0.03 to
-0.46 of it. The same rule, without the storage term, holds logits with a KV cache to those without.
+operators A's own rounding was 0.03 to 0.14 of the rule and B's difference at most 0.15, so two
+models could have been allowed 2 % and 11 % more than the rule; what rounded weights did to A was
+0.03 to 0.46 of it. The same rule, without the storage term, holds logits with a KV cache to those
+without.
 
 So a wrong operator is far outside, but a tolerance for 16-bit arithmetic or rounded weights
 cannot see a fault that is smaller than that rounding: compare in float32, which is the default.
