@@ -11,9 +11,16 @@ import os
 import re
 from pathlib import Path
 
+from growkit import __version__
 from growkit.core.writing import write_file
+from growkit.transformers_internals import CHECKED_VERSIONS
 
 ROOT = Path(__file__).parent
+# First line of every written file.
+HEADER = (
+    f"# Written by growkit {__version__}, checked with transformers {', '.join(CHECKED_VERSIONS)}; "
+    "`growkit refresh FOLDER` renews it.\n"
+)
 MODEL_TYPES = ("gda", "growkit", "growkit_t5")
 ENCODER_DECODERS = ("growkit_t5",)
 
@@ -53,7 +60,7 @@ def flattened(source: str) -> str:
 def code_files(model_type: str) -> dict[str, str]:
     """File name -> text of every file of a self-contained folder."""
     paths = sources(model_type)
-    files = {path.name: flattened(path.read_text("utf-8")) for path in paths}
+    files = {path.name: HEADER + flattened(path.read_text("utf-8")) for path in paths}
     assert len(files) == len(paths), "two files of one name"
     for name, text in files.items():
         assert not _GROWKIT_IMPORT.search(text), f"{name} must not import growkit"

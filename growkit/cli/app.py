@@ -12,6 +12,7 @@ COMMANDS = {
     "grow": "grow",
     "convert": "convert",
     "export": "export",
+    "refresh": "refresh",
     "plan": "plan",
     "recipes": "recipes",
     "inspect": "inspect",
