@@ -25,6 +25,7 @@ from growkit.checkpoint.open_files import OpenFiles
 from growkit.checkpoint.other_formats import other_format
 from growkit.checkpoint.raw_bytes import byte_view, read_exactly
 from growkit.checkpoint.unchanged import Unchanged
+from growkit.core import systems
 from growkit.core.files import COPY_AGAIN, read_bytes
 from growkit.core.json_files import parse_json_object
 from growkit.core.os_errors import about
@@ -135,7 +136,7 @@ class Checkpoint:
     def _open_shard(self, shard: str) -> int:
         if shard not in self.shards:
             raise ValueError(f"{shard!r} is not a shard of {self.path}")
-        return os.open(self.path / shard, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        return os.open(self.path / shard, os.O_RDONLY | systems.PLAIN)
 
     def check_unchanged(self, also: Iterable[str] = ()) -> None:
         """Raise CheckpointError when a file that was read has changed since.

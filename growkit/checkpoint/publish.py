@@ -17,12 +17,12 @@ from growkit.checkpoint.staging import (
     publish,
     recover,
     remove,
-    same,
     sync_tree,
 )
 from growkit.checkpoint.written_names import Overwrite, check_replaceable
 from growkit.core.os_errors import about
 from growkit.core.paths import output_path
+from growkit.core.systems import is_opened_as
 from growkit.errors import GrowkitError, UsageError
 from growkit.quantities import human_bytes
 
@@ -69,7 +69,7 @@ def staged_output(
             _check_target(out, partial, overwrite, sources)  # somebody may have filled it meanwhile
             publish(partial, out, locks, created)
         except BaseException:
-            if same(partial, locks[0]):
+            if is_opened_as(partial, locks[0]):
                 with contextlib.suppress(OSError):  # the first error is the one to tell
                     remove(partial)
             raise

@@ -10,18 +10,17 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import fcntl
 import os
 import shutil
 import stat
 from collections.abc import Sequence
 from pathlib import Path
 
+from growkit.core import systems
 from growkit.core.os_errors import about, explained
 from growkit.errors import GrowkitError, UsageError
 
 MARKER = ".growkit-partial"
-_NO_LOCKS_HERE = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EINVAL}
 
 
 def acquire(partial: Path, out: Path) -> int:
@@ -29,7 +28,7 @@ def acquire(partial: Path, out: Path) -> int:
     for _ in range(100):
         try:
             partial.mkdir(exist_ok=True)
-            descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            descriptor = systems.open_folder(partial)
         except FileExistsError as error:
             raise _foreign(partial) from error
         except FileNotFoundError:
@@ -42,7 +41,7 @@ def acquire(partial: Path, out: Path) -> int:
             raise not_writable(partial.parent, error) from error
         try:
             _lock(descriptor, out)
-            if not same(partial, descriptor):
+            if not systems.is_opened_as(partial, descriptor):
                 os.close(descriptor)
                 continue
             names = os.listdir(partial)
@@ -74,23 +73,11 @@ def _foreign(partial: Path) -> UsageError:
 
 
 def _lock(descriptor: int, out: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    if not systems.lock_open_file(descriptor):
         raise GrowkitError(
             f"Another run is writing {str(out)!r} now.",
             "Wait for it or choose another output folder.",
-        ) from error
-    except OSError as error:
-        if error.errno not in _NO_LOCKS_HERE:  # some network file systems have no locks
-            raise
-
-
-def same(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(descriptor))
-    except OSError:
-        return False
+        )
 
 
 def recover(out: Path) -> None:
@@ -147,11 +134,13 @@ def publish(partial: Path, out: Path, locks: list[int], created: Sequence[Path] 
 def _give_name(partial: Path, out: Path, locks: list[int]) -> Path | None:
     """Rename; returns the replaced folder under its last name."""
     if not (out.is_dir() and os.listdir(out)):
+        if not systems.FOLDERS_CAN_BE_OPENED and out.is_dir():
+            out.rmdir()  # Windows renames onto no folder, not even an empty one
         partial.rename(out)
         return None
     # From here on the old folder may be found under the other name: marked, it will be
     # recognised as ours; locked, no other run takes it for a leftover while we remove it.
-    locks.append(os.open(out, os.O_RDONLY | os.O_DIRECTORY))
+    locks.append(systems.open_folder(out, follow=True))
     _lock(locks[-1], out)
     try:
         (out / MARKER).touch()
@@ -190,7 +179,7 @@ def _exchange(first: Path, second: Path) -> bool:
     """Swap two names atomically (Linux renameat2 with RENAME_EXCHANGE); False where it cannot."""
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, TypeError):  # macOS and Windows have none
         return False
     at_fdcwd, rename_exchange = -100, 2
     arguments = at_fdcwd, os.fsencode(first), at_fdcwd, os.fsencode(second), rename_exchange
@@ -201,12 +190,8 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        with about(path):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with about(path):
+        systems.sync_path(path)
 
 
 def sync_tree(folder: Path) -> None:

@@ -11,6 +11,7 @@ from growkit.checkpoint.layout import INDEX_FILE
 from growkit.checkpoint.open_files import OpenFiles
 from growkit.checkpoint.raw_bytes import byte_view, copy_exactly, write_exactly
 from growkit.checkpoint.shards import Place, ShardPlan
+from growkit.core import systems
 from growkit.core.files import COPY_AGAIN
 from growkit.core.os_errors import explained
 from growkit.errors import CheckpointError
@@ -69,7 +70,7 @@ class ShardWriter:
 
     def _open(self, name: str) -> int:
         new = 0 if name in self._created else os.O_CREAT | os.O_EXCL
-        flags = os.O_RDWR | new | getattr(os, "O_CLOEXEC", 0)
+        flags = os.O_RDWR | new | systems.PLAIN
         descriptor = os.open(self.folder / name, flags, 0o666)
         self._created.add(name)
         return descriptor

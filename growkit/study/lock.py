@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import signal
 import threading
@@ -11,6 +9,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from growkit.core.systems import lock_record
 
 # EX_TEMPFAIL of sysexits.h: another process makes this run at the moment.
 BUSY = 75
@@ -23,13 +23,7 @@ def held(folder: Path) -> Iterator[bool]:
     On a file system without locks everybody has it: two studies must not share such a folder.
     """
     with (folder / ".lock").open("a") as file:
-        try:
-            fcntl.lockf(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                yield False
-                return
-        yield True
+        yield lock_record(file.fileno())
 
 
 def end_with_parent(parent: int, interval: float = 2.0) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from growkit.core.systems import lock_record
 from growkit.core.yaml_files import read_yaml
 from growkit.errors import CheckpointError, GrowkitError, UsageError
 from growkit.progress import Reporter
@@ -44,7 +43,6 @@ MAY_CHANGE = {
 DATA = "data.json"
 LOCK = ".lock"
 BEGIN_ANEW = "Begin anew with --overwrite, or put the file back."
-_NO_LOCKS_HERE = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
 def check_source(recipe: Recipe, out: Path) -> None:
@@ -101,17 +99,12 @@ def _lock(descriptor: int, out: Path) -> None:
     A record lock, unlike flock, is not inherited by data loading workers, which outlive a killed
     run by some seconds.
     """
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            raise GrowkitError(
-                f"Another process is training into {str(out)!r} now.",
-                "Wait for it or choose another --out; for one run in several processes, start them "
-                "with torchrun.",
-            ) from error
-        if error.errno not in _NO_LOCKS_HERE:  # some network file systems have no locks
-            raise
+    if not lock_record(descriptor):
+        raise GrowkitError(
+            f"Another process is training into {str(out)!r} now.",
+            "Wait for it or choose another --out; for one run in several processes, start them "
+            "with torchrun.",
+        )
 
 
 def _prepare(
