@@ -61,6 +61,7 @@ MODEL_NAMES: dict[str, tuple[str, ...]] = {
         "eager_attention_forward",
         "repeat_kv",
     ),
+    "models.t5.configuration_t5": ("T5Config",),
     "models.t5.modeling_t5": (
         "T5Attention",
         "T5ForConditionalGeneration",

@@ -43,7 +43,7 @@ print(codes)
 WINDOWS = {
     "modules": ["fcntl", "resource", "pwd", "grp", "termios", "tty", "readline"],
     "names": "O_DIRECTORY O_NOFOLLOW O_CLOEXEC O_NONBLOCK preadv pwritev pread pwrite sendfile "
-    "copy_file_range sched_getaffinity getuid geteuid fchmod statvfs posix_fallocate fork",
+    "copy_file_range sched_getaffinity getuid geteuid fchmod posix_fallocate fork",
     "no_folders": True,
 }
 MACOS = {
