@@ -12,6 +12,7 @@ from growkit.checkpoint.layout import INDEX_FILE
 from growkit.checkpoint.open_files import OpenFiles
 from growkit.checkpoint.raw_bytes import byte_view, read_exactly
 from growkit.checkpoint.shards import ShardPlan
+from growkit.core import systems
 
 _PART = 1 << 20
 
@@ -49,7 +50,7 @@ class ShardComparison:
         return len(self.plan.shards) >= self._files.limit
 
     def _open(self, name: str) -> int:
-        return os.open(self.folder / name, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        return os.open(self.folder / name, os.O_RDONLY | systems.PLAIN)
 
     def _compare(self, name: str, wanted: memoryview, start: int) -> None:
         with self._files.use(name) as descriptor:

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from growkit.core.systems import read_at, write_at
+
 # What copy_file_range answers where it cannot do the job although plain reads and writes can.
 _NOT_SUPPORTED = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM}
 _COPY_BUFFER_BYTES = 4 << 20
@@ -34,7 +36,7 @@ def read_exactly(descriptor: int, view: memoryview, offset: int) -> int:
     done = 0
     while done < len(view):
         try:
-            count = os.preadv(descriptor, [view[done : done + _LARGEST_CALL]], offset + done)
+            count = read_at(descriptor, view[done : done + _LARGEST_CALL], offset + done)
         except InterruptedError:
             continue
         if count == 0:
@@ -48,7 +50,7 @@ def write_exactly(descriptor: int, view: memoryview, offset: int) -> None:
     done = 0
     while done < len(view):
         try:
-            count = os.pwrite(descriptor, view[done : done + _LARGEST_CALL], offset + done)
+            count = write_at(descriptor, view[done : done + _LARGEST_CALL], offset + done)
         except InterruptedError:
             continue
         if count == 0:  # no system should; asking again for ever would help nobody
