@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from growkit.core.files import read_text
+from growkit.core.markdown import markdown_code, markdown_text
 from growkit.core.yaml_files import parse_yaml
 from growkit.errors import GrowkitError
 
@@ -25,7 +26,7 @@ def model_card(source: Path, manifest: dict[str, Any], name: str) -> str:
     header = _front_matter(source)
     front: dict[str, Any] = {"library_name": "transformers", "tags": ["growkit", "model-growth"]}
     for key in ("license", "license_name", "license_link", "language", "base_model"):
-        if key in header:
+        if _plain(header.get(key)):
             front[key] = header[key]
     if manifest["parent"].get("revision"):
         front["base_model"] = [manifest["parent"]["name"]]
@@ -37,9 +38,10 @@ def model_card(source: Path, manifest: dict[str, Any], name: str) -> str:
         yaml.safe_dump(front, sort_keys=False).strip(),
         "---",
         "",
-        f"# {name}",
+        f"# {markdown_text(name)}",
         "",
-        f"{made} from `{manifest['parent']['name']}` by growkit {manifest['growkit_version']}. "
+        f"{made} from {markdown_code(manifest['parent']['name'])} by growkit "
+        f"{manifest['growkit_version']}. "
         f"Initialised, not yet trained {at}.",
         "",
         "| | before | after |",
@@ -68,8 +70,14 @@ def model_card(source: Path, manifest: dict[str, Any], name: str) -> str:
         "",
     ]
     if plan["warnings"]:
-        lines[-4:-4] = ["Warnings: " + "; ".join(plan["warnings"]) + ".", ""]
+        lines[-4:-4] = ["Warnings: " + "; ".join(map(markdown_text, plan["warnings"])) + ".", ""]
     return "\n".join(lines)
+
+
+def _plain(value: Any) -> bool:
+    """A text, or a list of such, as these keys hold; other things of a foreign card stay behind."""
+    items = value if isinstance(value, list) else [value]
+    return bool(items) and all(isinstance(item, str) and len(item) < 500 for item in items)
 
 
 def recipe_of(request: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from growkit.checkpoint.links import check_links
 from growkit.core.files import read_bytes
 from growkit.errors import UsageError
 
@@ -36,6 +37,7 @@ def tokenizer_files(folder: Path) -> list[Path]:
 
 def copy_tokenizer(source: Path, target: Path) -> None:
     """Copy the tokenizer's files as bytes."""
+    check_links(source)
     for path in tokenizer_files(source):
         shutil.copyfile(path, target / path.name)
 
@@ -57,6 +59,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
     remedy = "Set tokenizer.path, tokenizer.train_bpe (a vocabulary size) or tokenizer.bytes: true."
     if not tokenizer_files(folder):
         raise UsageError(f"{str(folder)!r} holds no tokenizer.", remedy)
+    check_links(folder)
     from transformers import AutoTokenizer
 
     try:

@@ -126,3 +126,15 @@ def test_names_of_tensors_are_literal(tmp_path: Path, capsys: pytest.CaptureFixt
         captured = capsys.readouterr()
         shown = captured.out + captured.err
         assert "\x1b" not in shown and "\nerror: y" not in shown and "[/x]" in shown
+
+
+def test_names_mean_nothing_in_a_model_card(source: Path, tmp_path: Path) -> None:
+    odd = source.with_name("a`b|[x](y)<script>\n# c")
+    source.rename(odd)
+    (odd / "README.md").write_text("---\nlicense: {a: 1}\nlanguage: [en]\n---\n")
+    out = tmp_path / "g|[x](y)<b>"
+    assert main(["grow", str(odd), "--layers", "+1", "--no-verify", "--out", str(out)]) == 0
+    card = (out / "README.md").read_text()
+    assert "<script>" not in card.replace("`a'b|[x](y)<script>\\n# c`", "")
+    assert "\n# c" not in card and "# g\\|\\[x\\](y)&lt;b\\>" in card
+    assert "language:\n- en" in card and "license" not in card
