@@ -11,6 +11,8 @@ from pathlib import Path
 def write_whole(target: Path, content: str | bytes) -> Path:
     """Write beside ``target`` and rename: after a kill the old file or the new one is there."""
     partial = target.with_name(target.name + ".partial")
+    if partial.is_symlink() or not (partial.is_file() or partial.is_dir()):
+        partial.unlink(missing_ok=True)  # writing into a pipe would wait
     partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
     os.replace(partial, target)
     return target

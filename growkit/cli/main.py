@@ -46,7 +46,7 @@ def _said_elsewhere(error: GrowkitError) -> bool:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code.
 
-    0, 1 failure, 2 usage, 3 verification, 130 Ctrl-C, 143 SIGTERM.
+    0, 1 failure, 2 usage, 3 verification, 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (SystemExit, KeyboardInterrupt) as stop:
         # typer turns Ctrl-C within a command into SystemExit(130)
         exit_code = 130 if isinstance(stop, KeyboardInterrupt) else stop.code
-        if exit_code in (130, 143):
+        if exit_code in (129, 130, 143):
             print("interrupted" if exit_code == 130 else "terminated", file=sys.stderr)
         return exit_code if isinstance(exit_code, int) else 0
     except Exception as error:

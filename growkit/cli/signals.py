@@ -1,4 +1,4 @@
-"""SIGTERM ends a command the way Ctrl-C does: what it was writing is cleaned away first."""
+"""SIGTERM and SIGHUP end a command the way Ctrl-C does: what it was writing is cleaned away."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
+
+from growkit.signals import leave_terminal, stopping_signals
 
 TERMINATED = 128 + signal.SIGTERM  # as a shell reports it
 
 
 @contextmanager
 def terminated_in_order() -> Iterator[None]:
-    """Raise SystemExit in the main thread on SIGTERM, so that every ``finally`` runs.
+    """Raise SystemExit in the main thread on SIGTERM or SIGHUP, so that every ``finally`` runs.
 
     Schedulers send SIGTERM some time before SIGKILL; a second one during the cleaning is ignored.
     A command may take the signal over for a while and then gives it back (training does).
@@ -24,10 +27,15 @@ def terminated_in_order() -> Iterator[None]:
 
     def end(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_IGN)
-        raise SystemExit(TERMINATED)
+        if number != signal.SIGTERM:
+            leave_terminal()
+        raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, end)
+    before: dict[int, Any] = {}
+    for one in stopping_signals():
+        before[one] = signal.signal(one, end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

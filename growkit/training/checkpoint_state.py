@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers.trainer_callback import TrainerState
 from transformers.trainer_pt_utils import safe_globals
 
+from growkit.checkpoint import open_checkpoint
 from growkit.core.files import require_regular
-from growkit.errors import CheckpointError
+from growkit.errors import CheckpointError, GrowkitError
 from growkit.training.checkpoints import random_states, step_of
 from growkit.training.run_files import (
     CheckpointManifest,
@@ -68,10 +70,15 @@ def unreadable(checkpoint: Path, manifest: CheckpointManifest) -> str | None:
             return f"{STATE} is not of step {manifest.step}"
         if step_of(checkpoint) not in (manifest.step, -1):
             return f"it is of step {manifest.step}"
+        TrainerState.load_from_json(str(checkpoint / STATE))
+        with open_checkpoint(checkpoint):  # config and headers of the weights
+            pass
         losses = checkpoint / RUNNING_LOSS
         if losses.exists():
             read_file(losses, RunningLoss)
-    except CheckpointError as error:
+    except TypeError:
+        return f"{STATE} is not of this transformers"
+    except GrowkitError as error:
         return error.cause.rstrip(".").replace(f"{checkpoint!s}/", "")
     return None
 

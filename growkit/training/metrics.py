@@ -23,23 +23,30 @@ from growkit.core.json_files import parse_json_object
 from growkit.core.plot_text import literal_text
 from growkit.errors import CheckpointError
 from growkit.progress import Reporter
+from growkit.training.run_files import MetricsLine, parse
 from growkit.whole_file import write_whole
 
-# A line has some 300 bytes; a million of them are read.
-MAX_METRICS_BYTES = 256_000_000
+MOST_BYTES = 1 << 30
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole lines; the last one may be cut off when a run was killed, and is left out then."""
-    rows = []
-    if path.is_file():
-        for line in read_bytes(path, limit=MAX_METRICS_BYTES).splitlines():
-            try:
-                row = parse_json_object(line, str(path), non_finite=True)
-            except CheckpointError:
-                break
-            rows.append(row)
-    return rows
+    """All whole lines.
+
+    The last one may be cut off when a run was killed; it, and a line that is damaged, is left out.
+    """
+    if not path.is_file():
+        return []
+    content = read_bytes(path, limit=MOST_BYTES)
+    return [row for line in content.splitlines() if (row := _row(line, path)) is not None]
+
+
+def _row(line: bytes, path: Path) -> dict[str, Any] | None:
+    try:
+        values = parse_json_object(line, path.name, non_finite=True)
+        parse(values, MetricsLine, path)
+    except CheckpointError:
+        return None
+    return values
 
 
 def append_metrics(path: Path, row: dict[str, Any]) -> None:

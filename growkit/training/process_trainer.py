@@ -24,19 +24,20 @@ import transformers
 from transformers import Trainer, set_seed
 
 from growkit.checkpoint import open_checkpoint
-from growkit.errors import UsageError
+from growkit.errors import CheckpointError, UsageError
 from growkit.training import checkpoints
 from growkit.training.averaging import average_into
 from growkit.training.checkpoint_state import OPTIMIZER, RUNNING_LOSS, SCHEDULER, load_state
 from growkit.training.leftovers import remove
 from growkit.training.models import copy_lineage
-from growkit.training.moments import check_optimizer_state
+from growkit.training.moments import REMEDY, check_optimizer_state
 from growkit.training.processes import Processes
 from growkit.training.recipe import Recipe
 from growkit.training.router_loss import RouterLoss
 from growkit.training.run_files import RunningLoss, read_file
 from growkit.training.sharded_optimizer import load_optimizer, save_optimizer
 from growkit.training.sharding import ShardedModel
+from growkit.training.storage import writing
 from growkit.training.tokenizer import copy_tokenizer
 
 # Lines of its log that trainer_state.json keeps; metrics.jsonl has all of them.
@@ -151,10 +152,11 @@ class ProcessTrainer(Trainer):
         switched_off, config.use_cache = config.use_cache, self._use_cache
         self._writing = partial
         try:
-            super()._save_checkpoint(model, trial)
-            self._save_running_loss(written)
-            self.processes.barrier()  # every process has written its part
-            self.processes.from_first(lambda: self._publish(written, step))
+            with writing(written):
+                super()._save_checkpoint(model, trial)
+                self._save_running_loss(written)
+                self.processes.barrier()  # every process has written its part
+                self.processes.from_first(lambda: self._publish(written, step))
         finally:
             config.use_cache = switched_off
             if self.processes.first:
@@ -181,13 +183,18 @@ class ProcessTrainer(Trainer):
         if self.sharded is not None:
             self.sharded.load(folder)
             return
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        with open_checkpoint(folder) as stored:
-            left = {name for name, _ in self.model.named_parameters()} - stored.tensors.keys()
-        if left:
-            # Parameters that the disk names or cuts in another way (stacked experts), which
-            # transformers' Trainer leaves at what the run began with.
-            average_into(self.model, [folder])
+        try:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            with open_checkpoint(folder) as stored:
+                left = {name for name, _ in self.model.named_parameters()} - stored.tensors.keys()
+            if left:
+                # Parameters that the disk names or cuts in another way (stacked experts), which
+                # transformers' Trainer leaves at what the run began with.
+                average_into(self.model, [folder])
+        except RuntimeError as error:  # torch: tensors of other names or shapes
+            raise CheckpointError(
+                f"The weights of {str(folder)!r} are not those of this model.", REMEDY
+            ) from error
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:

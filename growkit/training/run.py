@@ -47,6 +47,7 @@ from growkit.training.run_folder import (
 from growkit.training.run_inputs import run_inputs
 from growkit.training.run_result import TrainingResult, make_result
 from growkit.training.sources import Corpus, corpus_of
+from growkit.training.storage import says_what_is_kept
 from growkit.training.trackers import check_trackers
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def train(
         UsageError: the recipe, the data and ``out`` do not go together; an earlier run in ``out``
             is as it was, and a run that took no step may be repeated with another recipe.
         GrowkitError: the loss became NaN, or another process is training into ``out``.
-        RunStopped: SIGTERM; a checkpoint of the last whole step is saved.
+        RunStopped: SIGTERM or SIGHUP; a checkpoint of the last whole step is saved.
     """
     reporter = reporter or Silent()
     started = time.monotonic()
@@ -100,6 +101,7 @@ def train(
         processes = join(recipe, count)
         run = _Run(recipe, corpus, out, resume, reporter if processes.first else Silent(),
                    processes, started, callbacks)  # fmt: skip
+        stack.enter_context(says_what_is_kept(run.folder))
         opened = open_run(recipe, out, run.folder, resume, overwrite, run.reporter)
         processes.from_first(lambda: stack.enter_context(opened))
         run.check_shared()
@@ -229,11 +231,13 @@ class _Run:
             bars.append(bar)
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if stop.stopped:
-            raise RunStopped(
-                f"SIGTERM at step {trainer.state.global_step} of {recipe.end_step}, which is "
-                "saved.",
+            step = trainer.state.global_step
+            stopped = RunStopped(
+                f"{stop.signal.name} at step {step} of {recipe.end_step}, which is saved.",
                 "The same command goes on from there.",
             )
+            stopped.exit_code = 128 + stop.signal
+            raise stopped
         return trainer
 
     def _record(self, trainer: RunTrainer, model: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from growkit.core.json_files import read_json_object
 from growkit.errors import CheckpointError
@@ -91,6 +91,26 @@ class DataKey(RunFile):
     """``data.json``: the hash of the tokens that a run reads."""
 
     packed: str
+
+
+class MetricsLine(RunFile):
+    """A line of ``metrics.jsonl``: what is reckoned with; losses in nats a token."""
+
+    step: int = Count
+    tokens: int = Count
+    loss: float | None = None
+    eval_loss: float | None = None
+    learning_rate: float | None = None
+    tokens_per_second: float | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers(cls, values: Any) -> Any:
+        # A key that is there has a number: readers look for the key alone.
+        for key in ("loss", "eval_loss"):
+            if isinstance(values, dict) and values.get(key, 0) is None:
+                raise ValueError(f"{key} is null")
+        return values
 
 
 class ShardMeta(RunFile):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from growkit.core.files import require_regular
 from growkit.core.systems import lock_record
 from growkit.core.yaml_files import read_yaml
 from growkit.errors import CheckpointError, GrowkitError, UsageError
@@ -79,6 +81,8 @@ def open_run(
             "Choose another --out.",
         )
     folder.mkdir(parents=True, exist_ok=True)
+    if os.path.lexists(folder / LOCK):
+        require_regular(folder / LOCK, remedy="Remove it.")  # opening a pipe would wait
     with (folder / LOCK).open("a") as lock:
         _lock(lock.fileno(), out)
         _prepare(recipe, out, folder, resume, overwrite, reporter)
@@ -145,6 +149,8 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
 
 def _check_same(recipe: Recipe, stored: Path, reporter: Reporter) -> None:
     values = read_yaml(stored, error=CheckpointError, remedy=BEGIN_ANEW)
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{str(stored)!r} holds no recipe.", BEGIN_ANEW)
     with suppress(UsageError):  # of another version: compared as it is
         values = make_recipe(values).to_dict()  # with keys that did not exist when it was stored
     old, new = _flat(values), _flat(recipe.to_dict())

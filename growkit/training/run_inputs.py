@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from growkit.errors import GrowkitError
 from growkit.progress import Reporter
+from growkit.training.leftovers import remove
 from growkit.training.recipe import Recipe
 from growkit.training.run_folder import check_data
 from growkit.training.sources import Corpus
@@ -82,10 +82,11 @@ def _tokenizer_folder(recipe: Recipe, corpus: Corpus, folder: Path, reporter: Re
     target = folder / "tokenizer"
     if not target.is_dir():
         partial = folder / "tokenizer.partial"
-        shutil.rmtree(partial, ignore_errors=True)
+        remove(partial)
         size = section.train_bpe or 257
         if section.train_bpe:
             reporter.note(f"Training a BPE tokenizer of {size} tokens on the training text.")
         train_bpe(corpus.train_documents(), size, partial)
+        remove(target)
         partial.rename(target)
     return target

@@ -133,10 +133,8 @@ def file_hashes(files: Sequence[Path], memo: Path | None = None) -> list[str]:
     """
     known: dict[str, str] = {}
     if memo is not None and memo.is_file():
-        try:
-            known = read_json_object(memo)
-        except CheckpointError:
-            known = {}
+        with suppress(CheckpointError):  # what is not known is read again
+            known = {k: v for k, v in read_json_object(memo).items() if isinstance(v, str)}
     hashes, fresh = [], {}
     for path in files:
         stat = path.stat()

@@ -46,6 +46,7 @@ from growkit.training.stage_metrics import (
     stage_folder,
     write_merged,
 )
+from growkit.training.storage import says_what_is_kept
 
 # What rounding may change in a held-out loss (nats a token), by the dtype that is computed in.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
@@ -85,7 +86,7 @@ def train_stages(
         )
     rehearse(recipe)
     folder = out / "training"
-    with open_run(recipe, out, folder, resume, overwrite, reporter):
+    with says_what_is_kept(folder), open_run(recipe, out, folder, resume, overwrite, reporter):
         run = _StagedRun(recipe, out, train_one, reporter)
         record = run.run()
         plot(folder, run.stages, len(recipe.stages), out.name, reporter)

@@ -31,15 +31,17 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from growkit.checkpoint.staging import sync_tree
-from growkit.core.json_files import read_json_object
 from growkit.core.writing import write_file
+from growkit.errors import CheckpointError
 from growkit.progress import Progress, Reporter
 from growkit.training import hub_dataset
+from growkit.training.run_files import ShardMeta, read_file
 from growkit.training.sources import Record, Source
 from growkit.training.split import HEAD, Records
 from growkit.training.tokenize_pool import TokenizerPool
 
 FORMAT = 3  # 2: a byte order mark was text, and a text file one document however large
+FILES = ("tokens", "ends", "hashes", "bytes", "kinds")
 # Longer documents are tokenized in pieces cut after a line break, to bound memory and to share
 # them among the workers. A part of the format: a seam may change tokens.
 PIECE = 1 << 20
@@ -122,7 +124,15 @@ def _folder(source: Source, fingerprint: str, cache: Path, tail: float) -> Path:
 
 
 def _whole(folder: Path) -> bool:
-    return (folder / "meta.json").is_file()
+    """Whether a shard is there with all of its tokens; a damaged one is tokenized again."""
+    try:
+        meta = read_file(folder / "meta.json", ShardMeta)
+        sizes = {name: (folder / f"{name}.bin").stat().st_size for name in FILES}
+    except (CheckpointError, OSError):
+        return False
+    wanted = dict.fromkeys(FILES, 8 * meta.records)
+    wanted |= {"tokens": np.dtype(meta.dtype).itemsize * meta.tokens, "kinds": meta.records}
+    return meta.format == FORMAT and sizes == wanted
 
 
 def _array(path: Path, dtype: Any) -> np.ndarray:
@@ -133,7 +143,7 @@ def _array(path: Path, dtype: Any) -> np.ndarray:
 
 def open_shard(folder: Path) -> Shard:
     """A shard that is in the cache."""
-    meta = read_json_object(folder / "meta.json")
+    meta = read_file(folder / "meta.json", ShardMeta).model_dump()
     return Shard(
         folder=folder,
         tokens=_array(folder / "tokens.bin", meta["dtype"]),
@@ -208,10 +218,7 @@ class _Writer:
     """Appends records to the files of a shard."""
 
     def __init__(self, folder: Path, dtype: np.dtype[Any], end: int | None) -> None:
-        self._files = {
-            name: (folder / f"{name}.bin").open("wb")
-            for name in ("tokens", "ends", "hashes", "bytes", "kinds")
-        }
+        self._files = {name: (folder / f"{name}.bin").open("wb") for name in FILES}
         self._dtype, self._end = dtype, end
         self.tokens = self.records = self._bytes = 0
         self.digest = hashlib.blake2b(digest_size=12)

@@ -66,7 +66,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
         return AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except Exception as error:  # tokenizers raises bare Exceptions for a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(
             f"The tokenizer in {str(folder)!r} cannot be loaded: {reason}", remedy
