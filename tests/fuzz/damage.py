@@ -31,7 +31,7 @@ def places(value: Any) -> list[tuple[Any, Any]]:
     found, waiting = [], [value]
     while waiting:
         item = waiting.pop()
-        keys = item.keys() if isinstance(item, dict) else range(len(item))
+        keys = item.keys() if isinstance(item, dict) else range(min(len(item), 100))
         for key in keys:
             found.append((item, key))
             if isinstance(item[key], dict | list):
