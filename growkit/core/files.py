@@ -7,6 +7,7 @@ so whatever reads a folder opens its files here.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -53,6 +54,28 @@ def open_regular(
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def open_lock(path: Path) -> BinaryIO:
+    """Open (or make) a file that is only locked, never waiting.
+
+    Raises:
+        CheckpointError: what lies there is not a regular file, or it cannot be made.
+    """
+    remedy = "Remove it: growkit makes a file of that name to lock the folder."
+    flags = (_FLAGS & ~os.O_RDONLY) | os.O_RDWR | os.O_CREAT
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except PermissionError:
+        raise
+    except OSError as cause:
+        if cause.errno not in (errno.EISDIR, errno.ELOOP, errno.ENXIO):
+            raise
+        raise CheckpointError(f"{str(path)!r} is not a regular file.", remedy) from cause
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise CheckpointError(f"{str(path)!r} is not a regular file.", remedy)
+    return os.fdopen(descriptor, "r+b", buffering=0)
 
 
 def require_regular(

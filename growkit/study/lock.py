@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from growkit.core.files import open_lock
 from growkit.core.systems import lock_record
 
 # EX_TEMPFAIL of sysexits.h: another process makes this run at the moment.
@@ -22,7 +23,7 @@ def held(folder: Path) -> Iterator[bool]:
 
     On a file system without locks everybody has it: two studies must not share such a folder.
     """
-    with (folder / ".lock").open("a") as file:
+    with open_lock(folder / ".lock") as file:
         yield lock_record(file.fileno())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from growkit.core.files import require_regular
+from growkit.core.files import open_lock
 from growkit.core.systems import lock_record
 from growkit.core.yaml_files import read_yaml
 from growkit.errors import CheckpointError, GrowkitError, UsageError
@@ -81,9 +80,7 @@ def open_run(
             "Choose another --out.",
         )
     folder.mkdir(parents=True, exist_ok=True)
-    if os.path.lexists(folder / LOCK):
-        require_regular(folder / LOCK, remedy="Remove it.")  # opening a pipe would wait
-    with (folder / LOCK).open("a") as lock:
+    with open_lock(folder / LOCK) as lock:
         _lock(lock.fileno(), out)
         _prepare(recipe, out, folder, resume, overwrite, reporter)
         yield

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from growkit.core.files import open_regular, read_bytes, read_text, require_regular
+from growkit.core.files import open_lock, open_regular, read_bytes, read_text, require_regular
 from growkit.errors import CheckpointError, UsageError
 
 
@@ -44,6 +44,15 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path, make):
 def test_names_that_lead_nowhere(tmp_path, name):
     with pytest.raises(UsageError, match="cannot be read"):
         read_bytes(tmp_path / name, error=UsageError)
+
+
+@pytest.mark.parametrize("make", [pipe, folder, link_to_itself, link_to_device])
+def test_a_lock_is_a_regular_file(tmp_path, make):
+    make(tmp_path / ".lock")
+    with pytest.raises(CheckpointError, match=r"lock' is not a regular file"):
+        open_lock(tmp_path / ".lock")
+    open_lock(tmp_path / "new").close()
+    assert (tmp_path / "new").is_file()
 
 
 def test_limit(tmp_path):
