@@ -101,8 +101,10 @@ def read_bytes(
     with open_regular(path, error=error, remedy=remedy) as file, about(path):
         try:
             size = os.fstat(file.fileno()).st_size
-            # A file that grows meanwhile is read no further than one byte beyond the limit.
-            content = b"" if size > limit else file.read(limit + 1)
+            # read() takes all the memory that it is asked for, so it is asked for what there is.
+            content = b"" if size > limit else file.read(size + 1)
+            if len(content) > size:  # it grew meanwhile, or lies in /proc, which says 0
+                content += file.read(limit + 1 - len(content))
         except OSError as cause:
             if system_failed(cause):
                 raise

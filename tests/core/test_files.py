@@ -3,6 +3,7 @@
 
 import os
 import socket
+import tracemalloc
 
 import pytest
 
@@ -64,6 +65,17 @@ def test_limit(tmp_path):
     # Size 0 says nothing on /proc: only what was read counts.
     with pytest.raises(CheckpointError, match="larger than 4 bytes"):
         read_bytes(type(path)("/proc/self/status"), limit=4)
+
+
+def test_a_small_file_takes_little_memory(tmp_path):
+    """The limit is no size: 32 MB for each config.json would be."""
+    (tmp_path / "file").write_bytes(b"12345")
+    tracemalloc.start()
+    try:
+        assert read_bytes(tmp_path / "file") == b"12345"
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_link_to_a_file_and_text(tmp_path):
