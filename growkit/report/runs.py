@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from growkit.checkpoint import open_checkpoint
+from growkit.core.paths import output_path
 from growkit.core.yaml_files import read_yaml
 from growkit.errors import CheckpointError, GrowkitError, UsageError
 from growkit.families import family_of
@@ -91,7 +92,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     Raises:
         UsageError: a folder holds no training run, or is named twice.
     """
-    paths = [path for folder in folders for path in _stages(folder.resolve())]
+    paths = [path for folder in folders for path in _stages(output_path(folder))]
     twice = next((path for path in paths if paths.count(path) > 1), None)
     if twice is not None:
         raise UsageError(f"The run {str(twice)!r} is named twice.", "Name every run once.")
