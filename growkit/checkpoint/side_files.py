@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from growkit.checkpoint.links import inside
-from growkit.core.files import open_regular, read_text
+from growkit.core.files import open_regular, read_bytes
 from growkit.core.json_files import read_json
 from growkit.core.os_errors import about
 from growkit.core.writing import write_blocks
@@ -124,7 +124,7 @@ def _with_imports(source: Path, waiting: list[str]) -> set[str]:
         name = f"{waiting.pop()}.py"
         if name not in found and (source / name).is_file():
             found.add(name)
-            text = read_text(source / name)
+            text = read_bytes(source / name).decode("utf-8", errors="replace")
             waiting += _RELATIVE_IMPORT.findall(text)
     return found
 

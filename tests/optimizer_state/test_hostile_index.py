@@ -31,9 +31,8 @@ ALONE: Any = SimpleNamespace(group=None)
 def make_optimizer(seed: int = 0) -> Any:
     torch.manual_seed(seed)
     model = torch.nn.Linear(3, 2)
-    optimizer = torch.optim.AdamW(
-        [{"params": list(model.parameters()), "param_names": ["weight", "bias"], "kind": "seen"}]
-    )
+    group = {"param_names": ["weight", "bias"], "kind": "adamw", "note": "seen"}
+    optimizer = torch.optim.AdamW([{"params": list(model.parameters()), **group}])
     for _ in range(2):
         model(torch.rand(4, 3)).square().sum().backward()
         optimizer.step()
@@ -199,11 +198,11 @@ class Value:
 def test_single_values_are_plain_data(honest: Path, tmp_path: Path) -> None:
     flag = tmp_path / "flag"
     optimizer = make_optimizer()
-    optimizer.param_groups[0]["kind"] = Value(flag)
+    optimizer.param_groups[0]["note"] = Value(flag)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         save_optimizer(optimizer, honest, ALONE)
-    optimizer.param_groups[0]["kind"] = ""
+    optimizer.param_groups[0]["note"] = ""
     with pytest.raises(CheckpointError, match=r"weights.only|WeightsUnpickler"):
         load_optimizer(optimizer, honest, ALONE)
     assert not flag.exists()
@@ -212,7 +211,7 @@ def test_single_values_are_plain_data(honest: Path, tmp_path: Path) -> None:
 def test_honest_files_load_as_before(honest: Path) -> None:
     wanted, found = make_optimizer(), make_optimizer(seed=1)
     load_optimizer(found, honest, ALONE)
-    assert found.param_groups[0]["kind"] == "seen"
+    assert found.param_groups[0]["note"] == "seen"
     for a, b in zip(*(o.param_groups[0]["params"] for o in (wanted, found)), strict=True):
         assert all(
             torch.equal(value, found.state[b][key]) for key, value in wanted.state[a].items()
