@@ -136,6 +136,8 @@ def _read_text(path: Path) -> tuple[str, int, int]:
         raise CheckpointError(
             f"{path.name!r} cannot be read: {error.strerror}.", f"Look at {str(path.parent)!r}."
         ) from error
+    if raw.count(b'"data_offsets"') > _MAX_TENSORS:  # before an entry is parsed
+        raise _broken(path.name, f"more than {_MAX_TENSORS} tensors")
     if len(raw) != length:
         raise CheckpointError(f"{path.name!r} became shorter while it was read.", COPY_AGAIN)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -103,7 +104,9 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 def _stages(folder: Path) -> list[Path]:
     """The runs of a folder: its stages where it was grown while it was trained, or itself."""
     stages = folder / "training" / "stages"
-    numbers = sorted(int(path.name) for path in stages.glob("*") if path.name.isdigit())
+    numbers = sorted(
+        int(path.name) for path in stages.glob("*") if re.fullmatch("[0-9]{1,9}", path.name)
+    )
     begun = [stages / str(number) for number in numbers]
     return [path for path in begun if read_metrics(path / "training" / METRICS)] or [folder]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,10 @@ def compare_tensors(a: Checkpoint, name_a: str, b: Checkpoint, name_b: str) -> D
     result = Difference()
     info_a, info_b = a.tensors[name_a], b.tensors[name_b]
     kinds = DTYPES[info_a.dtype].numpy, DTYPES[info_b.dtype].numpy
+    if None in kinds and info_a.dtype != info_b.dtype:  # nothing in them is comparable
+        result.entries = result.differing = result.beyond_rounding = prod(info_a.shape)
+        result.max_difference = float("nan")
+        return result
     if None in kinds:  # packed dtypes: bytes are all that can be compared
         kinds = (np.dtype(np.uint8), np.dtype(np.uint8))
     kind_a, kind_b = (np.dtype(kind) for kind in kinds)

@@ -21,8 +21,9 @@ from growkit.surgery.report import layer_sources
 from growkit.surgery.tensor_plans import TensorPlan
 
 Advance = Callable[[float], None]
-LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
-EXPERT = re.compile(r"(?<=\.experts\.)\d+(?=\.)")
+# No model has 10^9 layers, and Python refuses to read a number of 5,000 digits.
+LAYER = re.compile(r"(?<=\.)[0-9]{1,9}(?=\.)")
+EXPERT = re.compile(r"(?<=\.experts\.)[0-9]{1,9}(?=\.)")
 
 
 @dataclass
