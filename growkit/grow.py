@@ -24,6 +24,7 @@ from growkit.checkpoint.side_files import side_file_names
 from growkit.checkpoint.unchanged import Unchanged
 from growkit.checkpoint.vocabulary import tokens_of
 from growkit.checkpoint.written_names import Overwrite
+from growkit.core.paths import output_path
 from growkit.core.writing import write_file
 from growkit.errors import UsageError
 from growkit.finished import finished_output
@@ -166,7 +167,7 @@ def publish_plan(
     if not overwrite:
         found = finished_output(
             plan,
-            out,
+            output_path(out),
             manifest,
             shard_plan,
             verify=verify,

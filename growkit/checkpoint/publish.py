@@ -117,6 +117,11 @@ def _check_target(out: Path, partial: Path, overwrite: Overwrite, sources: Seque
 def _make_parents(parent: Path) -> list[Path]:
     """Create missing parents; the created ones, deepest first."""
     missing = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+    nearest = next(folder for folder in (parent, *parent.parents) if folder not in missing)
+    if not nearest.is_dir():
+        raise UsageError(
+            f"The output cannot lie in {str(nearest)!r}, which is a file.", "Choose another folder."
+        )
     try:
         parent.mkdir(parents=True, exist_ok=True)
         if not os.access(parent, os.W_OK | os.X_OK):

@@ -45,6 +45,13 @@ def test_a_path_that_no_system_has(tmp_path: Path, kind: str) -> None:
     assert sorted(os.listdir(tmp_path)) == before
 
 
+def test_a_path_through_a_file_names_it(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match=r"cannot lie in '.*/file', which is a file"):
+        publish(tmp_path / "file" / "deeper" / "out")
+    assert (tmp_path / "file").read_text() == "x"
+
+
 def test_a_name_that_only_the_partial_folder_makes_too_long(tmp_path: Path) -> None:
     with pytest.raises(GrowkitError, match=r"cannot be written into.*too long") as caught:
         publish(tmp_path / ("x" * 250))
@@ -102,7 +109,8 @@ def test_an_error_of_the_system_in_words(code: int) -> None:
     said = explained(OSError(code, os.strerror(code), "/data/model.safetensors"))
     assert "'/data/model.safetensors'" in said.cause and said.cause.endswith(".")
     nameless = explained(OSError(code, os.strerror(code)))
-    assert "None" not in str(nameless) and "file" in nameless.cause.lower()
+    what = "The disk is full" if code == errno.ENOSPC else "file"
+    assert "None" not in str(nameless) and what.lower() in nameless.cause.lower()
     with pytest.raises(OSError) as caught, about(Path("/data/x")):
         raise OSError(code, os.strerror(code))
     assert caught.value.filename == "/data/x"

@@ -137,3 +137,13 @@ def test_a_source_that_changes_while_it_is_read(
     assert code == 1
     assert f"{name}' changed while it was read" in err
     assert sorted(os.listdir(tmp_path)) == ["source"]
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 5000, "a\0b"])
+def test_a_path_that_no_system_has_is_wrong_usage(
+    source: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where the first thing that is done with it is to look for an earlier growth."""
+    assert grow(source, tmp_path / name) == 2
+    assert "growkit.json" not in capsys.readouterr().err
+    assert sorted(os.listdir(tmp_path)) == ["source"]
