@@ -75,7 +75,7 @@ def plan_reach(pair: Pair, window: int, asked: int | None) -> Reach:
     if asked is None and not affordable(sum(passes), size):
         why = f"one of {length:,} would take {sum(passes):.1e} operations and {size / 1e9:.1f} GB"
         return Reach(boundary, 0, verified, note=_unverified(boundary, verified, why))
-    # Without a cache, with a dynamic and with a static one.
+    # B without a cache, with a dynamic and with a static one; A as well where B is wrong.
     with_cache = not pair.layerwise and affordable(3 * sum(passes), size)
     return Reach(boundary, length, length // halves, with_cache)
 

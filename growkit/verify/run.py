@@ -150,7 +150,7 @@ def verify_checkpoints(
             "again"
         )
     elif generate_tokens:
-        cached = compare_caches(pair, windows, long_ids if reach.with_cache else None, whole)
+        cached = compare_caches(pair, windows, long_ids if reach.with_cache else None, whole, reach)
         del whole
         generation = generate(pair, windows, generate_tokens, pair.allowed(figures.logit_rms))
     progress.advance(15)
