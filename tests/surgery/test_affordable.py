@@ -36,6 +36,18 @@ def test_absurd_sizes(
     assert cause in text and "TB of weights" in text and text.count("error") == 1
 
 
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_absurd_numbers_of_experts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], family: str
+) -> None:
+    """Each is three matrices a layer, and a plan that lists them would not end."""
+    source = write_checkpoint(tmp_path / "a", family_config(family))
+    for amount in ("x1000000", "9000"):
+        assert main(["plan", str(source), "--experts", amount]) == 2
+        assert "experts from" in " ".join(capsys.readouterr().err.split())
+    assert main(["plan", str(source), "--experts", "512", "--json"]) == 0
+
+
 def test_large_and_sane_is_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_checkpoint(tmp_path / "a", layer_norm_config("gpt2"))
     assert main(["plan", str(source), "--ffn", "x10000", "--layers", "96", "--json"]) == 0

@@ -42,6 +42,7 @@ def test_noise_of_upcycled_experts_sums_to_zero_over_all(tmp_path: Path, decibel
     request = {"experts": "4", "symmetry": "noise", "noise_snr_db": decibels}
     plan = tiny.grow(source, tmp_path / "b", **request)
     assert plan.exactness.value == "not-exact"
+    assert sum("not exact: noise" in warning for warning in plan.warnings) == 1
     old, new = tiny.read_folder(source), tiny.read_folder(tmp_path / "b")
     for part in ("gate", "up"):
         assert all((e == old[DENSE.format(part)]).all() for e in experts_of(new, part, 4))

@@ -112,7 +112,7 @@ class Experts:
             or "equal experts whose weights are renormalised to sum to one compute the FFN, "
             "whatever the router chooses (sparse upcycling, arXiv 2212.05055)",
             warnings=(
-                *(() if self._changed else _EQUAL),
+                *((f"not exact: {self._changed}",) if self._changed else _EQUAL),
                 *(_ONE_PER_TOKEN if per_token == 1 else ()),
                 *_unbalanced({}),
             ),
