@@ -117,10 +117,9 @@ class GrowthRequest:
                     f"{nearest(str(key), known)}Valid keys: {', '.join(known)}.",
                 )
         converted: dict[str, Any] = {
-            key: str(value)
-            if value is not None and str(known[key].type).startswith("str")
-            else value
+            key: str(value) if str(known[key].type).startswith("str") else value
             for key, value in values.items()
+            if value is not None  # as if it were not there
         }
         kinds = {"untie_embeddings": bool, "seed": int, "noise_snr_db": float}
         kinds |= {"expert_reinit": float}

@@ -178,3 +178,9 @@ def test_a_switched_off_auxiliary_loss_is_said_once(tmp_path: Path) -> None:
         switched = tiny.write_folder(tmp_path / f"{family}-c", config, tensors)
         plan = tiny.grow(switched, tmp_path / f"{family}-d", experts="x2")
         assert not any("training.router_aux_loss" in w for w in plan.warnings)
+
+
+def test_a_recipe_key_without_a_value_is_as_if_absent() -> None:
+    keys = ("expert_reinit", "noise_snr_db", "seed", "symmetry", "untie_embeddings", "format")
+    request = GrowthRequest.from_mapping({"experts": 4, **dict.fromkeys(keys)})
+    assert request == GrowthRequest(experts="4")
