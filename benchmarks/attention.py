@@ -34,7 +34,7 @@ from attention_memory import keep_freed_memory, peak_megabytes
 from measure import machine
 from torch.nn.attention.flex_attention import create_block_mask
 
-from growkit.attention import gda
+from growkit.variants.gda import attention as gda
 
 RESULTS = Path(__file__).resolve().parent / "results"
 # Other ways of own-keys attention than the chosen one (gda.value_path), and how rows name them.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from growkit.attention.gda import GdaAttentionBase
+from growkit.variants.gda.attention import GdaAttentionBase
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from growkit.attention import gda
 from growkit.modeling import GdaConfig, GrowkitConfig
 from growkit.modeling.modeling_gda import ATTENTION_CLASSES
+from growkit.variants.gda import attention as gda
 
 BASELINE, OWN_KEYS = "gqa", "gda 3:1, own keys"
 MODES = ("forward", "forward+backward")

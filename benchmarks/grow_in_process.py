@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from growkit.grow import grow_checkpoint
+from growkit.growing import grow_checkpoint
 from growkit.surgery.request import GrowthRequest
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
 
     from growkit.training import train
     from growkit.training.metrics import read_metrics
-    from growkit.training.recipe import make_recipe
+    from growkit.training.read_recipe import make_recipe
 
     with tempfile.TemporaryDirectory() as folder:
         result = train(make_recipe(recipe_values(case)), Path(folder) / "run")

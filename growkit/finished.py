@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from growkit.checkpoint import ShardPlan, open_checkpoint, staging
 from growkit.checkpoint.comparison import DifferentError, ShardComparison
-from growkit.errors import GrowkitError
+from growkit.core.errors import GrowkitError
+from growkit.record.manifest import MANIFEST, read_manifest, to_json
 from growkit.surgery.execute import execute
-from growkit.surgery.manifest import MANIFEST, read_manifest, to_json
 from growkit.surgery.plan import Plan
 
 if TYPE_CHECKING:
-    from growkit.optimizer_state.grow import GrownState
+    from growkit.optimizer_state.write import GrownState
 
 _WRITTEN_BY_US = ("auto_map", "growkit")  # in config.json, beside the plan's own
 

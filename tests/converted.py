@@ -9,11 +9,11 @@ import torch
 from family_checkpoints import family_config, write_checkpoint
 from growth_matrix import logits_of
 
-from growkit.convert import convert_checkpoint
-from growkit.surgery.conversion_request import ConversionRequest
+from growkit.converting import convert_checkpoint
 from growkit.surgery.plan import Plan
-from growkit.verify.loading import register_own_models
-from growkit.verify.tolerance import tolerance
+from growkit.variants.request import ConversionRequest
+from growkit.verification.loading import register_own_models
+from growkit.verification.tolerance import tolerance
 
 Config = dict[str, Any]
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16}

@@ -31,13 +31,13 @@ from family_checkpoints import (
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from growkit.grow import grow_checkpoint
+from growkit.growing import grow_checkpoint
 from growkit.surgery.plan import Plan
 from growkit.surgery.request import GrowthRequest
-from growkit.verify.folder import open_folder
-from growkit.verify.inputs import arguments, depth
-from growkit.verify.loading import load_model, register_own_models
-from growkit.verify.tolerance import tolerance
+from growkit.verification.folder import open_folder
+from growkit.verification.inputs import arguments, depth
+from growkit.verification.loading import load_model, register_own_models
+from growkit.verification.tolerance import tolerance
 
 DIFFERENTIAL = ("gda", "motif", "diffllama")
 T5 = ("t5", "t5 gated")

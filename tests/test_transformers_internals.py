@@ -11,7 +11,7 @@ import pytest
 import transformers
 from transformers import Trainer
 
-from growkit import transformers_internals as internals
+from growkit.model_code import transformers_internals as internals
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from growkit.checkpoint import open_checkpoint
-from growkit.grow import grow_checkpoint
+from growkit.growing import grow_checkpoint
 from growkit.surgery.plan import Plan
 from growkit.surgery.request import GrowthRequest
 

@@ -10,8 +10,8 @@ from math import prod
 from typing import Any
 
 from growkit.advice.facts import Facts
-from growkit.surgery.cost import training_flops
-from growkit.training.rates import thaw_step
+from growkit.record.cost import training_flops
+from growkit.training.growth.rates import thaw_step
 
 # Compute-optimal training of Chinchilla, tokens a parameter (Hoffmann et al., 2203.15556).
 OPTIMAL_TOKENS_PER_PARAMETER = 20
@@ -58,7 +58,7 @@ class Budget:
 
 
 def training_flops_per_token(facts: Facts) -> float | None:
-    """FLOPs of a training step a token (:func:`growkit.surgery.cost.training_flops`).
+    """FLOPs of a training step a token (:func:`growkit.record.cost.training_flops`).
 
     Weight gradients are counted for tensors that are trained; input gradients for all, which is
     more than a run needs that trains late layers only.

@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from growkit.advice.memory import Shape, TrainingSetup
 from growkit.checkpoint import open_checkpoint
-from growkit.errors import GrowkitError
+from growkit.core.errors import GrowkitError
 from growkit.families import family_of
 from growkit.optimizer_state.store import FOLDER, INDEX
-from growkit.surgery.cost import cost_of
-from growkit.surgery.manifest import read_manifest
-from growkit.surgery.new_parameters import new_parameters
-from growkit.surgery.report import cost_context, main_dtype, plan_report, stored_dtypes
-from growkit.surgery.trained_tokens import trained_tokens
+from growkit.record.cost import cost_of
+from growkit.record.manifest import new_parameters, read_manifest, trained_tokens
+from growkit.record.plan_report import cost_context, main_dtype, plan_report, stored_dtypes
 
 if TYPE_CHECKING:
     from growkit.surgery.plan import Plan
@@ -34,7 +32,7 @@ class Facts:
         counts: how many parameters an entry of ``shapes`` stands for, where it is not one.
         new: the new-parameter map of its last growth; empty where it was not grown.
         flops_per_token: of a forward pass at ``context``; None for an architecture without family.
-        growth: :func:`growkit.surgery.report.plan_report` of that growth, or None.
+        growth: :func:`growkit.record.plan_report.plan_report` of that growth, or None.
         base_parameters: parameters of the model before the growth.
         trained_tokens: that the base has seen; None where nobody says.
         stored_dtype: safetensors dtype of most of its bytes.

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from growkit.checkpoint.dtypes import DTYPES
+from growkit.core.errors import CheckpointError, nearest
 from growkit.core.files import COPY_AGAIN, open_regular
 from growkit.core.os_errors import about, system_failed
-from growkit.errors import CheckpointError, nearest
 
 MAX_HEADER_BYTES = 100_000_000  # the reference implementation's own limit
 # One entry is three short fields. The limit keeps a hostile "shape" of millions of numbers from

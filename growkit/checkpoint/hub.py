@@ -5,11 +5,11 @@ huggingface_hub is imported only when a source is not a local folder.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
-from growkit.checkpoint.layout import not_a_folder
-from growkit.errors import CheckpointError, GrowkitError, UsageError, nearest
+from growkit.core.errors import CheckpointError, GrowkitError, UsageError, nearest
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # What grow, verify and the model card read; no weights of other formats.
@@ -29,6 +29,24 @@ WANTED = (
     "COPYING*",
     "USE_POLICY*",
 )
+
+
+def not_a_folder(path: Path) -> UsageError:
+    if path.exists():
+        return UsageError(
+            f"{str(path)!r} is a file, not a folder.", "Give the folder that holds config.json."
+        )
+    siblings: list[str] = []
+    if path.parent.is_dir():
+        siblings = [entry.name for entry in os.scandir(path.parent) if entry.is_dir()]
+    old = [name for name in siblings if name.startswith(f"{path.name}.old-")]
+    if old:
+        remedy = f"An interrupted --overwrite left the old folder as {old[0]!r}: rename it back."
+    else:
+        remedy = nearest(path.name, siblings) + (
+            "Give a folder, or the Hub id of a model (org/name), which the commands download."
+        )
+    return UsageError(f"There is no folder {str(path)!r}.", remedy)
 
 
 def resolve_source(

@@ -7,7 +7,7 @@ import json
 
 from growkit.checkpoint.folder import Checkpoint
 from growkit.checkpoint.header import TensorInfo
-from growkit.progress import Progress
+from growkit.core.progress import Progress
 
 _BUFFER_BYTES = 4 << 20
 

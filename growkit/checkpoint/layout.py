@@ -8,33 +8,15 @@ import shlex
 from pathlib import Path
 
 from growkit.checkpoint.other_formats import conversion, other_format
+from growkit.core.errors import CheckpointError, UsageError
 from growkit.core.files import COPY_AGAIN
 from growkit.core.json_files import read_json_object
-from growkit.errors import CheckpointError, UsageError, nearest
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 MAX_CONFIG_BYTES = 16_000_000
 _MAX_INDEX_BYTES = 64_000_000
 _MODEL_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
-
-
-def not_a_folder(path: Path) -> UsageError:
-    if path.exists():
-        return UsageError(
-            f"{str(path)!r} is a file, not a folder.", "Give the folder that holds config.json."
-        )
-    siblings: list[str] = []
-    if path.parent.is_dir():
-        siblings = [entry.name for entry in os.scandir(path.parent) if entry.is_dir()]
-    old = [name for name in siblings if name.startswith(f"{path.name}.old-")]
-    if old:
-        remedy = f"An interrupted --overwrite left the old folder as {old[0]!r}: rename it back."
-    else:
-        remedy = nearest(path.name, siblings) + (
-            "Give a folder, or the Hub id of a model (org/name), which the commands download."
-        )
-    return UsageError(f"There is no folder {str(path)!r}.", remedy)
 
 
 def find_weights(path: Path, required: bool) -> dict[str, set[str] | None]:

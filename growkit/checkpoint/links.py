@@ -12,7 +12,7 @@ import os
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from growkit.errors import CheckpointError
+from growkit.core.errors import CheckpointError
 
 # What growkit or transformers would read of a folder, by lower-case name.
 _READ = (

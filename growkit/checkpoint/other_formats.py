@@ -7,8 +7,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from growkit.core.errors import CheckpointError, UsageError
 from growkit.core.json_files import read_json_object
-from growkit.errors import CheckpointError, UsageError
 
 ADAPTER = "adapter_config.json"
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")

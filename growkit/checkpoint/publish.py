@@ -20,11 +20,11 @@ from growkit.checkpoint.staging import (
     sync_tree,
 )
 from growkit.checkpoint.written_names import Overwrite, check_replaceable
+from growkit.core.errors import GrowkitError, UsageError
 from growkit.core.os_errors import about
 from growkit.core.paths import output_path
+from growkit.core.quantities import human_bytes
 from growkit.core.systems import is_opened_as
-from growkit.errors import GrowkitError, UsageError
-from growkit.quantities import human_bytes
 
 _CHECKPOINT_SIGNS = ("config.json", "growkit.json", "model.safetensors")
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from growkit.checkpoint.folder import Checkpoint
-from growkit.errors import UsageError
+from growkit.core.errors import UsageError
 
 # quant_method of config.json, where people know it by another name.
 _NAMES = {

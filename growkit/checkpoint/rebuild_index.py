@@ -15,17 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from growkit.checkpoint.header import FileHeader, read_header
-from growkit.checkpoint.layout import INDEX_FILE, SINGLE_FILE, not_a_folder
+from growkit.checkpoint.hub import not_a_folder
+from growkit.checkpoint.layout import INDEX_FILE, SINGLE_FILE
 from growkit.checkpoint.links import check_links
 from growkit.checkpoint.publish import staged_output
 from growkit.checkpoint.shards import OutputTensor, plan_shards
 from growkit.checkpoint.side_files import copy_side_files
 from growkit.checkpoint.writer import ShardWriter
 from growkit.checkpoint.written_names import Overwrite
+from growkit.core.errors import CheckpointError, GrowkitError, UsageError, nearest
 from growkit.core.files import open_regular
 from growkit.core.json_files import read_json_object
-from growkit.errors import CheckpointError, GrowkitError, UsageError, nearest
-from growkit.whole_file import write_whole
+from growkit.core.whole_file import write_whole
 
 _SHARD = re.compile(r"[^.][\w.-]*\.safetensors")
 _PIECE = 16 << 20

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from growkit.checkpoint.dtypes import DTYPES
-from growkit.errors import UsageError
+from growkit.core.errors import UsageError
 
 _UNITS = {"": 1} | {
     f"{prefix}{suffix}": base**power

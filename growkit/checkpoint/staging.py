@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from growkit.core import systems
+from growkit.core.errors import GrowkitError, UsageError
 from growkit.core.os_errors import about, explained
-from growkit.errors import GrowkitError, UsageError
 
 MARKER = ".growkit-partial"
 

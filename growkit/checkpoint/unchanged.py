@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-from growkit.errors import CheckpointError
+from growkit.core.errors import CheckpointError
 
 _Stamp = tuple[int, int, int, int, int]
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from growkit.core.errors import CheckpointError
 from growkit.core.json_files import read_json
-from growkit.errors import CheckpointError
 
 _MAX_BYTES = 500_000_000
 _TOO_LARGE_TO_LOOK = 64_000_000  # a warning is not worth the memory

@@ -12,9 +12,9 @@ from growkit.checkpoint.open_files import OpenFiles
 from growkit.checkpoint.raw_bytes import byte_view, copy_exactly, write_exactly
 from growkit.checkpoint.shards import Place, ShardPlan
 from growkit.core import systems
+from growkit.core.errors import CheckpointError
 from growkit.core.files import COPY_AGAIN
 from growkit.core.os_errors import explained
-from growkit.errors import CheckpointError
 
 
 class ShardWriter:

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Literal
 
 from growkit.checkpoint.side_files import EXTRA_TEMPLATES, code_files
+from growkit.core.errors import GrowkitError, UsageError
 from growkit.core.json_files import read_json_object
-from growkit.errors import GrowkitError, UsageError
 
 Overwrite = bool | Literal["all"]
 

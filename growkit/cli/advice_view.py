@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from growkit.advice.budget import OPTIMAL_TOKENS_PER_PARAMETER, tokens_per_parameter
-from growkit.quantities import human_bytes, human_count
+from growkit.core.quantities import human_bytes, human_count
 
 if TYPE_CHECKING:
     from growkit.advice import Advice

@@ -22,11 +22,11 @@ from growkit.cli.common import (
     open_output,
     wrote,
 )
-from growkit.errors import UsageError
+from growkit.core.errors import UsageError
 
 if TYPE_CHECKING:
     from growkit.cli.output import Output
-    from growkit.surgery.conversion_request import ConversionRequest
+    from growkit.variants.request import ConversionRequest
 
 PANEL = "Grow"
 HOW = "How"
@@ -111,7 +111,7 @@ def convert(
     [dim]growkit convert ckpt/ --to gda --ratio 3 --out converted/[/dim]
     """
     output = open_output(json_mode, quiet, verbose)
-    from growkit.surgery.conversion_request import ConversionRequest
+    from growkit.variants.request import ConversionRequest
 
     request = ConversionRequest(
         to=to,
@@ -145,7 +145,7 @@ def convert(
 
 
 def _read_text(path: Path) -> str:
-    from growkit.verify.windows import read_text
+    from growkit.verification.windows import read_text
 
     return read_text(path)
 
@@ -155,7 +155,7 @@ def run_conversion(
 ) -> None:
     """Convert, and show plan, proof and warnings."""
     from growkit.cli.plan_view import plan_tables
-    from growkit.convert import convert_checkpoint
+    from growkit.converting import convert_checkpoint
 
     _, manifest = convert_checkpoint(
         folder,

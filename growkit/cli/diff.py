@@ -36,7 +36,7 @@ def diff(
     output = open_output(json_mode, quiet, verbose)
     a, b = local_folders((a, b), revision, output)
     from growkit.checkpoint import open_checkpoint
-    from growkit.surgery.diff import diff_checkpoints
+    from growkit.diff.folders import diff_checkpoints
 
     with (
         open_checkpoint(a) as first,
@@ -49,7 +49,7 @@ def diff(
         output.warn(note)
     output.result({"a": str(a), "b": str(b), **report})
     if report["as_grown"] is False and not (b / "growkit_training.json").is_file():
-        from growkit.errors import VerificationFailed
+        from growkit.core.errors import VerificationFailed
 
         raise VerificationFailed(
             f"{b.name} is not what its growkit.json says: parts of it changed after the growth.",
@@ -60,7 +60,7 @@ def diff(
 def _lines(report: dict[str, Any]) -> list[Any]:
     from rich.table import Table
 
-    from growkit.surgery.diff_text import span
+    from growkit.diff.sentences import span
 
     table = Table(title=_title(report), title_justify="left")
     table.add_column("layers")

@@ -92,7 +92,7 @@ def eval(
     from growkit.evaluation.model import load
     from growkit.evaluation.perplexity import score_text
     from growkit.samples import sample_text
-    from growkit.verify.loading import quiet_transformers
+    from growkit.verification.loading import quiet_transformers
 
     if names:
         check_installed()
@@ -146,7 +146,7 @@ def eval(
 
 def named_texts(paths: list[Path]) -> dict[str, str]:
     """Texts by file name, or by the whole path where two files have the same name."""
-    from growkit.verify.windows import read_text
+    from growkit.verification.windows import read_text
 
     names = [path.name for path in paths]
     return {

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from growkit.cli.output import Output
-from growkit.errors import UsageError, nearest
+from growkit.core.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from growkit.evaluation.context_noise import MapShares, Shares
@@ -41,7 +41,7 @@ def run_suite(
 ) -> AttentionSuite:
     """Measure, and show tables and notes."""
     from growkit.evaluation import attention_suite
-    from growkit.verify.loading import quiet_transformers
+    from growkit.verification.loading import quiet_transformers
 
     bars = output.progress("attention suite", options.passes, unit="passes")
     with quiet_transformers(), bars as bar:

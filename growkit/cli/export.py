@@ -47,12 +47,12 @@ def export(
     [dim]growkit export ckpt/ --fold --out plain/[/dim]
     """
     output = open_output(json_mode, quiet, verbose)
-    from growkit.errors import UsageError
+    from growkit.core.errors import UsageError
 
     if not fold:
         raise UsageError("growkit export was not told what to do.", "Give --fold.")
     from growkit.cli.convert import run_conversion
-    from growkit.surgery.conversion_request import ConversionRequest
+    from growkit.variants.request import ConversionRequest
 
     request = ConversionRequest(to="plain", format=format)
     folder = local_folder(checkpoint, revision, output)

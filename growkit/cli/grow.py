@@ -76,11 +76,11 @@ def grow(
     """
     output = open_output(json_mode, quiet, verbose)
     folder = local_folder(checkpoint, revision, output)
-    from growkit.grow import grow_checkpoint
+    from growkit.growing import grow_checkpoint
 
     given = None
     if text is not None and not no_verify:
-        from growkit.verify.windows import read_text
+        from growkit.verification.windows import read_text
 
         given = read_text(text)
     warnings: list[str] = []

@@ -130,7 +130,7 @@ def growth_options(command: Callable[..., None]) -> Callable[..., None]:
 def _request(given: dict[str, Any], recipe: Path | None) -> GrowthRequest:
     from dataclasses import replace
 
-    from growkit.recipe_files import find_recipe
+    from growkit.recipe.shipped import find_recipe
     from growkit.surgery.request import GrowthRequest, read_recipe
 
     values = {name: value for name, value in given.items() if value is not None}

@@ -38,7 +38,7 @@ def index(
     """
     output = open_output(json_mode, quiet, verbose)
     from growkit.checkpoint import rebuild_index
-    from growkit.errors import UsageError
+    from growkit.core.errors import UsageError
 
     if (strip_prefix is None) != (out is None):
         raise UsageError("--strip-prefix and --out belong together.", "Give both or neither.")

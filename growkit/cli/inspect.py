@@ -31,7 +31,7 @@ def inspect(
     output = open_output(json_mode, quiet, verbose)
     folder = local_folder(checkpoint, revision, output)
     from growkit.checkpoint import open_checkpoint
-    from growkit.surgery.inspect import inspect_checkpoint
+    from growkit.record.inspect import inspect_checkpoint
 
     with open_checkpoint(folder) as source:
         report = inspect_checkpoint(source)
@@ -45,7 +45,7 @@ def inspect(
 def _table(report: dict[str, Any]) -> Any:
     from rich.table import Table
 
-    from growkit.quantities import human_bytes, human_count
+    from growkit.core.quantities import human_bytes, human_count
 
     table = Table(title=f"family {report['family']}", title_justify="left", show_header=False)
     table.add_column("what")

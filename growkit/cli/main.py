@@ -10,12 +10,12 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from growkit.errors import GrowkitError
+    from growkit.core.errors import GrowkitError
 
 
 def _describe(error: BaseException) -> tuple[str, str, int] | None:
     """(cause, remedy, exit code) of an error that we can explain, or None."""
-    from growkit.errors import GrowkitError
+    from growkit.core.errors import GrowkitError
 
     if isinstance(error, GrowkitError):
         return error.cause, error.remedy, error.exit_code
@@ -35,7 +35,7 @@ def _describe(error: BaseException) -> tuple[str, str, int] | None:
 
 def _said_elsewhere(error: GrowkitError) -> bool:
     """Whether another process of the same launch says it: every process finds a wrong usage."""
-    from growkit.errors import FailedElsewhere, RunStopped, UsageError
+    from growkit.core.errors import FailedElsewhere, RunStopped, UsageError
 
     later = os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0"
     return isinstance(error, FailedElsewhere) or (
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         from growkit.cli.app import build_app
         from growkit.cli.signals import terminated_in_order
-        from growkit.threads import wait_passively
+        from growkit.core.threads import wait_passively
 
         wait_passively()
         with terminated_in_order():
@@ -69,8 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
         import typer
 
         from growkit.cli import common
+        from growkit.core.errors import GrowkitError, RunStopped
         from growkit.core.terminal_text import printable
-        from growkit.errors import GrowkitError, RunStopped
 
         if isinstance(error, GrowkitError) and _said_elsewhere(error):
             return error.exit_code

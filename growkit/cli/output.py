@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from growkit.core.progress import Progress, SilentProgress
 from growkit.core.terminal_text import printable
-from growkit.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

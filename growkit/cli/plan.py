@@ -70,11 +70,10 @@ def plan(
     folder = local_folder(checkpoint, revision, output, weights=False)
     from growkit.advice import Throughput, advise, facts_of_plan
     from growkit.checkpoint import open_checkpoint
-    from growkit.recipe_files import find_recipe
-    from growkit.surgery.declared import declare_tensors
-    from growkit.surgery.inspect import layer_lambdas
-    from growkit.surgery.plan import build_plan
-    from growkit.surgery.report import plan_report, tensor_report
+    from growkit.recipe.shipped import find_recipe
+    from growkit.record.inspect import layer_lambdas
+    from growkit.record.plan_report import plan_report, tensor_report
+    from growkit.surgery.plan import build_plan, declare_tensors
 
     training = None
     if train_recipe is not None:
@@ -105,7 +104,7 @@ def plan(
     if not (json_mode or quiet):
         from growkit.cli.advice_view import advice_table, finding_lines
         from growkit.cli.plan_view import plan_tables
-        from growkit.quantities import human_bytes
+        from growkit.core.quantities import human_bytes
 
         output.show(*plan_tables(report), advice_table(advice))
         # Copies that stay equal are among the plan's own warnings.
@@ -118,7 +117,7 @@ def plan(
     for warning in report["warnings"]:
         output.warn(warning)
     if save_recipe is not None:
-        from growkit.recipe_files import save
+        from growkit.recipe.shipped import save
 
         save(save_recipe, request.to_dict(), str(checkpoint), revision)
         output.note(f"wrote {save_recipe}")

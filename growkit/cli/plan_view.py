@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from growkit.quantities import human_bytes, human_count
+from growkit.core.quantities import human_bytes, human_count
 
 # style, word, what it means
 EXACTNESS_TEXT = {
@@ -19,7 +19,7 @@ EXACTNESS_TEXT = {
 
 
 def plan_tables(report: dict[str, Any]) -> list[Table]:
-    """Tables of :func:`growkit.surgery.report.plan_report`."""
+    """Tables of :func:`growkit.record.plan_report.plan_report`."""
     return [_axes(report), _tensors(report)]
 
 

@@ -28,7 +28,7 @@ def recipes(
     """
     output = open_output(json_mode, quiet, verbose)
     from growkit.core.terminal_text import printable
-    from growkit.recipe_files import find_recipe, shipped_recipes
+    from growkit.recipe.shipped import find_recipe, shipped_recipes
 
     if name is not None:
         file = find_recipe(Path(name))

@@ -32,7 +32,7 @@ def report(
     [dim]growkit report checkpoints/demo/base checkpoints/demo/grown-trained[/dim]
     """
     output = open_output(json_mode, quiet, verbose)
-    from growkit.errors import UsageError
+    from growkit.core.errors import UsageError
     from growkit.report import read_runs, write_report
 
     read = read_runs(runs)

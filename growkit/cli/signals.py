@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from growkit.signals import leave_terminal, stopping_signals
+from growkit.core.signals import leave_terminal, stopping_signals
 
 TERMINATED = 128 + signal.SIGTERM  # as a shell reports it
 

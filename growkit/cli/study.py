@@ -60,12 +60,12 @@ def study(
     """
     output = open_output(json_mode, quiet, verbose)
     from growkit.cli.study_view import show_plan, show_result
-    from growkit.errors import GrowkitError, UsageError
-    from growkit.recipe_files import find_recipe
-    from growkit.study.choice import choose
-    from growkit.study.recipe import load_study
+    from growkit.core.errors import GrowkitError, UsageError
+    from growkit.recipe.shipped import find_recipe
+    from growkit.study.files import write_study
+    from growkit.study.read_recipe import load_study
+    from growkit.study.selection import choose
     from growkit.study.study import RECIPE, Study
-    from growkit.study.write import write_study
 
     recipe = find_recipe(recipe)
     loaded = load_study(recipe, overrides or [])
@@ -108,7 +108,7 @@ def _words(text: str | None) -> list[str]:
 
 
 def _numbers(text: str | None) -> list[int]:
-    from growkit.errors import UsageError
+    from growkit.core.errors import UsageError
 
     try:
         return [int(word) for word in _words(text)]
@@ -121,7 +121,7 @@ def _numbers(text: str | None) -> list[int]:
 def _devices(text: str) -> list[str]:
     import re
 
-    from growkit.errors import UsageError
+    from growkit.core.errors import UsageError
 
     devices = _words(text)
     for device in devices:

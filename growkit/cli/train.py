@@ -65,7 +65,7 @@ def train(
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     output = open_output(json_mode and first, quiet or not first, verbose)
     from growkit.advice import Throughput
-    from growkit.recipe_files import find_recipe
+    from growkit.recipe.shipped import find_recipe
     from growkit.training import load_recipe
     from growkit.training import train as run
 
@@ -73,7 +73,7 @@ def train(
     loaded = load_recipe(recipe, overrides or [], max_steps)
     target = out or loaded.out or Path("checkpoints") / recipe.stem
     if grow_now:
-        from growkit.training.stage_files import ask_for_growth
+        from growkit.training.growth.stage_end import ask_for_growth
 
         ask_for_growth(target)
         output.note(f"The run in {target} grows at the end of its next step.")
@@ -86,7 +86,7 @@ def train(
         show(output, result)
         output.result(result.to_dict())
     if "RANK" in os.environ:
-        from growkit.training.processes import leave
+        from growkit.training.parallel.processes import leave
 
         leave()
 
@@ -95,7 +95,7 @@ def _advise(output: Output, recipe: Recipe, throughput: Throughput) -> None:
     """What is known before the first step; nothing for a model from scratch."""
     from growkit.advice import advise, facts_of_recipe
     from growkit.cli.advice_view import advice_rows, finding_lines
-    from growkit.errors import GrowkitError
+    from growkit.core.errors import GrowkitError
 
     try:
         facts = facts_of_recipe(recipe)

@@ -20,7 +20,7 @@ from growkit.cli.common import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from growkit.verify import CachedSteps, LongWindow, VerificationReport
+    from growkit.verification import CachedSteps, LongWindow, VerificationReport
 
 PANEL = "Look and prove"
 
@@ -70,8 +70,8 @@ def verify(
     """
     output = open_output(json_mode, quiet, verbose)
     a, b = local_folders((a, b), revision, output)
-    from growkit.verify import verify_checkpoints
-    from growkit.verify.windows import read_text
+    from growkit.verification import verify_checkpoints
+    from growkit.verification.windows import read_text
 
     given = None if text is None else read_text(text)
     with output.progress("verify", 100, unit="%") as progress:

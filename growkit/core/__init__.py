@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Readers that every room uses: regular files, JSON and YAML, all within limits.
+"""What every room uses and what knows none of them: errors, progress, quantities, files."""
 
-Imports nothing of growkit but ``growkit.errors``.
-"""
+from __future__ import annotations

@@ -13,8 +13,8 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
+from growkit.core.errors import CheckpointError, GrowkitError
 from growkit.core.os_errors import about, system_failed
-from growkit.errors import CheckpointError, GrowkitError
 
 COPY_AGAIN = "Copy or download the file again."
 MAX_TEXT_BYTES = 32_000_000

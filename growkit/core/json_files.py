@@ -14,8 +14,8 @@ import re
 from pathlib import Path
 from typing import Any, NoReturn
 
+from growkit.core.errors import CheckpointError, GrowkitError
 from growkit.core.files import COPY_AGAIN, MAX_TEXT_BYTES, read_bytes
-from growkit.errors import CheckpointError, GrowkitError
 
 MAX_DEPTH = 100
 MAX_VALUES = 2_000_000  # a value takes up to 64 bytes in memory, so 3 bytes of text must not be one

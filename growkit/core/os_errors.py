@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from growkit.errors import GrowkitError
+from growkit.core.errors import GrowkitError
 
 _OTHER_OUTPUT = "choose another output folder"
 # errno -> (cause, remedy); {file} is the quoted path, or "a file" where the system names none.

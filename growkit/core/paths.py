@@ -6,8 +6,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from growkit.core.errors import UsageError
 from growkit.core.os_errors import explained
-from growkit.errors import UsageError
 
 
 def output_path(path: Path) -> Path:

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from growkit.core.errors import CheckpointError, GrowkitError, shown
 from growkit.core.files import COPY_AGAIN
-from growkit.errors import CheckpointError, GrowkitError, shown
 
 
 class Record(BaseModel):

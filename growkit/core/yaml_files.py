@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
+from growkit.core.errors import GrowkitError, UsageError
 from growkit.core.files import read_text
 from growkit.core.json_files import MAX_DIGITS, is_text
-from growkit.errors import GrowkitError, UsageError
 
 MAX_YAML_BYTES = 500_000  # PyYAML reads some 200 kB/s
 MAX_DEPTH = 50

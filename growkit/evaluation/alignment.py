@@ -9,14 +9,14 @@ import numpy as np
 import torch
 
 from growkit.checkpoint import Checkpoint
-from growkit.progress import Progress
+from growkit.core.progress import Progress
 from growkit.samples import sample_text
-from growkit.surgery.alignment import Alignment, aligned_angles, aligned_bases
-from growkit.surgery.conversions.aligned import rotatable_pairs
-from growkit.surgery.growth import ModelShape
-from growkit.verify.folder import open_folder
-from growkit.verify.loading import load_model, load_tokenizer
-from growkit.verify.windows import encoder, token_windows
+from growkit.surgery.effect import ModelShape
+from growkit.variants.gqa.aligned import rotatable_pairs
+from growkit.variants.gqa.alignment import Alignment, aligned_angles, aligned_bases
+from growkit.verification.folder import open_folder
+from growkit.verification.loading import load_model, load_tokenizer
+from growkit.verification.windows import encoder, token_windows
 
 TOKENS, WINDOW = 4096, 256
 

@@ -15,7 +15,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from growkit.errors import CheckpointError
+from growkit.core.errors import CheckpointError
 from growkit.evaluation.model import check_causal
 
 LAMBDA_VECTORS = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from growkit.core.progress import Progress, SilentProgress
 from growkit.evaluation.attention_maps import LayerMaps, observe
 from growkit.evaluation.model import LoadedModel
 from growkit.evaluation.needles import Haystack, Haystacks, prompt
-from growkit.progress import Progress, SilentProgress
 
 PARTS = ("answer", "needle", "noise", "first_token", "question")
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from growkit.core.progress import Progress, SilentProgress
 from growkit.evaluation.attention_maps import LayerMaps, observe, row_entropy
 from growkit.evaluation.model import LoadedModel
-from growkit.progress import Progress, SilentProgress
 
 
 @dataclass(frozen=True)

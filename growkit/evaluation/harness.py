@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from growkit.errors import UsageError, nearest
+from growkit.core.errors import UsageError, nearest
 from growkit.evaluation.model import LoadedModel
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from growkit.errors import CheckpointError, UsageError
-from growkit.verify.folder import dtype_name, open_folder
-from growkit.verify.inputs import is_encoder_decoder
-from growkit.verify.loading import load_model, load_tokenizer
+from growkit.core.errors import CheckpointError, UsageError
+from growkit.verification.folder import dtype_name, open_folder
+from growkit.verification.inputs import is_encoder_decoder
+from growkit.verification.loading import load_model, load_tokenizer
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 

@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
-from growkit.errors import UsageError
+from growkit.core.errors import UsageError
 from growkit.evaluation.model import LoadedModel
-from growkit.verify.windows import token_windows
+from growkit.verification.windows import token_windows
 
 FORMS = ("city", "copy")
 KEY_TOKENS = VALUE_TOKENS = 4

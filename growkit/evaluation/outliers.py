@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from growkit.errors import CheckpointError
+from growkit.core.errors import CheckpointError
+from growkit.core.progress import Progress, SilentProgress
 from growkit.evaluation.attention_maps import eager, visible_keys
 from growkit.evaluation.model import LoadedModel
-from growkit.progress import Progress, SilentProgress
-from growkit.verify.layers import layer_stacks, recorded_residuals
+from growkit.verification.layers import layer_stacks, recorded_residuals
 
 RANKS = (1, 2, 3, 10, 100)
 # Bits of a float32 that a bin of the median's histogram leaves out: 12 of its 23 of mantissa.

@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from growkit.core.progress import Progress, SilentProgress
 from growkit.evaluation.model import LoadedModel
 from growkit.evaluation.needles import Haystack, Haystacks
-from growkit.progress import Progress, SilentProgress
 
 NORMAL_975 = 1.959963984540054
 

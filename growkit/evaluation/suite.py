@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from growkit.errors import CheckpointError, UsageError, nearest
+from growkit.core.errors import CheckpointError, UsageError, nearest
+from growkit.core.progress import Progress, SilentProgress
 from growkit.evaluation.context_noise import ContextNoise, measure_context_noise
 from growkit.evaluation.entropy import AttentionEntropy, measure_entropy
 from growkit.evaluation.model import LoadedModel, check_causal
@@ -21,9 +22,8 @@ from growkit.evaluation.needles import (
 )
 from growkit.evaluation.outliers import ActivationOutliers, measure_outliers
 from growkit.evaluation.retrieval import Retrieval, measure_retrieval
-from growkit.progress import Progress, SilentProgress
 from growkit.samples import sample_text
-from growkit.verify.windows import token_windows
+from growkit.verification.windows import token_windows
 
 Result = TypeVar("Result")
 

@@ -2,42 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
+from functools import cached_property
+from importlib import import_module
 
-from growkit.errors import UsageError, nearest
+from growkit.core.errors import UsageError, nearest
 from growkit.families.base import Config, Family, Tensor
 from growkit.families.config_fields import check_fields
-from growkit.families.diff_v1 import DIFF_V1
-from growkit.families.diffllama import DIFFLLAMA
-from growkit.families.gda import GDA
-from growkit.families.gda_gated import DIFF_V2, GDA_GATED
 from growkit.families.gemma import GEMMA2, GEMMA3
 from growkit.families.gpt2 import GPT2
 from growkit.families.gpt_neox import GPT_NEOX
-from growkit.families.gqa import GQA
-from growkit.families.llama import GRANITE, LLAMA, MISTRAL
+from growkit.families.llama import GRANITE, LLAMA, MISTRAL, SMOLLM3
 from growkit.families.mixtral import MIXTRAL
-from growkit.families.motif import MOTIF
-from growkit.families.olmo2 import OLMO2
-from growkit.families.olmo3 import OLMO3
+from growkit.families.olmo import OLMO2, OLMO3
 from growkit.families.opt import OPT
 from growkit.families.phi3 import PHI3
-from growkit.families.qwen import QWEN2, QWEN3
-from growkit.families.qwen_moe import QWEN3_MOE
-from growkit.families.sas import SAS
-from growkit.families.shared_diff import SHARED_DIFF
-from growkit.families.smollm3 import SMOLLM3
+from growkit.families.qwen import QWEN2, QWEN3, QWEN3_MOE
 from growkit.families.t5 import T5
-from growkit.families.t5_grouped import T5_GQA, T5_WGQA
-from growkit.families.unilm_diff_v1 import UNILM_DIFF_V1
-from growkit.families.wgqa import WGQA
 from growkit.families.wrapped import explain_config
 
-# One line a family.
-_ALL = (
-    GDA,
-    MOTIF,
-    DIFFLLAMA,
+# One line a family of transformers.
+_ORDINARY = (
     LLAMA,
     MISTRAL,
     GRANITE,
@@ -55,18 +40,46 @@ _ALL = (
     GPT_NEOX,
     OPT,
     T5,
-    T5_GQA,
-    T5_WGQA,
-    GQA,
-    DIFF_V1,
-    DIFF_V2,
-    GDA_GATED,
-    SHARED_DIFF,
-    WGQA,
-    SAS,
-    UNILM_DIFF_V1,
 )
-FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}
+# Folder in growkit/variants -> the families in its family.py. These are imported when a family is
+# first asked for: their tables are written with the parts of this package.
+_OF_VARIANTS = {
+    "gda": ("GDA",),
+    "motif": ("MOTIF",),
+    "diffllama": ("DIFFLLAMA",),
+    "wgqa_t5": ("T5_GQA", "T5_WGQA"),
+    "gqa": ("GQA",),
+    "diff_v1": ("DIFF_V1",),
+    "gda_gated": ("DIFF_V2", "GDA_GATED"),
+    "shared_diff": ("SHARED_DIFF",),
+    "wgqa": ("WGQA",),
+    "sas": ("SAS",),
+    "unilm_diff_v1": ("UNILM_DIFF_V1",),
+}
+
+
+class _Families(Mapping[str, Family]):
+    """Name -> family, complete from the first look on."""
+
+    @cached_property
+    def _by_name(self) -> dict[str, Family]:
+        families = [*_ORDINARY]
+        for variant, names in _OF_VARIANTS.items():
+            module = import_module(f"growkit.variants.{variant}.family")
+            families += [getattr(module, name) for name in names]
+        return {family.name: family for family in families}
+
+    def __getitem__(self, name: str) -> Family:
+        return self._by_name[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_name)
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+
+FAMILIES: Mapping[str, Family] = _Families()
 
 
 def family_of(config: Config, names: Collection[str] = ()) -> Family:
@@ -101,4 +114,4 @@ def _by_attention(candidates: list[Family], config: Config) -> Family:
     )
 
 
-__all__ = ["FAMILIES", "MOTIF", "Family", "Tensor", "family_of"]
+__all__ = ["FAMILIES", "Family", "Tensor", "family_of"]

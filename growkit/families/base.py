@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from growkit.errors import CheckpointError, UsageError, nearest
+from growkit.core.errors import CheckpointError, UsageError, nearest
 from growkit.families.head_dim import PLAIN_ROTARY, HeadDimRule
 from growkit.families.layout import IntArray, Layout, Sizes
 from growkit.families.wrapped import explain_tensors

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from growkit.errors import UsageError, shown
+from growkit.core.errors import UsageError, shown
 
 # One unit of an axis takes some 100 bytes in a plan. The largest published models have 262,144
 # vocabulary entries (XLM-V: 901,629), an FFN of 53,248 and 126 layers.

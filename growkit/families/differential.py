@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from growkit.errors import UsageError
+from growkit.core.errors import UsageError
 from growkit.families import decoder
 from growkit.families.base import Dim, Link, Tensor, consumes, produces
 from growkit.families.decoder import ATTENTION, LAYER, evenly_shared, flag

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from growkit.errors import UsageError
+from growkit.core.errors import UsageError
 from growkit.families.base import Config, Norm, Tensor, always, produces, required
 from growkit.families.decoder import (
     ffn_in,

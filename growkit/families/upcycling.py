@@ -13,8 +13,7 @@ from typing import Any
 from growkit.families.base import Config, Family
 from growkit.families.llama import LLAMA, MISTRAL
 from growkit.families.mixtral import MIXTRAL
-from growkit.families.qwen import QWEN3
-from growkit.families.qwen_moe import QWEN3_MOE
+from growkit.families.qwen import QWEN3, QWEN3_MOE
 
 Objection = Callable[[Config], str | None]
 

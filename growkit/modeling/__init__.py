@@ -7,6 +7,7 @@ imports torch): ``gda`` (Grouped Differential Attention), ``growkit`` (any other
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from growkit.model_code.files import export_code
 from growkit.modeling.configuration_gda import GdaConfig
 from growkit.modeling.configuration_growkit import GrowkitConfig
 from growkit.modeling.configuration_growkit_t5 import GrowkitT5Config
@@ -18,7 +19,6 @@ from growkit.modeling.modeling_growkit_t5 import (
 )
 from growkit.modeling.poly_norm import PolyNorm
 from growkit.modeling.self_contained import SelfContained
-from growkit.remote_code import export_code
 
 SelfContained.code_exporter = staticmethod(export_code)
 

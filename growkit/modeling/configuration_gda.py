@@ -9,9 +9,9 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 
-from ..attention.gda import GdaAttentionBase
-from ..attention.gda_heads import GdaHeads
 from ..families.lambda_schedule import lambda_init_schedule
+from ..variants.gda.attention import GdaAttentionBase
+from ..variants.gda.heads import GdaHeads
 from .configuration_decoder import DecoderConfig
 
 # Fields that mean the same in a Motif config.

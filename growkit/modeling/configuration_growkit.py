@@ -7,8 +7,8 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 
-from ..attention.one_call import AttentionBase
-from ..attention.variants import VARIANTS
+from ..variants.attentions import VARIANTS
+from ..variants.shared.one_call import AttentionBase
 from .configuration_decoder import DecoderConfig
 
 

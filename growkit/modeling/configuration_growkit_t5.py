@@ -8,8 +8,8 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers.models.t5.configuration_t5 import T5Config
 
-from ..attention.one_call import check_divides
-from ..attention.wgqa import INITS, WEIGHTS
+from ..variants.shared.one_call import check_divides
+from ..variants.wgqa.attention import INITS, WEIGHTS
 
 ATTENTIONS = ("gqa", "wgqa")
 
@@ -26,7 +26,7 @@ class GrowkitT5Config(T5Config):
         wgqa_init: "wgqa": "mean" (default) or "random", for a model made from scratch.
 
     The other fields are T5Config's; the encoder is T5's. Formulas, parameter and KV-cache counts:
-    ``growkit/attention/wgqa_t5.py``.
+    ``growkit/variants/wgqa_t5/attention.py``.
 
     Raises an error that names the fields for a combination that does not fit.
     """

@@ -22,11 +22,11 @@ from transformers.models.llama.modeling_llama import (
     LlamaRotaryEmbedding,
 )
 
-from ..attention.gda import LAMBDA_NAMES
-from ..attention.layer_keywords import CACHE_NAMES
-from ..attention.linear_weights import LinearWeights
-from ..attention.one_call import AttentionBase
-from ..engines import ENGINES
+from ..core.engines import ENGINES
+from ..variants.gda.attention import LAMBDA_NAMES
+from ..variants.shared.layer_keywords import CACHE_NAMES
+from ..variants.shared.linear_weights import LinearWeights
+from ..variants.shared.one_call import AttentionBase
 from .configuration_decoder import DecoderConfig
 from .poly_norm import PolyNorm
 from .self_contained import SelfContained

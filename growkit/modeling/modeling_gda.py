@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..attention.gda import GdaAttention, GdaSharedKeyAttention
-from ..attention.one_call import AttentionBase
+from ..variants.gda.attention import GdaAttention, GdaSharedKeyAttention
+from ..variants.shared.one_call import AttentionBase
 from .configuration_gda import GdaConfig
 from .decoder import DecoderForCausalLM, DecoderModel, DecoderPreTrainedModel
 

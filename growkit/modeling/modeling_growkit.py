@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..attention.one_call import AttentionBase
+from ..variants.shared.one_call import AttentionBase
 from .configuration_growkit import GrowkitConfig
 from .decoder import DecoderForCausalLM, DecoderModel, DecoderPreTrainedModel
 

@@ -20,7 +20,7 @@ from transformers.models.t5.modeling_t5 import (
     T5Stack,
 )
 
-from ..attention.wgqa_t5 import GroupedT5Attention
+from ..variants.wgqa_t5.attention import GroupedT5Attention
 from .configuration_growkit_t5 import GrowkitT5Config
 from .self_contained import SelfContained
 

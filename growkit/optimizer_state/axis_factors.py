@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from growkit.families.layout import IntArray
-from growkit.optimizer_state.share_moments import mean_squares
 from growkit.surgery.axis_map import NEW, AxisMap
+from growkit.surgery.exact_split import FRACTIONS, fraction_range
 from growkit.surgery.plan import Plan
 from growkit.surgery.symmetry import Symmetry
 
@@ -139,3 +139,28 @@ def _parts(
     # All copies of a user together carry exactly its old weight.
     variance[np.isclose(mean, 1.0)] = 0.0
     return mean, mean**2 + variance
+
+
+def mean_squares(copies: int, symmetry: Symmetry) -> Floats:
+    """E[s^2] of every copy of a unit, in the order of :func:`growkit.surgery.symmetry.shares`.
+
+    E[s] is 1 / copies in every mode. Shape [copies].
+    """
+    even = np.full(copies, copies**-2.0)
+    if copies == 1 or symmetry.mode == "even":
+        return even
+    if symmetry.mode == "noise":
+        # The noise of a share has the power of the share, lowered by the signal-to-noise ratio.
+        return even * (1.0 + 10.0 ** (-symmetry.noise_snr_db / 10.0))
+    squares, rest = [], 1.0
+    for remaining in range(copies, 1, -1):
+        lowest, step = fraction_range(remaining)
+        kept = lowest + step * np.arange(FRACTIONS)
+        kept_square, peeled_square = float(np.mean(kept**2)), float(np.mean((1 - kept) ** 2))
+        if remaining == 2:  # a coin decides which of the two gets the larger part
+            last = (kept_square + peeled_square) / 2
+            squares += [rest * last, rest * last]
+        else:
+            squares.append(rest * peeled_square)
+            rest *= kept_square
+    return np.array(squares)

@@ -39,8 +39,8 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from growkit.core.errors import CheckpointError
 from growkit.core.files import read_bytes, require_regular
-from growkit.errors import CheckpointError
 from growkit.optimizer_state.sharded import METADATA
 from growkit.optimizer_state.source import RESET
 

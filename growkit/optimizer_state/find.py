@@ -7,13 +7,13 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from growkit.errors import CheckpointError, UsageError
+from growkit.core.errors import CheckpointError, UsageError
 from growkit.optimizer_state.parameter_names import Named, model_parameters
 from growkit.optimizer_state.sharded import METADATA, read_sharded
 from growkit.optimizer_state.source import RESET, OptimizerState
 from growkit.optimizer_state.store import FOLDER, INDEX, read_store
 from growkit.optimizer_state.torch_files import read_torch_files
-from growkit.surgery.trained_tokens import read_training_record
+from growkit.record.manifest import read_training_record
 
 LAYOUTS = (
     "growkit_optimizer/ (a grown folder), optimizer.pt (Trainer), optimizer.bin (accelerate, FSDP "

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from growkit.errors import CheckpointError
+from growkit.core.errors import CheckpointError
 from growkit.optimizer_state.parameter_names import plain_name
 from growkit.optimizer_state.source import COUNTER, RESET, OptimizerState, ParameterState
-from growkit.optimizer_state.torch_array import as_tensor
+from growkit.optimizer_state.torch_files import as_tensor
 
 _FLOATING = {"F64", "F32", "BF16", "F16"}
 # Moments that an optimizer needs together; a state without them would be taken for a whole one.

@@ -22,7 +22,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from growkit.errors import CheckpointError
+from growkit.core.errors import CheckpointError
 from growkit.optimizer_state.source import RESET
 
 Shape = tuple[int, ...]
@@ -52,7 +52,7 @@ def model_parameters(folder: Path, *, trust_remote_code: bool = False) -> Named:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    from growkit.verify.loading import quiet_transformers, reason, register_own_models
+    from growkit.verification.loading import quiet_transformers, reason, register_own_models
 
     register_own_models()
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}

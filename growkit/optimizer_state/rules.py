@@ -25,13 +25,11 @@ import numpy as np
 import numpy.typing as npt
 
 from growkit.families.differential import LAMBDA_ROLES
-from growkit.optimizer_state.axis_factors import axis_factors
-from growkit.optimizer_state.share_moments import mean_squares
+from growkit.optimizer_state.axis_factors import axis_factors, mean_squares
 from growkit.surgery.axis_map import NEW
 from growkit.surgery.dim_map import DimMap
-from growkit.surgery.growth import Exactness
+from growkit.surgery.effect import Exactness, Fill
 from growkit.surgery.lambdas import LambdaChange, change_lambda
-from growkit.surgery.new_units import Fill
 from growkit.surgery.plan import Plan
 from growkit.surgery.tensor_plans import TensorPlan
 

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from growkit.errors import CheckpointError
+from growkit.core.errors import CheckpointError
 from growkit.optimizer_state.parameter_names import plain_name
 from growkit.optimizer_state.source import (
     COUNTER,
@@ -24,7 +24,7 @@ from growkit.optimizer_state.source import (
     counter,
     plain_options,
 )
-from growkit.optimizer_state.torch_array import as_array, dtype_name
+from growkit.optimizer_state.torch_files import as_array, dtype_name
 
 METADATA = ".metadata"
 

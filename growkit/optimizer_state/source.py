@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from growkit.errors import CheckpointError
+from growkit.core.errors import CheckpointError
 
 Array = npt.NDArray[Any]
 

@@ -10,7 +10,7 @@ at all::
 ``state.json``: ``format`` 1; ``mode`` (``grow`` or ``reset-new``); ``source`` (layout, file, step,
 options of its parameter groups); ``parameters``: name -> ``{"step": 500.0, "moments": [...]}``,
 with the moments that the files hold for it; ``roles``: how each kind of tensor was made and whether
-that is exact (see :func:`growkit.optimizer_state.grow.describe`). A parameter that is not listed
+that is exact (see :func:`growkit.optimizer_state.write.describe`). A parameter that is not listed
 begins without state.
 """
 
@@ -26,10 +26,10 @@ import numpy as np
 
 from growkit.checkpoint import DTYPES, read_header
 from growkit.checkpoint.raw_bytes import byte_view, read_exactly
+from growkit.core.errors import CheckpointError
 from growkit.core.files import open_regular
 from growkit.core.json_files import read_json_object
 from growkit.core.writing import write_file
-from growkit.errors import CheckpointError
 from growkit.optimizer_state.source import MOMENTS, Array, Moment, OptimizerState, ParameterState
 
 FOLDER = "growkit_optimizer"

@@ -1,8 +1,4 @@
-"""State dicts that torch.save wrote: Trainer's optimizer.pt, accelerate's optimizer.bin.
-
-Several files (``optimizer.bin``, ``optimizer_1.bin``) are several optimizers of one model. FSDP's
-full state dict is the same file with names in place of positions.
-"""
+"""State dicts that torch.save wrote: Trainer's optimizer.pt, accelerate's optimizer.bin."""
 
 from __future__ import annotations
 
@@ -11,12 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from growkit.checkpoint import DTYPES
+from growkit.core.errors import CheckpointError
 from growkit.core.files import require_regular
-from growkit.errors import CheckpointError
 from growkit.optimizer_state.parameter_names import Named, names_of_positions, plain_name
 from growkit.optimizer_state.source import (
     COUNTER,
     RESET,
+    Array,
     Moment,
     OptimizerState,
     ParameterState,
@@ -24,7 +22,47 @@ from growkit.optimizer_state.source import (
     counter,
     plain_options,
 )
-from growkit.optimizer_state.torch_array import as_array, dtype_name
+
+_NAMES = {
+    "torch.float64": "F64",
+    "torch.float32": "F32",
+    "torch.float16": "F16",
+    "torch.bfloat16": "BF16",
+}
+
+
+def dtype_name(dtype: Any, what: str) -> str:
+    """safetensors name of a torch dtype that moments may have."""
+    name = _NAMES.get(str(dtype))
+    if name is None:
+        raise CheckpointError(
+            f"{what} has dtype {dtype}, and moments are grown in {', '.join(_NAMES.values())}.",
+            RESET,
+        )
+    return name
+
+
+def as_array(tensor: Any) -> Array:
+    """The values of a CPU tensor; bfloat16 through its bits, which numpy itself cannot hold."""
+    import torch
+
+    tensor = tensor.detach()
+    if tensor.dtype == torch.bfloat16:
+        kind = DTYPES["BF16"].numpy
+        assert kind is not None
+        bits: Array = tensor.contiguous().view(torch.uint16).numpy().view(kind)
+        return bits
+    array: Array = tensor.numpy()
+    return array
+
+
+def as_tensor(array: Array) -> Any:
+    """The other way, without a copy."""
+    import torch
+
+    if str(array.dtype) == "bfloat16":
+        return torch.from_numpy(array.view("uint16")).view(torch.bfloat16)
+    return torch.from_numpy(array)
 
 
 def read_torch_files(

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from growkit.core.errors import UsageError
 from growkit.core.plot_text import literal_text
-from growkit.errors import UsageError
 
 
 @dataclass(frozen=True)

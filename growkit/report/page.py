@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from growkit.core.whole_file import write_whole
 from growkit.report.canvas import Figure
 from growkit.report.figures import draw_figures
 from growkit.report.html import figures_html, page_html, table_html
 from growkit.report.runs import Run
-from growkit.whole_file import write_whole
 
 COLUMNS = (
     "run", "goes on from", "parameters", "steps", "tokens", "tokens before", "FLOPs",

@@ -10,17 +10,17 @@ from typing import Any
 
 from growkit.checkpoint import open_checkpoint
 from growkit.core.paths import output_path
+from growkit.core.errors import CheckpointError, GrowkitError, UsageError
 from growkit.core.yaml_files import read_yaml
-from growkit.errors import CheckpointError, GrowkitError, UsageError
 from growkit.families import family_of
-from growkit.surgery.cost import cost_of, training_flops
-from growkit.surgery.manifest import read_manifest
-from growkit.surgery.report import main_dtype, stored_dtypes
-from growkit.surgery.trained_tokens import (
+from growkit.record.cost import cost_of, training_flops
+from growkit.record.manifest import (
     TRAINING_RECORD,
+    read_manifest,
     read_training_record,
     trained_tokens,
 )
+from growkit.record.plan_report import main_dtype, stored_dtypes
 from growkit.training.checkpoints import newest_whole
 from growkit.training.metrics import read_metrics
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 
-from growkit.errors import UsageError, nearest
+from growkit.core.errors import UsageError, nearest
+from growkit.study.recipe import Start, StudyRecipe
 from growkit.surgery.request import GrowthRequest
 from growkit.training.recipe_training import TrainingSection
-
-if TYPE_CHECKING:
-    from growkit.study.recipe import Start, StudyRecipe
 
 # The study sets these: the budget gives the steps, and the seed is one of the study's.
 OWN = (

@@ -10,8 +10,17 @@ from typing import Any
 
 from growkit.report.canvas import Figure, canvas, finished
 from growkit.study.arm_figures import arm_figures
-from growkit.study.curves import Band, common_start, growths, loss_band, series_band
-from growkit.study.looks import COLORS, line_label, line_look, marker
+from growkit.study.curves import (
+    COLORS,
+    Band,
+    common_start,
+    growths,
+    line_label,
+    line_look,
+    loss_band,
+    marker,
+    series_band,
+)
 from growkit.study.results import StudyResult
 from growkit.study.statistics import Finding, findings
 

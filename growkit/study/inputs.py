@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from growkit.checkpoint import content_hash, open_checkpoint
-from growkit.progress import Reporter
+from growkit.core.progress import Reporter
+from growkit.core.whole_file import make_whole
+from growkit.data.sources import Corpus, corpus_of
 from growkit.study.recipe import StudyRecipe
 from growkit.study.shapes import digest
-from growkit.training.sources import Corpus, corpus_of
-from growkit.whole_file import make_whole
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def open_inputs(recipe: StudyRecipe, runs: Path, reporter: Reporter) -> Inputs:
     Raises:
         UsageError, CheckpointError: files or folders that are missing or damaged.
     """
-    from growkit.training.tokenizer import tokenizer_fingerprint
+    from growkit.data.tokenizer import tokenizer_fingerprint
 
     corpus = corpus_of(recipe.data)
     sources = [*corpus.sources, *([corpus.held_out] if corpus.held_out is not None else [])]
@@ -48,7 +48,7 @@ def open_inputs(recipe: StudyRecipe, runs: Path, reporter: Reporter) -> Inputs:
 
 def _fingerprint(folder: Path) -> str:
     """Of a checkpoint's weights, config and tokenizer."""
-    from growkit.training.tokenizer import tokenizer_fingerprint
+    from growkit.data.tokenizer import tokenizer_fingerprint
 
     with open_checkpoint(folder) as checkpoint:
         config = digest(checkpoint.config)
@@ -67,7 +67,7 @@ def _tokenizer(
     target = runs / "tokenizers" / digest([content, size, recipe.data.eval_fraction])
 
     def make(folder: Path) -> None:
-        from growkit.training.tokenizer import train_bpe
+        from growkit.data.tokenizer import train_bpe
 
         if section.train_bpe:
             reporter.note(f"Training a BPE tokenizer of {size} tokens on the training text.")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from growkit.errors import UsageError
+from growkit.core.errors import UsageError
 from growkit.study.recipe import Base, StudyRecipe
 from growkit.study.shapes import Shapes
 

@@ -9,10 +9,10 @@ from statistics import fmean
 
 import yaml
 
-from growkit.quantities import human_count, human_seconds, percent
+from growkit.core.quantities import human_count, human_seconds, percent
 from growkit.report.canvas import Figure
 from growkit.report.html import figures_html, page_html, table_html
-from growkit.study.limits import limits
+from growkit.study.caveats import limits
 from growkit.study.results import Arm, StudyResult
 from growkit.study.statistics import seeds_text, verdicts
 from growkit.study.table import comparisons, tables

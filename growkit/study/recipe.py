@@ -7,23 +7,20 @@ docs/study.md explains every key.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from growkit.errors import UsageError, nearest
-from growkit.study.checks import check_data, check_references, check_training
-from growkit.surgery.conversion_request import ConversionRequest
+from growkit.core.errors import UsageError, nearest
+from growkit.data.recipe import DataSection
+from growkit.recipe.section import Positive, Section
 from growkit.surgery.request import GrowthRequest
-from growkit.training.recipe import TokenizerSection, read_values
-from growkit.training.recipe_data import DataSection
-from growkit.training.recipe_errors import validated
-from growkit.training.recipe_section import Positive, Section
+from growkit.training.recipe import TokenizerSection
+from growkit.variants.request import ConversionRequest
 
 Above0 = Annotated[float, Field(gt=0)]
-# See growkit.training.probes.
+# See growkit.training.growth.probes.
 Series = Literal[
     "update_norm_old",
     "update_norm_new",
@@ -185,26 +182,3 @@ class StudyRecipe(Section):
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as the YAML file would hold them."""
         return self.model_dump(mode="json", exclude_none=True, by_alias=True)
-
-
-def make_study(values: Any, source: str = "study", text: str = "") -> StudyRecipe:
-    """Check a mapping; ``text`` is the YAML it came from, for line numbers in errors.
-
-    Raises:
-        UsageError: naming the key, its line, and the nearest valid key of an unknown one.
-    """
-    study = validated(StudyRecipe, values, source, text)
-    check_data(study, source)
-    check_training(study, source)
-    check_references(study, source)
-    return study
-
-
-def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyRecipe:
-    """Read a YAML recipe and apply ``key.path=value`` overrides (values are YAML).
-
-    Raises:
-        UsageError: the file cannot be read, is not YAML, or says something that no study can.
-    """
-    values, text = read_values(path, overrides)
-    return make_study(values, str(path), text)

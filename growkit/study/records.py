@@ -13,10 +13,10 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from growkit.core.errors import CheckpointError
 from growkit.core.json_files import read_json_object
-from growkit.errors import CheckpointError
+from growkit.core.whole_file import write_whole
 from growkit.training.checkpoints import list_checkpoints
-from growkit.whole_file import write_whole
 
 RECORD = "record.json"
 NODE = "node.json"

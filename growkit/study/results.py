@@ -1,7 +1,7 @@
 """What a study found: plain data, the content of ``study.json``. No torch.
 
 Losses are in nats a held-out token. FLOPs are training FLOPs: three forward passes a token,
-attention included (:mod:`growkit.surgery.cost`), counted from the first step of the first model,
+attention included (:mod:`growkit.record.cost`), counted from the first step of the first model,
 so a grown model carries what its source cost.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from growkit.whole_file import write_whole
+from growkit.core.whole_file import write_whole
 
 FORMAT = 1
 STUDY_FILE = "study.json"

@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from growkit.errors import UsageError
-from growkit.progress import Progress, Reporter
-from growkit.study.lock import BUSY
+from growkit.core.errors import UsageError
+from growkit.core.progress import Progress, Reporter
+from growkit.core.whole_file import write_whole
 from growkit.study.nodes import Node
 from growkit.study.recipe import Base, Start
 from growkit.study.records import MODEL, NODE, Records
+from growkit.study.run_lock import BUSY
 from growkit.training.metrics import read_metrics
-from growkit.whole_file import write_whole
 
 POLL = 0.5
 LOG = "log.txt"
@@ -106,7 +106,7 @@ class Runner:
         measures: Sequence[str],
         series: Sequence[str],
         ended: Callable[[], None],
-        command: Sequence[str] = (sys.executable, "-m", "growkit.study.work"),
+        command: Sequence[str] = (sys.executable, "-m", "growkit.study.one_run"),
     ) -> None:
         self.runs, self.records, self.places = runs, records, list(places)
         self.reporter, self.measures, self.series = reporter, list(measures), list(series)

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from growkit.checkpoint import open_checkpoint
+from growkit.core.whole_file import make_whole
 from growkit.families import Family, family_of
+from growkit.record.cost import cost_of, training_flops
 from growkit.study.recipe import Start, StudyRecipe
 from growkit.surgery.conversion_plan import build_conversion_plan
-from growkit.surgery.cost import cost_of, training_flops
 from growkit.surgery.plan import Plan, build_plan
 from growkit.surgery.request import GrowthRequest
-from growkit.whole_file import make_whole
 
 if TYPE_CHECKING:
     from growkit.checkpoint import Checkpoint
@@ -123,10 +123,10 @@ class Shapes:
         )
 
     def _make_untrained(self, config: dict[str, Any], folder: Path) -> None:
+        from growkit.data.tokenizer import load_tokenizer
         from growkit.training.models import build_model
         from growkit.training.recipe import ModelSection
-        from growkit.training.tokenizer import load_tokenizer
-        from growkit.verify.loading import quiet_transformers
+        from growkit.verification.loading import quiet_transformers
 
         assert self.tokenizer is not None, "a study with models from scratch has a tokenizer"
         with quiet_transformers():
@@ -168,10 +168,10 @@ def apply_change(
     Optimizer state goes along where the source is a run that has it and the growth keeps it.
     """
     if start.grow is not None:
-        from growkit.grow import grow_checkpoint
+        from growkit.growing import grow_checkpoint
 
         request = GrowthRequest.from_mapping(start.grow)
         return grow_checkpoint(source, target, request, verify=verify)[1]
-    from growkit.convert import convert_checkpoint
+    from growkit.converting import convert_checkpoint
 
     return convert_checkpoint(source, target, start.conversion(), verify=verify)[1]

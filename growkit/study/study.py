@@ -17,20 +17,18 @@ from pathlib import Path
 
 import yaml
 
-from growkit.errors import UsageError
-from growkit.progress import Reporter, Silent
-from growkit.study.choice import Choice
+from growkit.core.errors import UsageError
+from growkit.core.progress import Reporter, Silent
+from growkit.core.whole_file import write_whole
+from growkit.study.assemble import Outcome
 from growkit.study.inputs import Inputs, open_inputs
 from growkit.study.nodes import Node, Nodes, SweepDiverged, Waiting
-from growkit.study.outcome import Outcome
-from growkit.study.outline import Line, outline
-from growkit.study.planned import Planned, planned_runs
 from growkit.study.recipe import StudyRecipe
 from growkit.study.records import Records
 from growkit.study.results import StudyResult
 from growkit.study.runner import Runner, slots
+from growkit.study.selection import Choice, Line, Planned, outline, planned_runs
 from growkit.study.shapes import Shapes
-from growkit.whole_file import write_whole
 
 RECIPE = "study.yaml"
 

@@ -7,11 +7,10 @@ from dataclasses import replace
 from math import isfinite
 from typing import TYPE_CHECKING
 
-from growkit.quantities import human_count, human_seconds, percent
-from growkit.study.arm_figures import ArmFigures, arm_figures, learning_rates, mean_of
+from growkit.core.quantities import human_count, human_seconds, percent
+from growkit.study.arm_figures import ArmFigures, Saving, arm_figures, learning_rates, mean_of
 from growkit.study.intervals import Estimate, Spread, spread_of
 from growkit.study.results import Arm, StudyResult
-from growkit.study.savings import Saving
 from growkit.study.statistics import Finding, findings, seeds_text
 from growkit.study.text_table import Table
 

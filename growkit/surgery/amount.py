@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from growkit.errors import UsageError
+from growkit.core.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from growkit.checkpoint import Checkpoint, OutputTensor
-from growkit.errors import CheckpointError, GrowkitError
+from growkit.core.errors import CheckpointError, GrowkitError
 from growkit.families import Tensor, family_of
 from growkit.families.differential import LAMBDA_ROLES
 from growkit.families.layout import Sizes
 from growkit.surgery.axis_map import NEW, AxisMap
 from growkit.surgery.compose import ComposedGrowth
-from growkit.surgery.conversions.conversion import Alias, Conversion, Converted, UnitMaps
+from growkit.surgery.conversion import Alias, Conversion, Converted, UnitMaps
 from growkit.surgery.dim_map import DimMap
-from growkit.surgery.growth import Exactness, Growth, LayerSource, ModelShape
+from growkit.surgery.effect import Exactness, Growth, LayerSource, ModelShape
 from growkit.surgery.lambdas import LambdaChange
 from growkit.surgery.plan import Plan, plan_of, read_source
 from growkit.surgery.symmetry import Symmetry

@@ -9,12 +9,12 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from growkit.errors import GrowkitError
+from growkit.core.errors import GrowkitError
 from growkit.families.base import Dim
 from growkit.families.layout import IntArray, Units
 from growkit.surgery.axis_map import NEW, AxisMap, copy_multiplicity, copy_rank
-from growkit.surgery.conversions.conversion import Alias
-from growkit.surgery.new_units import SILENT, Fill, NewUnits
+from growkit.surgery.conversion import Alias
+from growkit.surgery.effect import SILENT, Fill, NewUnits
 
 Run = tuple[int, int, int]
 Mask = npt.NDArray[np.bool_]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
-from growkit.engines import derived_head_dim
+from growkit.core.engines import derived_head_dim
 from growkit.families.layout import Sizes
 from growkit.surgery.compose import ComposedGrowth
 

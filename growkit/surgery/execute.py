@@ -18,10 +18,18 @@ import numpy.typing as npt
 
 from growkit.checkpoint import DTYPES, ShardWriter, TensorInfo
 from growkit.checkpoint.comparison import ShardComparison
-from growkit.surgery.computed import computed_blocks
-from growkit.surgery.expand import ColumnMoves, RowTargets, expand_rows, rescale, row_scale
-from growkit.surgery.expert_share import part_of
-from growkit.surgery.fresh import (
+from growkit.surgery.effect import Fill
+from growkit.surgery.expand import (
+    ColumnMoves,
+    RowTargets,
+    computed_blocks,
+    expand_rows,
+    part_of,
+    rescale,
+    row_scale,
+)
+from growkit.surgery.lambdas import change_lambda
+from growkit.surgery.new_weights import (
     NewColumns,
     NewRows,
     block_rows,
@@ -29,8 +37,6 @@ from growkit.surgery.fresh import (
     fresh_rows,
     normal,
 )
-from growkit.surgery.lambdas import change_lambda
-from growkit.surgery.new_units import Fill
 from growkit.surgery.non_finite import FiniteCheck
 from growkit.surgery.plan import Plan
 from growkit.surgery.redrawn import Moments, Redrawn

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +11,16 @@ import numpy.typing as npt
 from growkit.families.layout import IntArray
 from growkit.surgery.axis_map import NEW
 from growkit.surgery.dim_map import DimMap
-from growkit.surgery.split import compute_dtype
+from growkit.surgery.exact_split import compute_dtype
 from growkit.surgery.symmetry import Symmetry, shares
+
+if TYPE_CHECKING:
+    from growkit.surgery.tensor_plans import TensorPlan
+from math import prod
+
+from growkit.checkpoint import DTYPES
+from growkit.surgery.plan import Plan
+from growkit.surgery.tensor_plans import TensorPlan
 
 Array = npt.NDArray[Any]
 Indices = slice | IntArray
@@ -167,3 +175,45 @@ def expand_rows(
         for variant, part in zip(variants, parts, strict=False):
             variant[here] = rescale(part, factor, 0.0, block.dtype)
     return variants
+
+
+def part_of(block: Array, tensor: TensorPlan, symmetry: Symmetry, position: int) -> Array:
+    """The part of a block of source rows that goes into ``tensor``, before its factor.
+
+    All copies draw the same random numbers, keyed by the source: so the parts sum to the block.
+
+    Args:
+        block: rows of the source [rows, columns].
+        tensor: one matrix.
+        symmetry: how copies share.
+        position: number of the block in the source.
+    """
+    share = tensor.share
+    if share is None:
+        return block
+    key = f"{tensor.source_key}#experts{share.copies}"
+    return shares(block, share.copies, symmetry, key, position)[share.rank]
+
+
+# Sources of a block are read whole rows at a time; a few MB keep the memory bounded.
+BLOCK_ELEMENTS = 1 << 20
+
+
+def computed_blocks(plan: Plan, tensor: TensorPlan) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    """(byte offset in the tensor, block of rows in the stored dtype) of a computed tensor.
+
+    A vector is a matrix of one column.
+    """
+    computed, dtype = tensor.computed, DTYPES[tensor.output.dtype].numpy
+    assert computed is not None and dtype is not None
+    rows, *rest = tensor.output.shape
+    width = prod(rest)
+    layer = tensor.layer_source.source if tensor.layer_source else 0
+    step = max(1, BLOCK_ELEMENTS // max(width, 1))
+    for first in range(0, rows, step):
+        count = min(step, rows - first)
+        block = computed.rows(plan.checkpoint, layer, first, count)
+        yield (
+            first * width * dtype.itemsize,
+            np.ascontiguousarray(block.reshape(count, width).astype(dtype)),
+        )

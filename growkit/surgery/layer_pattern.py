@@ -12,10 +12,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from growkit.engines import fixed_pattern_note
+from growkit.core.engines import fixed_pattern_note
 from growkit.families import Family
 from growkit.families.base import every_layer
-from growkit.surgery.growth import LayerMap, LayerSource, ModelShape
+from growkit.surgery.effect import LayerMap, LayerSource, ModelShape
 
 Kind = tuple[Any, ...]
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 import numpy as np
 
-from growkit.checkpoint import Checkpoint, check_unquantised
-from growkit.errors import UsageError
+from growkit.checkpoint import DTYPES, Checkpoint, TensorInfo, check_unquantised
+from growkit.core.errors import UsageError
 from growkit.families import FAMILIES, Family, family_of
+from growkit.families.config_fields import MAX_TENSORS
 from growkit.surgery.compose import ComposedGrowth, compose
-from growkit.surgery.config import grown_config
+from growkit.surgery.effect import Exactness, ModelShape, Operator
 from growkit.surgery.engine_notes import head_dim_note
-from growkit.surgery.growth import Exactness, ModelShape, Operator
+from growkit.surgery.grown_config import grown_config
 from growkit.surgery.planned_tensors import PlannedTensors
 from growkit.surgery.remedy import sizes_that_load
 from growkit.surgery.symmetry import Symmetry
@@ -244,3 +246,26 @@ def _warnings(
             "attention maps are not linear in it"
         )
     return tuple(warnings)
+
+
+CONFIG_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
+
+
+def declare_tensors(checkpoint: Checkpoint) -> None:
+    """Fill ``checkpoint.tensors`` from the config, so that it can be planned but not read."""
+    check_unquantised(checkpoint)
+    family = family_of(checkpoint.config)
+    sizes = family.sizes(checkpoint.config)
+    declared = family.count(sizes)
+    if declared > MAX_TENSORS:
+        raise UsageError(
+            f"config.json declares {declared} tensors.",
+            f"growkit plans models with at most {MAX_TENSORS}: check the numbers of layers and "
+            "experts.",
+        )
+    named = str(checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype") or "float32")
+    dtype = CONFIG_DTYPES.get(named, "F32")
+    for name, shape in family.declared(sizes):
+        nbytes = prod(shape) * DTYPES[dtype].bits // 8
+        checkpoint.tensors[name] = TensorInfo(name, dtype, shape, "", 0, nbytes)
+        checkpoint.total_size += nbytes

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from growkit.errors import UsageError, nearest
+from growkit.core.errors import UsageError, nearest
 from growkit.surgery.amount import Amount
-from growkit.surgery.growth import Operator
+from growkit.surgery.effect import Operator
 from growkit.surgery.operators import OPERATORS, TEXTS
 from growkit.surgery.operators.depth import METHODS, PLACEMENTS
 from growkit.surgery.operators.hidden import METHODS as HIDDEN_METHODS

@@ -1,7 +1,7 @@
 """How the copies of a unit share its outgoing weight: ``split``, ``even`` or ``noise``.
 
 * ``split``: every weight w becomes a and w - a, both representable, so that a + b == w bit for bit
-  (see :mod:`growkit.surgery.split`). The fraction is random per entry, so copies get different
+  (see :mod:`growkit.surgery.exact_split`). The fraction is random per entry, so copies get different
   gradients from the first step on. More than two copies are peeled off one at a time.
 * ``even``: w / n each. Lossless when n is a power of two, else rounded. Copies get equal gradients
   and stay equal for ever.
@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from growkit.errors import UsageError, nearest
-from growkit.surgery.split import compute_dtype, split
+from growkit.core.errors import UsageError, nearest
+from growkit.surgery.exact_split import compute_dtype, split
 
 Array = npt.NDArray[Any]
 MODES = ("split", "even", "noise")

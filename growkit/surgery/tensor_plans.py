@@ -9,15 +9,15 @@ from math import frexp, prod
 from typing import Any
 
 from growkit.checkpoint import DTYPES, Checkpoint, OutputTensor
-from growkit.errors import CheckpointError
+from growkit.core.errors import CheckpointError
 from growkit.families import Family, Tensor
 from growkit.families.base import Dim
 from growkit.families.differential import LAMBDA_ROLES
 from growkit.surgery.axis_map import NEW
 from growkit.surgery.compose import ComposedGrowth
-from growkit.surgery.conversions.conversion import Computed, UnitMaps
+from growkit.surgery.conversion import Computed, UnitMaps
 from growkit.surgery.dim_map import DimMap, map_dim
-from growkit.surgery.growth import LayerSource
+from growkit.surgery.effect import LayerSource
 from growkit.surgery.lambdas import LambdaChange
 from growkit.surgery.planned_tensors import TensorGroup
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from growkit.checkpoint import Checkpoint, TensorInfo
-from growkit.errors import CheckpointError
+from growkit.core.errors import CheckpointError
 from growkit.families import Family
 
 PIECE_BYTES = 4 << 20

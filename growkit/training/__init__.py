@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from growkit.progress import Reporter, Silent
-from growkit.training.recipe import Recipe, load_recipe
+from growkit.core.progress import Reporter, Silent
+from growkit.training.read_recipe import load_recipe
+from growkit.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from growkit.checkpoint import Checkpoint, open_checkpoint
-from growkit.errors import CheckpointError
+from growkit.core.errors import CheckpointError
 from growkit.training.checkpoints import damage, list_checkpoints
-from growkit.training.sharded_files import local_part, read_rows
+from growkit.training.parallel.sharded_files import local_part, read_rows
 
 
 def last_whole(folder: Path, count: int) -> list[Path]:

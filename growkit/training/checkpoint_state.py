@@ -17,8 +17,8 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_pt_utils import safe_globals
 
 from growkit.checkpoint import open_checkpoint
+from growkit.core.errors import CheckpointError, GrowkitError
 from growkit.core.files import require_regular
-from growkit.errors import CheckpointError, GrowkitError
 from growkit.training.checkpoints import random_states, step_of
 from growkit.training.run_files import (
     CheckpointManifest,

@@ -20,7 +20,7 @@ import re
 from pathlib import Path
 
 from growkit.checkpoint.staging import sync, sync_tree
-from growkit.errors import CheckpointError
+from growkit.core.errors import CheckpointError
 from growkit.training.checksums import checksums
 from growkit.training.leftovers import remove
 from growkit.training.run_files import CheckpointManifest, read_file

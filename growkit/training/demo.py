@@ -19,11 +19,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from growkit.core.errors import UsageError, VerificationFailed
 from growkit.core.json_files import read_json_object
-from growkit.errors import UsageError, VerificationFailed
-from growkit.progress import Reporter, Silent
+from growkit.core.progress import Reporter, Silent
 from growkit.training.metrics import draw_losses, read_metrics
-from growkit.training.recipe import Recipe, make_recipe
+from growkit.training.read_recipe import make_recipe
+from growkit.training.recipe import Recipe
 
 # Largest difference of held-out losses (nats a token) that float32 rounding explains.
 JUMP = 1e-5
@@ -275,8 +276,8 @@ def _claim(out: Path, settings: DemoSettings, overwrite: bool) -> None:
 
 def _grow(source: Path, target: Path, overwrite: bool, reporter: Reporter) -> dict[str, Any]:
     """Grow unless the folder is there (it is published only when verified)."""
-    from growkit.grow import grow_checkpoint
-    from growkit.surgery.manifest import read_manifest
+    from growkit.growing import grow_checkpoint
+    from growkit.record.manifest import read_manifest
     from growkit.surgery.request import GrowthRequest
 
     manifest = None if overwrite else read_manifest(target)
@@ -308,13 +309,13 @@ def _check_no_jump(before: Path, after: Path, recipe: Recipe) -> float:
 
 def held_out_loss(checkpoint: Path, recipe: Recipe) -> float:
     """Loss of a folder on the held-out text of a recipe."""
+    from growkit.data.packing import datasets, pack
+    from growkit.data.sources import corpus_of
+    from growkit.data.tokenizer import load_tokenizer, tokenizer_fingerprint
     from growkit.training.evaluate import evaluate
     from growkit.training.models import build_model
-    from growkit.training.packing import datasets, pack
     from growkit.training.recipe import ModelSection
-    from growkit.training.sources import corpus_of
-    from growkit.training.tokenizer import load_tokenizer, tokenizer_fingerprint
-    from growkit.verify.loading import quiet_transformers
+    from growkit.verification.loading import quiet_transformers
 
     with quiet_transformers():
         tokenizer = load_tokenizer(checkpoint)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from growkit.errors import UsageError
+from growkit.core.errors import UsageError
 
 LENGTH = 8
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from growkit.training.packing import IGNORED, PackedDataset
-from growkit.training.processes import Processes
+from growkit.data.packing import IGNORED, PackedDataset
+from growkit.training.parallel.processes import Processes
 
 
 @torch.no_grad()

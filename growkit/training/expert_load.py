@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from growkit.verify.routing import routers
+from growkit.verification.routing import routers
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from growkit.checkpoint import (
     open_checkpoint,
     plan_shards,
 )
-from growkit.surgery.report import main_dtype, stored_dtypes
+from growkit.record.plan_report import main_dtype, stored_dtypes
 from growkit.training.lambda_names import is_lambda_vector
 
 NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}

@@ -10,14 +10,14 @@ from typing import Any
 
 from growkit.checkpoint import open_checkpoint
 from growkit.checkpoint.vocabulary import resize_remedy
-from growkit.errors import CheckpointError, UsageError, nearest
+from growkit.core.errors import CheckpointError, UsageError, nearest
+from growkit.data.tokenizer import copy_tokenizer
 from growkit.training.final_dtype import store_in
 from growkit.training.lambda_names import is_lambda_vector
 from growkit.training.leftovers import remove
 from growkit.training.published import DONE, move_into
 from growkit.training.recipe import ModelSection
-from growkit.training.tokenizer import copy_tokenizer
-from growkit.verify.loading import reason, register_own_models
+from growkit.verification.loading import reason, register_own_models
 
 LINEAGE = "growkit.json"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from growkit.errors import CheckpointError
+from growkit.core.errors import CheckpointError
 
 COUNTER = "step"
 # What each kind of optimizer keeps of a parameter, beside the step counter.

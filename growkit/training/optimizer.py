@@ -10,7 +10,7 @@ keeps the one that is meant for it; the moments, which no rate enters, advance o
 therefore bit for bit what ``torch.optim.AdamW`` or ``torch.optim.Muon`` would have made of it at
 its rate, decay included, and a frozen slot (rate 0) keeps its bytes under any optimizer and dtype.
 Muon orthogonalises the momentum of the whole matrix, which has no old part where the old slots are
-frozen (their gradient is zero, see :mod:`growkit.training.gradients`), and each slot takes its
+frozen (their gradient is zero, see :mod:`growkit.training.growth.trainer_hooks`), and each slot takes its
 entries of the result.
 
 Parameter names are kept in ``param_groups[i]["param_names"]`` and are saved with the state.
@@ -26,10 +26,11 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from growkit.errors import UsageError
-from growkit.training.rates import Rates
+from growkit.core.errors import UsageError
+from growkit.training.growth.rates import Rates
+from growkit.training.growth.slots import EntrySlots, SlotMap, Slots, local
+from growkit.training.lambda_names import is_lambda
 from growkit.training.recipe_training import TrainingSection
-from growkit.training.slots import EntrySlots, SlotMap, Slots, local
 
 Group = dict[str, Any]
 
@@ -157,3 +158,55 @@ def _at(group: Group, parameters: list[Parameter], factor: float) -> Group:
 def _run(inner: Optimizer, groups: list[Group]) -> None:
     inner.param_groups = groups
     inner.step()
+
+
+def outer_matrices(model: Any) -> set[int]:
+    """Identities of the embedding's and the output projection's parameters."""
+    modules = [m for m in model.modules() if isinstance(m, torch.nn.Embedding)]
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return {id(m.weight) for m in [*modules, *([] if head is None else [head])]}
+
+
+def decaying(model: Any, section: TrainingSection) -> set[str]:
+    """Names of the parameters that decay."""
+    embeddings: set[int] = set()
+    if not section.decay_embeddings:
+        embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    return {
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.ndim >= 2 and id(parameter) not in embeddings
+    }
+
+
+def parameter_groups(model: Any, section: TrainingSection, slots: SlotMap) -> list[dict[str, Any]]:
+    """The groups that :class:`growkit.training.optimizer.GrowthOptimizer` takes.
+
+    Parameters that need no gradient are left out. The order is fixed by the model's own order.
+    """
+    decays, outer = decaying(model, section), outer_matrices(model)
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        lambdas = is_lambda(name)
+        hidden = parameter.ndim == 2 and id(parameter) not in outer and not lambdas
+        kind = "muon" if section.optimizer == "muon" and hidden else "adamw"
+        multiplier = 1.0
+        if lambdas:
+            multiplier = section.lambda_learning_rate_multiplier
+        elif kind == "muon":
+            multiplier = section.muon_learning_rate_multiplier
+        key = (kind, slots.part(name), name in decays, lambdas)
+        group = groups.setdefault(
+            key,
+            {
+                "params": [],
+                "kind": kind,
+                "part": slots.part(name),
+                "multiplier": multiplier,
+                "weight_decay": section.weight_decay if name in decays else 0.0,
+            },
+        )
+        group["params"].append((name, parameter))
+    return list(groups.values())

@@ -14,7 +14,7 @@ from typing import Any
 
 from growkit.checkpoint import open_checkpoint
 from growkit.checkpoint.staging import sync, sync_tree
-from growkit.errors import GrowkitError
+from growkit.core.errors import GrowkitError
 from growkit.training.leftovers import remove
 from growkit.training.run_files import RunRecord, read_file
 

@@ -6,27 +6,15 @@ Relative paths are relative to the current folder, as for every command. No torc
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from growkit.core.files import read_text
-from growkit.core.yaml_files import (
-    MAX_YAML_BYTES,
-    RECIPE_REMEDY,
-    IncrementLoader,
-    parse_yaml,
-)
-from growkit.errors import UsageError
-from growkit.training.recipe_checks import check_averaging, check_schedule, check_thaw
-from growkit.training.recipe_data import DataSection
-from growkit.training.recipe_errors import validated
-from growkit.training.recipe_parallel import ParallelSection
-from growkit.training.recipe_section import Positive, Section
-from growkit.training.recipe_stages import Position, Stage, check_stages
-from growkit.training.recipe_training import TrainingSection
+from growkit.data.recipe import DataSection
+from growkit.recipe.section import Positive, Section
+from growkit.training.recipe_stages import Position, Stage
+from growkit.training.recipe_training import ParallelSection, TrainingSection
 
 ROUTER_FIELDS = {"output_router_logits", "router_aux_loss_coef"}
 
@@ -131,65 +119,3 @@ class Recipe(Section):
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as the YAML file would hold them."""
         return self.model_dump(mode="json", exclude_none=True, by_alias=True)
-
-
-def make_recipe(values: Any, source: str = "recipe", text: str = "") -> Recipe:
-    """Check a mapping; ``text`` is the YAML it came from, for line numbers in errors.
-
-    Raises:
-        UsageError: naming the key, its line, and the nearest valid key of an unknown one.
-    """
-    recipe = validated(Recipe, values, source, text)
-    check_schedule(recipe, source)
-    check_thaw(recipe, source)
-    check_averaging(recipe, source)
-    check_stages(recipe, source)
-    return recipe
-
-
-def load_recipe(path: Path, overrides: Sequence[str] = (), max_steps: int | None = None) -> Recipe:
-    """Read a YAML recipe and apply ``key.path=value`` overrides (values are YAML).
-
-    Raises:
-        UsageError: the file cannot be read, is not YAML, or says something that no recipe can.
-    """
-    values, text = read_values(path, overrides)
-    if max_steps is not None and isinstance(values, dict):
-        training = values.setdefault("training", {})
-        if isinstance(training, dict):
-            training.pop("max_tokens", None)
-            training["max_steps"] = max_steps
-    return make_recipe(values, str(path), text)
-
-
-def read_values(path: Path, overrides: Sequence[str]) -> tuple[Any, str]:
-    """The content of a YAML file with ``key.path=value`` overrides applied, and its text.
-
-    Raises:
-        UsageError: the file cannot be read or is not YAML, or an override cannot be applied.
-    """
-    text = read_text(path, limit=MAX_YAML_BYTES, error=UsageError, remedy=RECIPE_REMEDY)
-    values = parse_yaml(text, str(path), IncrementLoader)
-    for override in overrides:
-        _apply(values, override)
-    return values, text
-
-
-def _apply(values: Any, override: str) -> None:
-    key, separator, value = override.partition("=")
-    if not separator or not key:
-        raise UsageError(
-            f"--set {override!r} is not of the form key.path=value.",
-            "For example --set training.learning_rate=1e-3.",
-        )
-    *parents, last = key.split(".")
-    for parent in parents:
-        if isinstance(values, dict) and values.get(parent) is None:
-            values[parent] = {}
-        values = values[parent] if isinstance(values, dict) else None
-    if not isinstance(values, dict):
-        raise UsageError(
-            f"--set {override!r} goes into a value that is not a mapping.",
-            "Its dots name nested sections, as in training.learning_rate.",
-        )
-    values[last] = parse_yaml(value, f"The value of --set {override!r}")

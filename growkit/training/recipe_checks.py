@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
-from growkit.errors import UsageError
-from growkit.training.rates import thaw_step
+from pydantic import ValidationError
+
+from growkit.core.errors import UsageError, nearest
+from growkit.training.growth.rates import thaw_step
+from growkit.training.recipe import Recipe
+from growkit.training.recipe_training import TrainingSection
 from growkit.training.schedule import cycles
 
-if TYPE_CHECKING:
-    from growkit.training.recipe import Recipe
+# With another value of these, a step would read other tokens, or the run would be another one.
+FIXED = (
+    "max_steps",
+    "max_tokens",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "seed",
+    "average_checkpoints",
+)
 
 
 def check_schedule(recipe: Recipe, source: str) -> None:
@@ -81,3 +91,53 @@ def check_averaging(recipe: Recipe, source: str) -> None:
             f"saves {saved} ({recipe.total_steps} steps, one every {section.save_steps}).",
             "Lower training.save_steps or training.average_checkpoints.",
         )
+
+
+def training_of(recipe: Recipe, stage: int) -> TrainingSection:
+    """The training section of a stage: that of the recipe, changed by every stage up to it.
+
+    Raises:
+        ValidationError: the changes do not fit.
+    """
+    values = recipe.training.model_dump(mode="json", exclude_none=True)
+    for changed in recipe.stages[:stage]:
+        values |= changed.training
+    return TrainingSection.model_validate(values)
+
+
+def check_stages(recipe: Recipe, source: str) -> None:
+    """Growths follow each other inside the run, and every section of a stage can be used.
+
+    Raises:
+        UsageError: naming the stage.
+    """
+    before = 0
+    for number, stage in enumerate(recipe.stages):
+        where = f"{source}: stages[{number}]"
+        stage.request().operators()
+        for key in stage.training:
+            if key in FIXED or key not in TrainingSection.model_fields:
+                valid = [name for name in TrainingSection.model_fields if name not in FIXED]
+                why = "cannot change within a run" if key in FIXED else "is not known"
+                raise UsageError(
+                    f"{where}.training has {key!r}, which {why}.",
+                    f"{nearest(key, valid)}Valid keys: {', '.join(valid)}.",
+                )
+        try:
+            training_of(recipe, number + 1)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            name = ".".join(map(str, problem["loc"]))
+            raise UsageError(
+                f"{where}.training.{name} is {problem['input']!r}.", f"{problem['msg']}."
+            ) from None
+        step = stage.at.step(recipe.tokens_per_step)
+        if step is None:
+            continue
+        if not before < step < recipe.total_steps:
+            raise UsageError(
+                f"{where} grows at step {step} ({step * recipe.tokens_per_step} tokens), which is "
+                f"not after step {before} and before the end of the run ({recipe.total_steps}).",
+                "Growths have to follow each other, and the last one needs steps after it.",
+            )
+        before = step

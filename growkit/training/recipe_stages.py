@@ -15,27 +15,12 @@ Steps, tokens and the schedule count through the whole run; ``training.max_steps
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from growkit.errors import UsageError, nearest
+from growkit.recipe.section import Positive, Section
 from growkit.surgery.request import GrowthRequest
-from growkit.training.recipe_section import Positive, Section
-from growkit.training.recipe_training import TrainingSection
-
-if TYPE_CHECKING:
-    from growkit.training.recipe import Recipe
-
-# With another value of these, a step would read other tokens, or the run would be another one.
-FIXED = (
-    "max_steps",
-    "max_tokens",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "seed",
-    "average_checkpoints",
-)
 
 
 class Plateau(Section):
@@ -65,12 +50,12 @@ class Trigger(Section):
             raise ValueError("give exactly one of 'tokens', 'steps', 'plateau' and 'by_hand: true'")
         return self
 
-    def step(self, recipe: Recipe) -> int | None:
+    def step(self, tokens_per_step: int) -> int | None:
         """The step of the growth, where it is known beforehand (or the latest one)."""
         if self.steps is not None:
             return self.steps
         tokens = self.plateau.latest_tokens if self.plateau is not None else self.tokens
-        return None if tokens is None else math.ceil(tokens / recipe.tokens_per_step)
+        return None if tokens is None else math.ceil(tokens / tokens_per_step)
 
 
 class Stage(Section):
@@ -96,53 +81,3 @@ class Position(Section):
     first_step: Annotated[int, Field(ge=0)]
     end_step: Positive
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-
-
-def training_of(recipe: Recipe, stage: int) -> TrainingSection:
-    """The training section of a stage: that of the recipe, changed by every stage up to it.
-
-    Raises:
-        ValidationError: the changes do not fit.
-    """
-    values = recipe.training.model_dump(mode="json", exclude_none=True)
-    for changed in recipe.stages[:stage]:
-        values |= changed.training
-    return TrainingSection.model_validate(values)
-
-
-def check_stages(recipe: Recipe, source: str) -> None:
-    """Growths follow each other inside the run, and every section of a stage can be used.
-
-    Raises:
-        UsageError: naming the stage.
-    """
-    before = 0
-    for number, stage in enumerate(recipe.stages):
-        where = f"{source}: stages[{number}]"
-        stage.request().operators()
-        for key in stage.training:
-            if key in FIXED or key not in TrainingSection.model_fields:
-                valid = [name for name in TrainingSection.model_fields if name not in FIXED]
-                why = "cannot change within a run" if key in FIXED else "is not known"
-                raise UsageError(
-                    f"{where}.training has {key!r}, which {why}.",
-                    f"{nearest(key, valid)}Valid keys: {', '.join(valid)}.",
-                )
-        try:
-            training_of(recipe, number + 1)
-        except ValidationError as error:
-            problem = error.errors()[0]
-            name = ".".join(map(str, problem["loc"]))
-            raise UsageError(
-                f"{where}.training.{name} is {problem['input']!r}.", f"{problem['msg']}."
-            ) from None
-        step = stage.at.step(recipe)
-        if step is None:
-            continue
-        if not before < step < recipe.total_steps:
-            raise UsageError(
-                f"{where} grows at step {step} ({step * recipe.tokens_per_step} tokens), which is "
-                f"not after step {before} and before the end of the run ({recipe.total_steps}).",
-                "Growths have to follow each other, and the last one needs steps after it.",
-            )
-        before = step

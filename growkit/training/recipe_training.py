@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from growkit.training.recipe_section import Fraction, Positive, Section, Steps
+from growkit.recipe.section import Fraction, Positive, Section, Steps
 
 Multiplier = Annotated[float, Field(gt=0)]
 
@@ -72,7 +72,7 @@ class TrainingSection(Section):
 
     logging_steps: Positive = 10
     eval_steps: Positive = 100
-    # 0: never; by default as often as evaluations. See growkit.training.probes.
+    # 0: never; by default as often as evaluations. See growkit.training.growth.probes.
     probe_steps: Annotated[int, Field(ge=0)] | None = None
     save_steps: Positive = 100
     save_total_limit: Positive | None = 2
@@ -135,3 +135,21 @@ class TrainingSection(Section):
         )
         fields = type(self).model_fields
         return any(getattr(self, name) != fields[name].default for name in names)
+
+
+class ParallelSection(Section):
+    """How several processes train one model; the launcher says how many there are.
+
+    The number of processes never changes what a recipe computes: the sequences of a step
+    (``per_device_train_batch_size`` x ``gradient_accumulation_steps``) are shared among them.
+    """
+
+    # ddp: every process holds the model. fsdp: every process holds a part of it (FSDP2).
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    # When given, a launch with any other number of processes is refused.
+    processes: Positive | None = None
+    # fsdp with bf16: what travels between processes. bfloat16 halves the traffic; every parameter,
+    # lambda vectors too, is then rounded where it is used (not where it is stored).
+    gather_dtype: Literal["float32", "bfloat16"] = "float32"
+    # A process that waits longer for another one ends the run.
+    timeout_minutes: Annotated[float, Field(gt=0)] = 30

@@ -22,8 +22,8 @@ from typing import Any
 
 from torch import Tensor
 
-from growkit.errors import UsageError
-from growkit.training.processes import Processes
+from growkit.core.errors import UsageError
+from growkit.training.parallel.processes import Processes
 from growkit.training.recipe import Recipe
 
 USUAL = 0.01

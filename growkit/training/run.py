@@ -30,13 +30,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from growkit.errors import GrowkitError, RunStopped, UsageError
-from growkit.progress import Progress, Reporter, Silent
+from growkit.core.errors import GrowkitError, RunStopped, UsageError
+from growkit.core.progress import Progress, Reporter, Silent
+from growkit.data.sources import Corpus, corpus_of
 from growkit.training import checkpoints, metrics
-from growkit.training.before_growth import loss_before_growth
-from growkit.training.grown import new_parameters_of, tokens_with_source
-from growkit.training.launch import check_launch
+from growkit.training.growth.grown import loss_before_growth, new_parameters_of, tokens_with_source
 from growkit.training.leftovers import remove
+from growkit.training.parallel.launch import check_launch
 from growkit.training.published import published
 from growkit.training.recipe import Recipe
 from growkit.training.run_folder import (
@@ -46,14 +46,13 @@ from growkit.training.run_folder import (
 )
 from growkit.training.run_inputs import run_inputs
 from growkit.training.run_result import TrainingResult, make_result
-from growkit.training.sources import Corpus, corpus_of
 from growkit.training.storage import says_what_is_kept
 from growkit.training.trackers import check_trackers
 
 if TYPE_CHECKING:
-    from growkit.training.packing import PackedDataset
-    from growkit.training.processes import Processes
-    from growkit.training.sharding import ShardedModel
+    from growkit.data.packing import PackedDataset
+    from growkit.training.parallel.processes import Processes
+    from growkit.training.parallel.sharding import ShardedModel
     from growkit.training.trainer import RunTrainer
 
 
@@ -84,7 +83,7 @@ def train(
     started = time.monotonic()
     out = out.resolve()
     if recipe.stages:
-        from growkit.training.stages import train_stages
+        from growkit.training.growth.stages import train_stages
 
         return train_stages(
             recipe, out, train, resume=resume, overwrite=overwrite, reporter=reporter
@@ -94,8 +93,8 @@ def train(
     check_source(recipe, out)
     new_parameters_of(recipe)
 
-    from growkit.training.processes import join
-    from growkit.verify.loading import quiet_transformers
+    from growkit.training.parallel.processes import join
+    from growkit.verification.loading import quiet_transformers
 
     with quiet_transformers(), ExitStack() as stack:
         processes = join(recipe, count)
@@ -136,7 +135,7 @@ class _Run:
 
     def run(self) -> TrainingResult:
         from growkit.training.models import build_model, publish_model
-        from growkit.training.sharding import build_sharded
+        from growkit.training.parallel.sharding import build_sharded
 
         check_trackers(self.recipe.training.report_to)
         inputs = run_inputs(self.recipe, self.corpus, self.folder, self.processes, self.reporter)
@@ -194,9 +193,9 @@ class _Run:
         tokenizer_folder: Path,
         checkpoint: Path | None,
     ) -> RunTrainer:
-        from growkit.training.grown_optimizer import GrownOptimizer
-        from growkit.training.probes import probes_of
-        from growkit.training.processes import waiting
+        from growkit.training.growth.grown import GrownOptimizer
+        from growkit.training.growth.probes import probes_of
+        from growkit.training.parallel.processes import waiting
         from growkit.training.router_loss import has_routers, unbalanced
         from growkit.training.stop import StopOnSignal
         from growkit.training.trainer import RunCallback, RunTrainer
@@ -253,7 +252,7 @@ class _Run:
         return self.processes.from_first(lambda: self._finish(file, trainer, model))
 
     def _finish(self, file: Path, trainer: RunTrainer, model: Any) -> dict[str, Any]:
-        from growkit.training.data_use import data_use
+        from growkit.training.run_inputs import data_use
 
         steps = trainer.state.global_step
         rows = metrics.read_metrics(file)

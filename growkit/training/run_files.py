@@ -10,8 +10,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from growkit.core.errors import CheckpointError
 from growkit.core.json_files import read_json_object
-from growkit.errors import CheckpointError
 
 # More processes than any machine park has; a number beyond it is damage, and is never counted to.
 MOST_PROCESSES = 1 << 20

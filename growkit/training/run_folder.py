@@ -10,17 +10,18 @@ from typing import Any
 
 import yaml
 
+from growkit.core.errors import CheckpointError, GrowkitError, UsageError
 from growkit.core.files import open_lock
+from growkit.core.progress import Reporter
 from growkit.core.systems import lock_record
+from growkit.core.whole_file import write_whole
 from growkit.core.yaml_files import read_yaml
-from growkit.errors import CheckpointError, GrowkitError, UsageError
-from growkit.progress import Reporter
 from growkit.training import checkpoints, metrics
 from growkit.training.leftovers import remove
 from growkit.training.published import DONE
-from growkit.training.recipe import Recipe, make_recipe
+from growkit.training.read_recipe import make_recipe
+from growkit.training.recipe import Recipe
 from growkit.training.run_files import DataKey, read_file
-from growkit.whole_file import write_whole
 
 # What may differ between a run and its continuation; anything else would be another run.
 MAY_CHANGE = {

@@ -1,20 +1,62 @@
-"""What a run reads: its tokenizer, and the tokens of its data, made once by the first process."""
+"""What a run reads: its tokenizer, the tokens of its data, and how much of each source."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from growkit.errors import GrowkitError
-from growkit.progress import Reporter
+from growkit.core.errors import GrowkitError
+from growkit.core.progress import Reporter
+from growkit.data.order import SampleOrder
+from growkit.data.packing import PackedDataset
+from growkit.data.sources import Corpus
 from growkit.training.leftovers import remove
 from growkit.training.recipe import Recipe
 from growkit.training.run_folder import check_data
-from growkit.training.sources import Corpus
 
 if TYPE_CHECKING:
-    from growkit.training.packing import PackedDataset
-    from growkit.training.processes import Processes
+    from growkit.data.packing import PackedDataset
+    from growkit.training.parallel.processes import Processes
+
+
+# Muennighoff et al. 2023, "Scaling Data-Constrained Language Models" (arXiv 2305.16264): up to
+# about four epochs are nearly as good as new text, beyond that the return falls off.
+MANY_EPOCHS = 4
+
+
+def sample_order(recipe: Recipe, dataset: PackedDataset) -> SampleOrder:
+    """The order of the samples of a run."""
+    return SampleOrder(
+        dataset.sizes,
+        recipe.training.seed,
+        [source.weights for source in recipe.data.sources],
+        recipe.total_steps * recipe.sequences_per_step,
+    )
+
+
+def data_use(recipe: Recipe, dataset: PackedDataset, steps: int) -> dict[str, dict[str, Any]]:
+    """Tokens and epochs of each source after so many steps."""
+    order = sample_order(recipe, dataset)
+    read = order.read(steps * recipe.sequences_per_step)
+    return {
+        stream.name: {
+            "tokens": count * dataset.length,
+            "available_tokens": size * dataset.length,
+            "epochs": round(count / size, 4),
+        }
+        for stream, size, count in zip(dataset.streams, dataset.sizes, read, strict=True)
+    }
+
+
+def warn_of_repeats(recipe: Recipe, dataset: PackedDataset, reporter: Reporter) -> None:
+    """Say which sources the run will read more than about four times."""
+    for name, use in data_use(recipe, dataset, recipe.total_steps).items():
+        if use["epochs"] > MANY_EPOCHS:
+            of = "the training text" if len(dataset.streams) == 1 else f"source {name!r}"
+            reporter.warn(
+                f"{of} is read {use['epochs']:.1f} times: beyond about {MANY_EPOCHS} epochs "
+                "repeated text helps little (arXiv 2305.16264)"
+            )
 
 
 def run_inputs(
@@ -35,9 +77,9 @@ def run_inputs(
         UsageError: the data do not fit the recipe, or are not those that the run began with.
         GrowkitError: the processes read different data.
     """
-    from growkit.training.data_use import warn_of_repeats
-    from growkit.training.packing import PackedText, datasets, pack
-    from growkit.training.tokenizer import load_tokenizer, tokenizer_fingerprint
+
+    from growkit.data.packing import PackedText, datasets, pack
+    from growkit.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 
     tokenizer_folder = processes.from_first(
         lambda: _tokenizer_folder(recipe, corpus, folder, reporter)
@@ -71,7 +113,7 @@ def run_inputs(
 
 def _tokenizer_folder(recipe: Recipe, corpus: Corpus, folder: Path, reporter: Reporter) -> Path:
     """The folder that holds the tokenizer; a trained one is trained now, once."""
-    from growkit.training.tokenizer import train_bpe
+    from growkit.data.tokenizer import train_bpe
 
     section = recipe.tokenizer
     if section is None:

@@ -17,10 +17,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from growkit.training.recipe import Recipe
+from growkit.training.recipe import Recipe
 
 INVERSE_SQRT_TIMESCALE = 10_000
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from growkit.signals import leave_terminal, stopping_signals
-from growkit.training.processes import Processes
+from growkit.core.signals import leave_terminal, stopping_signals
+from growkit.training.parallel.processes import Processes
 
 
 class StopOnSignal(TrainerCallback):

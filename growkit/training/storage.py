@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from growkit.core.errors import GrowkitError
 from growkit.core.os_errors import explained
-from growkit.errors import GrowkitError
 from growkit.training import checkpoints
 
 _RUST = re.compile(r"os error (\d+)")  # safetensors, tokenizers

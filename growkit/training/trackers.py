@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from growkit.errors import UsageError, nearest
+from growkit.core.errors import UsageError, nearest
 
 
 def check_trackers(names: Sequence[str]) -> None:

@@ -1,6 +1,6 @@
 """transformers' Trainer, overridden only where this project knows more.
 
-* the order of samples is a pure function of seed and step (`growkit.training.order`);
+* the order of samples is a pure function of seed and step (`growkit.data.order`);
 * evaluation weighs every token equally and draws no random numbers;
 * every save is preceded by a log line, so that the losses logged after a resume are the ones that
   the uninterrupted run logs (a mean never spans a checkpoint).
@@ -19,24 +19,23 @@ import torch
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerControl
 
-from growkit.errors import Diverged
-from growkit.progress import Progress
+from growkit.core.errors import Diverged
+from growkit.core.progress import Progress
+from growkit.data.order import RunSampler
+from growkit.data.packing import PackedDataset
 from growkit.training.averaging import average_into, last_whole
-from growkit.training.data_use import sample_order
 from growkit.training.document_check import DocumentCheck
 from growkit.training.evaluate import evaluate
-from growkit.training.growth_training import GrowthTraining
-from growkit.training.launch import shares
-from growkit.training.live import LiveFigures
-from growkit.training.metrics import append_metrics
-from growkit.training.order import RunSampler
-from growkit.training.packing import PackedDataset
-from growkit.training.process_trainer import ProcessTrainer
-from growkit.training.processes import Processes, on_cpu
+from growkit.training.growth.trainer_hooks import GrowthTraining
+from growkit.training.metrics import LiveFigures, append_metrics
+from growkit.training.parallel.launch import shares
+from growkit.training.parallel.process_trainer import ProcessTrainer
+from growkit.training.parallel.processes import Processes, on_cpu
+from growkit.training.parallel.sharding import ShardedModel
 from growkit.training.recipe import Recipe
 from growkit.training.router_loss import router_loss_of
+from growkit.training.run_inputs import sample_order
 from growkit.training.schedule import learning_rate_factor
-from growkit.training.sharding import ShardedModel
 from growkit.training.trackers import log_beside
 
 

@@ -15,11 +15,12 @@ from growkit.advice import Throughput, advise, facts_of_recipe
 from growkit.advice.budget import training_flops_per_token
 from growkit.advice.facts import Facts
 from growkit.cli.main import main
-from growkit.surgery.trained_tokens import trained_tokens
-from growkit.training.grown import tokens_with_source
-from growkit.training.growth_training import GrowthTraining
+from growkit.record.manifest import trained_tokens
+from growkit.training.growth.grown import tokens_with_source
+from growkit.training.growth.trainer_hooks import GrowthTraining
 from growkit.training.models import build_model
-from growkit.training.recipe import Recipe, make_recipe
+from growkit.training.read_recipe import make_recipe
+from growkit.training.recipe import Recipe
 
 
 @pytest.fixture(scope="module")

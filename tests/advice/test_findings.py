@@ -15,7 +15,8 @@ from growkit.checkpoint import open_checkpoint
 from growkit.optimizer_state.store import FOLDER, INDEX
 from growkit.surgery.plan import build_plan
 from growkit.surgery.request import GrowthRequest
-from growkit.training.recipe import Recipe, make_recipe
+from growkit.training.read_recipe import make_recipe
+from growkit.training.recipe import Recipe
 
 
 def recipe(checkpoint: Path, dtype: str = "float32", **training: Any) -> Recipe:

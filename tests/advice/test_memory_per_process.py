@@ -13,11 +13,12 @@ from torch import Tensor
 
 from growkit.advice.facts import Facts, facts_of_recipe, new_entries
 from growkit.advice.memory import TrainingSetup, training_memory
-from growkit.training.growth_training import GrowthTraining
+from growkit.training.growth.slots import SlotMap, local
+from growkit.training.growth.trainer_hooks import GrowthTraining
 from growkit.training.models import build_model
-from growkit.training.parameter_groups import parameter_groups
-from growkit.training.recipe import Recipe, make_recipe
-from growkit.training.slots import SlotMap, local
+from growkit.training.optimizer import parameter_groups
+from growkit.training.read_recipe import make_recipe
+from growkit.training.recipe import Recipe
 
 
 def nbytes(tensors: Any) -> int:

@@ -10,8 +10,8 @@ from gda_cases import HEAD_DIM, HIDDEN
 from test_gda_oracle import error
 from variant_cases import layer_of
 
-from growkit.attention import blockwise
-from growkit.attention.blockwise import ROWS, blockwise_attention, runs_in_blocks
+from growkit.variants.shared import blockwise
+from growkit.variants.shared.blockwise import ROWS, blockwise_attention, runs_in_blocks
 
 LENGTHS = [2 * ROWS, 2 * ROWS + 37]
 UNEQUAL_WIDTHS = ["diff_v1", "diff_v1-plain", "shared_diff", "shared_diff-plain", "sas"]

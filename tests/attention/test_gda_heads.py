@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 from gda_cases import gda_config
 
-from growkit.attention.gda_heads import GdaHeads
+from growkit.variants.gda.heads import GdaHeads
 
 
 def test_counts_of_motif_2_12b():

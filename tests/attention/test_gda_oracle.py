@@ -8,7 +8,7 @@ from flex_backend import uncompiled
 from gda_cases import FORM_IDS, FORMS, HEADS, attention_layer, gda_config, inputs
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from growkit.attention.gda import GdaAttention, GdaAttentionBase, gda_attention_reference
+from growkit.variants.gda.attention import GdaAttention, GdaAttentionBase, gda_attention_reference
 
 TOLERANCE = 1e-5
 

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional
 from variant_cases import config_of, layer_of
 
-from growkit.attention.sas import HeadSimulation
 from growkit.modeling import GrowkitForCausalLM
+from growkit.variants.sas.attention import HeadSimulation
 
 
 def output(layer) -> torch.Tensor:

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from growkit.attention.wgqa_t5 import (
+from growkit.modeling import GrowkitT5Config
+from growkit.variants.wgqa_t5.attention import (
     GroupedT5Attention,
     parameter_count,
     position_bucket,
     t5_reference,
 )
-from growkit.modeling import GrowkitT5Config
 
 KINDS: dict[str, dict[str, Any]] = {
     "gqa": {},

@@ -17,7 +17,7 @@ sys.path.append(str(BENCHMARKS))
 from attention_flops import work_of  # noqa: E402
 from attention_layers import configs, inputs_of, layer_of, step  # noqa: E402
 
-from growkit.attention import gda  # noqa: E402
+from growkit.variants.gda import attention as gda  # noqa: E402
 
 CONFIGS = configs(8, 8)
 

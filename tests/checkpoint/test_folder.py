@@ -16,7 +16,7 @@ from checkpoint_files import entry, make_tensors, raw_file, write_index
 from safetensors.numpy import save_file
 
 from growkit.checkpoint import open_checkpoint
-from growkit.errors import CheckpointError, UsageError
+from growkit.core.errors import CheckpointError, UsageError
 
 FIRST, SECOND = (f"model-0000{number}-of-00002.safetensors" for number in (1, 2))
 Make = Callable[..., Path]

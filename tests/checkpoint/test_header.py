@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save, save_file
 
 from growkit.checkpoint import DTYPES, read_header
-from growkit.errors import CheckpointError
+from growkit.core.errors import CheckpointError
 
 
 def test_reads_what_safetensors_writes(tmp_path: Path) -> None:

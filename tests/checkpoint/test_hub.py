@@ -18,7 +18,7 @@ from huggingface_hub import constants
 
 from growkit.checkpoint.hub import origin, resolve_source
 from growkit.cli.main import main
-from growkit.errors import UsageError
+from growkit.core.errors import UsageError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OLD = "f" * 40

@@ -12,7 +12,7 @@ import tiny_checkpoints as tiny
 from growkit.checkpoint import copy_side_files, open_checkpoint
 from growkit.checkpoint.links import inside
 from growkit.cli.main import main
-from growkit.errors import CheckpointError
+from growkit.core.errors import CheckpointError
 
 
 @pytest.fixture

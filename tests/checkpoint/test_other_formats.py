@@ -15,7 +15,7 @@ from family_checkpoints import family_config, write_checkpoint, write_t5
 from safetensors.torch import load_file
 
 from growkit.checkpoint import open_checkpoint
-from growkit.errors import UsageError
+from growkit.core.errors import UsageError
 
 
 def pickled(folder: Path, shards: int = 1) -> Path:

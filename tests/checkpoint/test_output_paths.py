@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from growkit.checkpoint import staged_output, staging
+from growkit.core.errors import GrowkitError, UsageError
 from growkit.core.os_errors import about, explained
-from growkit.errors import GrowkitError, UsageError
 
 Usage = namedtuple("Usage", "total used free")
 

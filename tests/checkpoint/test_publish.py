@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from growkit.checkpoint import OutputTensor, ShardWriter, plan_shards, staged_output, staging
-from growkit.errors import GrowkitError, UsageError
+from growkit.core.errors import GrowkitError, UsageError
 
 Usage = namedtuple("Usage", "total used free")
 

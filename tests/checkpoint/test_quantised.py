@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from growkit.checkpoint import check_unquantised, open_checkpoint
 from growkit.cli.main import main
-from growkit.errors import UsageError
+from growkit.core.errors import UsageError
 
 LAYER = "model.layers.0.mlp.gate_proj."
 STATED: dict[str, tuple[dict[str, Any], str]] = {

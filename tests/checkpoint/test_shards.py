@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from growkit.checkpoint import DTYPES, OutputTensor, parse_size, plan_shards, read_header
-from growkit.errors import UsageError
+from growkit.core.errors import UsageError
 
 NAMES = {dtype.numpy: name for name, dtype in DTYPES.items() if dtype.numpy is not None}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from growkit.checkpoint import copy_side_files
-from growkit.errors import CheckpointError
+from growkit.core.errors import CheckpointError
 
 COPIED = (
     "generation_config.json",

@@ -28,7 +28,7 @@ from growkit.checkpoint import (
     plan_shards,
     raw_bytes,
 )
-from growkit.errors import CheckpointError, GrowkitError
+from growkit.core.errors import CheckpointError, GrowkitError
 
 Make = Callable[..., Path]
 

@@ -7,8 +7,8 @@ import tracemalloc
 
 import pytest
 
+from growkit.core.errors import CheckpointError, UsageError
 from growkit.core.files import open_lock, open_regular, read_bytes, read_text, require_regular
-from growkit.errors import CheckpointError, UsageError
 
 
 def pipe(path):

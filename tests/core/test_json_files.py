@@ -8,8 +8,8 @@ import random
 import pytest
 
 from growkit.core import json_files
+from growkit.core.errors import CheckpointError, UsageError
 from growkit.core.json_files import parse_json, parse_json_object, read_json, read_json_object
-from growkit.errors import CheckpointError, UsageError
 
 HOSTILE = {
     "depth": (b"[" * 100_000 + b"]" * 100_000, "nested deeper than 100 levels"),

@@ -4,8 +4,8 @@
 import pytest
 import yaml
 
+from growkit.core.errors import CheckpointError, UsageError
 from growkit.core.yaml_files import IncrementLoader, parse_yaml, read_yaml
-from growkit.errors import CheckpointError, UsageError
 
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30)

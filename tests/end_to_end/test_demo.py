@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from growkit.cli.main import main
-from growkit.errors import UsageError, VerificationFailed
+from growkit.core.errors import UsageError, VerificationFailed
 from growkit.training.demo import DemoResult, DemoSettings, run_demo
 from growkit.training.metrics import read_metrics
 
@@ -31,8 +31,8 @@ TINY = DemoSettings(
 @pytest.fixture(scope="module", autouse=True)
 def short_sample() -> Any:
     """A tenth of the built-in text: the tokenizer is most of the time otherwise."""
+    from growkit.data import sources
     from growkit.samples import sample_text
-    from growkit.training import sources
 
     text = sample_text()[:100_000]
     with pytest.MonkeyPatch.context() as patch:

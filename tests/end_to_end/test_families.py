@@ -16,13 +16,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from growkit.cli.main import main
-from growkit.errors import CheckpointError, UsageError
+from growkit.core.errors import CheckpointError, UsageError
 from growkit.families import family_of
-from growkit.grow import grow_checkpoint
+from growkit.growing import grow_checkpoint
 from growkit.surgery import tied_head
 from growkit.surgery.plan import Plan
 from growkit.surgery.request import GrowthRequest
-from growkit.verify import verify_checkpoints
+from growkit.verification import verify_checkpoints
 
 Tensors = dict[str, torch.Tensor]
 TABLES = {family: family_of(family_config(family)) for family in FAMILIES}

@@ -335,7 +335,7 @@ def test_interrupt_leaves_nothing(
 
     target = {
         "write": "growkit.surgery.execute._Work.write",
-        "verify": "growkit.verify.verify_checkpoints",
+        "verify": "growkit.verification.verify_checkpoints",
     }[where]
     monkeypatch.setattr(target, interrupt)
     before = snapshot(source.parent)

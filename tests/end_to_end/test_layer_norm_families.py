@@ -17,13 +17,13 @@ from transformers import AutoModelForCausalLM
 
 from growkit.checkpoint import open_checkpoint
 from growkit.cli.main import main
-from growkit.errors import UsageError
+from growkit.core.errors import UsageError
+from growkit.diff.folders import diff_checkpoints
 from growkit.families import family_of
 from growkit.surgery.axis_map import AxisMap
-from growkit.surgery.diff import diff_checkpoints
 from growkit.surgery.plan import build_plan
 from growkit.surgery.request import GrowthRequest
-from growkit.verify import VerificationReport, verify_checkpoints
+from growkit.verification import VerificationReport, verify_checkpoints
 
 Tensors = dict[str, torch.Tensor]
 EVERYTHING = {"heads": "+2", "head_dim": "12", "hidden": "72", "ffn": "x1.5", "layers": "+2"}

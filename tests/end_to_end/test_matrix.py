@@ -32,9 +32,10 @@ from growth_matrix import (
 from naive import disagreements
 from safetensors.torch import load_file, save_file
 
-from growkit.errors import UsageError
+from growkit.core.errors import UsageError
 from growkit.families import FAMILIES
-from growkit.surgery import execute, expand, fresh
+from growkit.surgery import execute, expand
+from growkit.surgery import new_weights as fresh
 from growkit.surgery.axis_map import AxisMap
 
 CELLS = covering()
@@ -48,7 +49,7 @@ def matrix(tmp_path_factory: pytest.TempPathFactory) -> Matrix:
 
 @pytest.fixture(scope="module", autouse=True)
 def quiet() -> Iterator[None]:
-    from growkit.verify.loading import quiet_transformers
+    from growkit.verification.loading import quiet_transformers
 
     with quiet_transformers():
         yield

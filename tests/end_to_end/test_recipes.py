@@ -12,7 +12,7 @@ import tiny_checkpoints as tiny
 import yaml
 
 from growkit.cli.main import main
-from growkit.recipe_files import find_recipe, recipe_folder, shipped_recipes
+from growkit.recipe.shipped import find_recipe, recipe_folder, shipped_recipes
 from growkit.surgery.request import GrowthRequest, read_recipe
 
 ROOT = Path(__file__).parents[2]

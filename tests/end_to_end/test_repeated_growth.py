@@ -132,7 +132,7 @@ def test_a_source_that_changes_while_it_is_read(
         if (source / name).exists():
             change(source / name)
 
-    monkeypatch.setattr("growkit.grow.execute", then_change)
+    monkeypatch.setattr("growkit.growing.execute", then_change)
     code, err = grow(source, tmp_path / "out"), capsys.readouterr().err
     assert code == 1
     assert f"{name}' changed while it was read" in err

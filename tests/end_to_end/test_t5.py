@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM
 
 from growkit.cli.main import main
-from growkit.errors import CheckpointError, UsageError
-from growkit.grow import grow_checkpoint
+from growkit.core.errors import CheckpointError, UsageError
+from growkit.growing import grow_checkpoint
 from growkit.surgery.plan import Plan
 from growkit.surgery.request import GrowthRequest
-from growkit.verify import verify_checkpoints
+from growkit.verification import verify_checkpoints
 
 Tensors = dict[str, torch.Tensor]
 REQUESTS: dict[str, dict[str, Any]] = {

@@ -15,14 +15,14 @@ from transformers import AutoModelForSeq2SeqLM, T5ForConditionalGeneration
 
 from growkit.checkpoint import copy_side_files, open_checkpoint
 from growkit.cli.main import main
-from growkit.convert import convert_checkpoint
-from growkit.errors import UsageError
-from growkit.grow import grow_checkpoint
-from growkit.surgery.conversion_request import ConversionRequest
-from growkit.surgery.inspect import inspect_checkpoint
+from growkit.converting import convert_checkpoint
+from growkit.core.errors import UsageError
+from growkit.growing import grow_checkpoint
+from growkit.record.inspect import inspect_checkpoint
 from growkit.surgery.plan import Plan
 from growkit.surgery.request import GrowthRequest
-from growkit.verify import verify_checkpoints
+from growkit.variants.request import ConversionRequest
+from growkit.verification import verify_checkpoints
 
 Tensors = dict[str, torch.Tensor]
 HEADS, DIM = 4, 12
@@ -209,7 +209,7 @@ def test_plain_t5_brings_no_code(
     (tmp_path / "w" / "letters.py").write_text("x = 1")
     if forgotten:
         monkeypatch.setattr(
-            "growkit.grow.copy_side_files",
+            "growkit.growing.copy_side_files",
             lambda source, target, model_code: copy_side_files(source, target),
         )
     convert(tmp_path / "w", tmp_path / "f", to)

@@ -20,10 +20,10 @@ from transformers import (
 )
 from variant_checkpoints import VARIANTS, write_variant
 
-from growkit.errors import CheckpointError, UsageError
+from growkit.core.errors import CheckpointError, UsageError
 from growkit.evaluation.attention_maps import LayerMaps, observe
-from growkit.verify.folder import open_folder
-from growkit.verify.loading import load_model
+from growkit.verification.folder import open_folder
+from growkit.verification.loading import load_model
 
 IDS = torch.arange(3, 3 + 2 * 9).view(2, 9)
 GDA = {

@@ -9,7 +9,7 @@ from known_models import KnownModel
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from growkit.errors import UsageError
+from growkit.core.errors import UsageError
 from growkit.evaluation.context_noise import PARTS, part_masks
 from growkit.evaluation.needles import FORMS, Haystacks, make_haystacks, prompt
 

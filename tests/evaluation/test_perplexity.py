@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tiny_checkpoints import gda_config, make_folder
 
 from growkit.cli.main import main
-from growkit.errors import UsageError
+from growkit.core.errors import UsageError
 from growkit.evaluation.model import load
 from growkit.evaluation.perplexity import score_text, spans
 

@@ -15,12 +15,12 @@ from tiny_checkpoints import COMMON, llama_config, make_folder
 from transformers import MambaConfig, MambaForCausalLM, T5Config, T5ForConditionalGeneration
 
 from growkit.cli.main import main
-from growkit.convert import convert_checkpoint
-from growkit.errors import UsageError
+from growkit.converting import convert_checkpoint
+from growkit.core.errors import UsageError
 from growkit.evaluation import attention_suite
 from growkit.evaluation.model import LoadedModel, load
 from growkit.evaluation.suite import SuiteOptions
-from growkit.surgery.conversion_request import ConversionRequest
+from growkit.variants.request import ConversionRequest
 
 QUICK = SuiteOptions(lengths=(160,), depths=(0.0, 1.0), needles=2, samples=1, prompts=1, windows=2)
 

@@ -13,7 +13,7 @@ from family_checkpoints import BIASES, FAMILIES, class_config, family_config
 from transformers import AutoModelForCausalLM
 from transformers.core_model_loading import revert_weight_conversion
 
-from growkit.errors import CheckpointError
+from growkit.core.errors import CheckpointError
 from growkit.families import family_of
 
 HEADS = {"MHA": 4, "GQA": 2, "MQA": 1}

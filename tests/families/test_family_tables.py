@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import growkit.modeling  # noqa: F401  (registers the gda model)
-from growkit.errors import CheckpointError, UsageError
+from growkit.core.errors import CheckpointError, UsageError
 from growkit.families import family_of
 from growkit.families.differential import check_head_counts, signal_to_noise
 

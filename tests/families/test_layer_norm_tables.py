@@ -22,7 +22,7 @@ from family_checkpoints import (
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from growkit.errors import CheckpointError, UsageError
+from growkit.core.errors import CheckpointError, UsageError
 from growkit.families import family_of
 from growkit.families.head_dim import PartialRotary
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from growkit.families import family_of
-from growkit.surgery.cost import cost_of
+from growkit.record.cost import cost_of
 
 
 def sizes(

@@ -12,7 +12,7 @@ import torch
 from family_checkpoints import T5_KINDS, T5_SIZES, class_config
 from transformers import AutoModelForSeq2SeqLM
 
-from growkit.errors import CheckpointError, UsageError
+from growkit.core.errors import CheckpointError, UsageError
 from growkit.families import family_of
 from growkit.families.t5 import T5
 

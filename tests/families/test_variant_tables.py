@@ -9,10 +9,10 @@ import pytest
 import torch
 from variant_checkpoints import VARIANTS, variant_config
 
-from growkit.errors import CheckpointError, UsageError
+from growkit.core.errors import CheckpointError, UsageError
 from growkit.families import FAMILIES, family_of
 from growkit.modeling import GrowkitForCausalLM
-from growkit.surgery.cost import cost_of
+from growkit.record.cost import cost_of
 
 EVERY_VARIANT = pytest.mark.parametrize("name", VARIANTS)
 

@@ -13,7 +13,7 @@ import yaml
 from safetensors.numpy import save_file
 
 from growkit.families import family_of
-from growkit.training.recipe import make_recipe
+from growkit.training.read_recipe import make_recipe
 
 COMMON = {
     "vocab_size": 32, "hidden_size": 16, "intermediate_size": 12, "num_hidden_layers": 2,

@@ -28,7 +28,7 @@ from templates import make_all  # noqa: E402
 
 from growkit.cli import app  # noqa: E402
 from growkit.cli.main import main  # noqa: E402
-from growkit.errors import GrowkitError  # noqa: E402
+from growkit.core.errors import GrowkitError  # noqa: E402
 
 MEMORY = 500_000_000
 SECONDS = 5.0
@@ -52,11 +52,11 @@ def _megabytes(name: str) -> int:
 
 def resume(folder: Path, recipe: Path) -> int:
     """What ``growkit train`` reads of a run folder before it trains."""
-    from growkit.progress import Silent
-    from growkit.surgery.trained_tokens import read_training_record
-    from growkit.training.recipe import load_recipe
+    from growkit.core.progress import Silent
+    from growkit.record.manifest import read_training_record
+    from growkit.training.growth.stage_end import read_stop
+    from growkit.training.read_recipe import load_recipe
     from growkit.training.run_folder import check_data, open_run, resume_point
-    from growkit.training.stage_files import read_stop
 
     try:
         place = folder / "training"

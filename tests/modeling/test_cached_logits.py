@@ -14,8 +14,10 @@ from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 from variant_cases import CASES, model_of, tokens
 
-from growkit.attention import gda, layer_keywords, one_call, wgqa_t5
-from growkit.attention.layer_keywords import LAYERS_WRITE_EVERY_CACHE, take_cache
+from growkit.variants.gda import attention as gda
+from growkit.variants.shared import layer_keywords, one_call
+from growkit.variants.shared.layer_keywords import LAYERS_WRITE_EVERY_CACHE, take_cache
+from growkit.variants.wgqa_t5 import attention as wgqa_t5
 
 PREFILL, LENGTH = 4, 9
 CACHE = "cache" if LAYERS_WRITE_EVERY_CACHE else "past_key_values"  # as this transformers says

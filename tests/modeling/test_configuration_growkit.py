@@ -8,9 +8,9 @@ import math
 import pytest
 from variant_cases import CASES, config_of, model_of, tokens
 
-from growkit.attention.variants import VARIANTS
 from growkit.families.lambda_schedule import lambda_init_schedule
 from growkit.modeling import GrowkitConfig
+from growkit.variants.attentions import VARIANTS
 
 EVERY_CASE = pytest.mark.parametrize("case", CASES)
 E, D, H = 32, 8, {case: fields["num_attention_heads"] for case, fields in CASES.items()}

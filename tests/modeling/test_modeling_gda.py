@@ -10,8 +10,8 @@ import torch
 from gda_cases import FORM_IDS, FORMS, HEADS, gda_config, scatter_weights
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from growkit.attention.gda import LAMBDA_NAMES, gda_attention_reference
 from growkit.modeling import GdaForCausalLM, GdaModel
+from growkit.variants.gda.attention import LAMBDA_NAMES, gda_attention_reference
 
 KEYS = pytest.mark.parametrize("noise_keys", ["own", "shared"])
 needs_compiler = pytest.mark.skipif(

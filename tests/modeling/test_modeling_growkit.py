@@ -22,9 +22,9 @@ from transformers import (
 )
 from variant_cases import CASES, config_of, model_of, tokens
 
-from growkit.attention.gda import LAMBDA_NAMES
-from growkit.attention.sas import HeadSimulation
 from growkit.modeling import GdaForCausalLM, GrowkitForCausalLM, GrowkitModel
+from growkit.variants.gda.attention import LAMBDA_NAMES
+from growkit.variants.sas.attention import HeadSimulation
 
 EVERY_CASE = pytest.mark.parametrize("case", CASES)
 

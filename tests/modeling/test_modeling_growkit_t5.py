@@ -17,8 +17,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from growkit.attention.wgqa_t5 import kv_cache_elements, parameter_count
 from growkit.modeling import GrowkitT5Config, GrowkitT5ForConditionalGeneration, GrowkitT5Model
+from growkit.variants.wgqa_t5.attention import kv_cache_elements, parameter_count
 
 KINDS: dict[str, dict[str, Any]] = {
     "gqa": {},

@@ -11,12 +11,12 @@ from test_modeling_gda import greedy, tokens
 from test_modeling_gda import make as gda_model
 from without_growkit import run_without_growkit
 
-from growkit import refresh
-from growkit.attention.layer_keywords import LAYERS_WRITE_EVERY_CACHE
 from growkit.cli.main import main
-from growkit.errors import UsageError
-from growkit.refresh import WORK, refresh_code
-from growkit.remote_code import HEADER, code_files
+from growkit.core.errors import UsageError
+from growkit.model_code import refresh
+from growkit.model_code.files import HEADER, code_files
+from growkit.model_code.refresh import WORK, refresh_code
+from growkit.variants.shared.layer_keywords import LAYERS_WRITE_EVERY_CACHE
 
 # What 0.1.0 wrote into a folder of model_type gda, file by file.
 OLD = Path(__file__).parents[1] / "data" / "gda_code_0.1.0.json"

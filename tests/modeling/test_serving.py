@@ -21,12 +21,12 @@ from variant_cases import CASES, TWO_CALLS, config_of, model_of
 from vllm_demands import attention_calls, linear_layers_are_only_called, scale_of
 from without_growkit import run_without_growkit
 
-from growkit.attention.gda import GdaAttention
-from growkit.attention.variants import VARIANTS
-from growkit.attention.wgqa import WeightedGroupedQueryAttention
-from growkit.convert import convert_checkpoint
+from growkit.converting import convert_checkpoint
 from growkit.modeling import GdaForCausalLM
-from growkit.surgery.conversion_request import ConversionRequest
+from growkit.variants.attentions import VARIANTS
+from growkit.variants.gda.attention import GdaAttention
+from growkit.variants.request import ConversionRequest
+from growkit.variants.wgqa.attention import WeightedGroupedQueryAttention
 
 TESTS = Path(__file__).resolve().parents[1]
 SERVER = """

@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM
 
 from growkit.optimizer_state.load import load_into
 from growkit.optimizer_state.store import FOLDER, read_store
-from growkit.verify.loading import register_own_models
+from growkit.verification.loading import register_own_models
 
 dist.init_process_group("gloo")
 PartialState(cpu=True)

@@ -14,10 +14,10 @@ import tiny_checkpoints as tiny
 import torch
 from transformers import AutoModelForCausalLM
 
-from growkit.grow import grow_checkpoint
+from growkit.growing import grow_checkpoint
 from growkit.optimizer_state.store import FOLDER, read_store
 from growkit.surgery.request import GrowthRequest
-from growkit.verify.loading import register_own_models
+from growkit.verification.loading import register_own_models
 
 GDA = tiny.gda_config(4, 2, 1, hidden_size=16, intermediate_size=12, vocab_size=256)
 LLAMA = tiny.llama_config(4, 2, intermediate_size=12)

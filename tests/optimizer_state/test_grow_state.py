@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from state_runs import GDA, LLAMA, Run, grow, load, run, steps, stored
 
 from growkit.cli.main import main
-from growkit.errors import CheckpointError, UsageError
-from growkit.optimizer_state import grow as grow_module
-from growkit.optimizer_state.share_moments import mean_squares
+from growkit.core.errors import CheckpointError, UsageError
+from growkit.optimizer_state import write as grow_module
+from growkit.optimizer_state.axis_factors import mean_squares
 from growkit.optimizer_state.store import FOLDER, INDEX, read_store
 from growkit.surgery.symmetry import Symmetry, shares
 
@@ -82,7 +82,7 @@ def test_steps_of_one_block_and_of_many_are_equal(
 ) -> None:
     request = {"hidden": "x2", "ffn": "+5", "signal_heads": "x2"}
     grow(source.folder, tmp_path / "a", **request)
-    monkeypatch.setattr("growkit.optimizer_state.expand.BLOCK_ELEMENTS", 7)
+    monkeypatch.setattr("growkit.optimizer_state.moments.BLOCK_ELEMENTS", 7)
     grow(source.folder, tmp_path / "b", threads=3, **request)
     for kind in ("exp_avg", "exp_avg_sq"):
         a, b = (tmp_path / n / FOLDER / f"{kind}.safetensors" for n in "ab")

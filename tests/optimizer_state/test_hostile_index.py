@@ -19,10 +19,10 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 
 from growkit.cli.main import main
-from growkit.errors import CheckpointError
+from growkit.core.errors import CheckpointError
 from growkit.optimizer_state.dcp_index import read_index
 from growkit.optimizer_state.sharded import read_sharded
-from growkit.training.sharded_optimizer import load_optimizer, save_optimizer
+from growkit.training.parallel.sharded_optimizer import load_optimizer, save_optimizer
 
 TORCH = "torch.distributed.checkpoint.metadata"
 ALONE: Any = SimpleNamespace(group=None)

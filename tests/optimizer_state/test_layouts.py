@@ -16,7 +16,7 @@ import tiny_checkpoints as tiny
 import torch
 from state_runs import GDA, LLAMA, Run, grow, load, loss_of, run, steps, stored, two_groups
 
-from growkit.errors import CheckpointError, UsageError
+from growkit.core.errors import CheckpointError, UsageError
 from growkit.optimizer_state.find import find_state
 from growkit.optimizer_state.source import OptimizerState
 

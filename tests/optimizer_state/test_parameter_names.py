@@ -10,7 +10,7 @@ import tiny_checkpoints as tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from growkit.errors import CheckpointError
+from growkit.core.errors import CheckpointError
 from growkit.optimizer_state.parameter_names import (
     Named,
     model_parameters,

@@ -16,7 +16,7 @@ from grown_runs import continue_recipe, grow, make_source
 from training_runs import make, write_text
 
 from growkit.cli.main import main
-from growkit.errors import UsageError
+from growkit.core.errors import UsageError
 from growkit.report import read_runs, write_report
 from growkit.report.figures import FIGURES
 from growkit.training import train
@@ -155,7 +155,7 @@ def test_stages_of_one_run(runs: list[Path], tmp_path: Path) -> None:
     """A run that grows while it trains: its stages behind each other, growths where they were."""
     from stage_runs import staged_values
 
-    from growkit.training.recipe import make_recipe
+    from growkit.training.read_recipe import make_recipe
 
     out = train(make_recipe(staged_values(runs[0].parent / "king.txt")), tmp_path / "run").out
     read = read_runs([out])

@@ -122,7 +122,7 @@ def test_a_failed_run_is_exit_1(
 def test_help_does_not_import_torch() -> None:
     code = (
         "import sys; from growkit.cli.main import main; main(['study', '--help'])\n"
-        "import growkit.study.study, growkit.study.work\n"
+        "import growkit.study.study, growkit.study.one_run\n"
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

@@ -19,13 +19,13 @@ from safetensors.numpy import load_file
 from tiny_studies import STEP, TINY_GDA, losses, study_of, values
 
 from growkit.cli.main import main
-from growkit.study.choice import choose
+from growkit.data.order import SampleOrder
 from growkit.study.recipe import StudyRecipe
 from growkit.study.results import StudyResult, result_from
+from growkit.study.selection import choose
 from growkit.study.study import Study
 from growkit.training import train
-from growkit.training.order import SampleOrder
-from growkit.training.recipe import make_recipe
+from growkit.training.read_recipe import make_recipe
 
 BASE_STEPS, STEPS = 24, 48
 
@@ -176,7 +176,7 @@ def children(pid: int) -> list[int]:
 
 def test_a_run_ends_when_its_study_is_gone(tmp_path: Path) -> None:
     worker = (
-        "import sys, time; from growkit.study.lock import end_with_parent\n"
+        "import sys, time; from growkit.study.run_lock import end_with_parent\n"
         "end_with_parent(int(sys.argv[1]), 0.05); print('up', flush=True); time.sleep(60)"
     )
     study = (

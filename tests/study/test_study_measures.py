@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from growkit.study.observed import TEXT_OF_A_DOCUMENT, measures
-from growkit.training.recipe import Recipe, make_recipe
+from growkit.study.kept_figures import TEXT_OF_A_DOCUMENT, measures
+from growkit.training.read_recipe import make_recipe
+from growkit.training.recipe import Recipe
 
 
 def recipe_of(folder: Path) -> Recipe:

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from tiny_studies import TINY_GDA, study_of, values
 
-from growkit.errors import UsageError
-from growkit.recipe_files import recipe_folder
-from growkit.study.recipe import load_study, make_study
+from growkit.core.errors import UsageError
+from growkit.recipe.shipped import recipe_folder
+from growkit.study.read_recipe import load_study, make_study
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_studies import STEP, TINY_GDA, nodes_of, study_of, values
 
-from growkit.errors import UsageError
-from growkit.grow import grow_checkpoint
+from growkit.core.errors import UsageError
+from growkit.growing import grow_checkpoint
 from growkit.study.nodes import Nodes
 from growkit.study.shapes import NO_SHAPE
 from growkit.surgery.request import GrowthRequest

@@ -19,10 +19,10 @@ import pytest
 from made_up_studies import BUDGET, growth_study, made_arm, made_run, made_study, sweep
 
 from growkit.study.arm_figures import arm_figures
-from growkit.study.curves import band_of, common_start, growths, loss_band
+from growkit.study.caveats import limits
+from growkit.study.curves import band_of, common_start, growths, line_look, loss_band
 from growkit.study.figures import draw_figures
-from growkit.study.limits import limits
-from growkit.study.looks import line_look
+from growkit.study.files import markdown, write_study
 from growkit.study.page import study_page
 from growkit.study.results import Phase, StudyResult, result_from
 from growkit.study.table import (
@@ -32,7 +32,6 @@ from growkit.study.table import (
     rich_tables,
     tables,
 )
-from growkit.study.write import markdown, write_study
 
 EVIL = "<script>alert('x')</script> | $\\alpha & _x"
 
@@ -349,7 +348,7 @@ def test_no_torch(tmp_path: Path) -> None:
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from pathlib import Path; from made_up_studies import growth_study\n"
-        "from growkit.study.write import write_study\n"
+        "from growkit.study.files import write_study\n"
         "write_study(growth_study(), Path(sys.argv[2]))\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from growkit.study.nodes import Nodes
-from growkit.study.recipe import StudyRecipe, make_study
+from growkit.study.read_recipe import make_study
+from growkit.study.recipe import StudyRecipe
 from growkit.study.records import Record, Records
 from growkit.study.results import StudyResult
 from growkit.study.study import Study

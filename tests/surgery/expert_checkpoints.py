@@ -12,7 +12,7 @@ import tiny_checkpoints as tiny
 import torch
 from family_checkpoints import family_config, write_checkpoint
 
-from growkit.verify import VerificationReport, verify_checkpoints
+from growkit.verification import VerificationReport, verify_checkpoints
 
 LAYOUTS = ("separate", "fused")
 # Two layers: enough for one with experts and one without.

@@ -9,7 +9,7 @@ from tiny_checkpoints import Array, Tensors
 
 from growkit.surgery.axis_map import NEW
 from growkit.surgery.dim_map import DimMap
-from growkit.surgery.new_units import Fill
+from growkit.surgery.effect import Fill
 from growkit.surgery.plan import Plan
 
 

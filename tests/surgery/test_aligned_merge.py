@@ -20,13 +20,19 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from growkit.checkpoint import open_checkpoint
 from growkit.cli.main import main
-from growkit.errors import UsageError
-from growkit.surgery.alignment import FILE, Alignment, aligned_angles, aligned_bases, read_alignment
-from growkit.surgery.conversion_request import ConversionRequest
-from growkit.surgery.conversions.aligned import turned
-from growkit.surgery.diff import diff_checkpoints
-from growkit.surgery.growth import ModelShape
+from growkit.core.errors import UsageError
+from growkit.diff.folders import diff_checkpoints
+from growkit.surgery.effect import ModelShape
 from growkit.surgery.plan import read_source
+from growkit.variants.gqa.aligned import turned
+from growkit.variants.gqa.alignment import (
+    FILE,
+    Alignment,
+    aligned_angles,
+    aligned_bases,
+    read_alignment,
+)
+from growkit.variants.request import ConversionRequest
 
 DIM, HALF = 8, 4
 Array = np.ndarray[Any, Any]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from growkit.errors import UsageError
+from growkit.core.errors import UsageError
 from growkit.surgery.amount import Amount
 from growkit.surgery.request import GrowthRequest
 

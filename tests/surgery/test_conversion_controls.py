@@ -18,7 +18,9 @@ import torch
 from converted import LAYERS, allowed, convert, difference, logits, write_source
 
 from growkit.cli.main import main
-from growkit.surgery.conversions import fold, kv_heads, sas
+from growkit.variants.gqa import convert as kv_heads
+from growkit.variants.plain import convert as fold
+from growkit.variants.sas import convert as sas
 
 DIM = 8
 Break = Callable[[tiny.Tensors], None]
@@ -177,7 +179,7 @@ def test_blocks_of_a_calculated_tensor_do_not_matter(
     """A calculated tensor is the same whether its rows come in one block or one by one."""
     folder, _ = sources("mha")
     convert(folder, tmp_path / "b", to="mqa")
-    monkeypatch.setattr("growkit.surgery.computed.BLOCK_ELEMENTS", 1)
+    monkeypatch.setattr("growkit.surgery.expand.BLOCK_ELEMENTS", 1)
     convert(folder, tmp_path / "c", to="mqa")
     one, other = (tiny.read_folder(tmp_path / name) for name in "bc")
     assert all(tiny.same_bits(one[name], other[name]) for name in one)

@@ -14,8 +14,8 @@ from growth_matrix import logits_of
 from variant_checkpoints import write_variant
 
 from growkit.cli.main import main
-from growkit.surgery.conversions import differential
-from growkit.verify.loading import register_own_models
+from growkit.variants.diffllama import convert as differential
+from growkit.verification.loading import register_own_models
 
 SIZES: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 24, "head_dim": 8}
 

@@ -111,6 +111,6 @@ def test_noise_parts_the_simulated_heads(tmp_path: Path, monkeypatch: pytest.Mon
     convert(source, tmp_path / "b", to="sas")
     assert simulated_heads_apart(tmp_path / "b") > 1e-3
     # The control: without noise the copies get equal gradients and stay equal.
-    monkeypatch.setattr("growkit.surgery.conversions.sas.VALUE_NOISE", 0.0)
+    monkeypatch.setattr("growkit.variants.sas.convert.VALUE_NOISE", 0.0)
     convert(source, tmp_path / "c", to="sas")
     assert simulated_heads_apart(tmp_path / "c") < 1e-6

@@ -16,12 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from growkit.attention.unilm_diff_v1 import rotate_interleaved
 from growkit.checkpoint import open_checkpoint
 from growkit.cli.main import main
-from growkit.surgery.conversions import differential, unilm
-from growkit.surgery.diff import diff_checkpoints
-from growkit.verify.loading import register_own_models
+from growkit.diff.folders import diff_checkpoints
+from growkit.variants.diffllama import convert as differential
+from growkit.variants.unilm_diff_v1 import convert as unilm
+from growkit.variants.unilm_diff_v1.attention import rotate_interleaved
+from growkit.verification.loading import register_own_models
 
 SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 24, "head_dim": 8}
 IDS = torch.randint(256, (24,), generator=torch.Generator().manual_seed(0))

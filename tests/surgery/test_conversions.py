@@ -17,10 +17,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from growkit.checkpoint import open_checkpoint
 from growkit.cli.main import main
-from growkit.surgery.conversions.fold_maps import FoldedHeads
-from growkit.surgery.diff import diff_checkpoints
-from growkit.surgery.growth import ModelShape
-from growkit.surgery.manifest import read_manifest
+from growkit.diff.folders import diff_checkpoints
+from growkit.record.manifest import read_manifest
+from growkit.surgery.effect import ModelShape
+from growkit.variants.plain.maps import FoldedHeads
 
 Config = dict[str, Any]
 Request = dict[str, Any]

@@ -15,11 +15,11 @@ from transformers import AutoModelForCausalLM
 
 import growkit.modeling  # noqa: F401  (registers the gda model)
 from growkit.checkpoint import open_checkpoint
+from growkit.diff.folders import diff_checkpoints
+from growkit.record.plan_report import plan_report
 from growkit.surgery.axis_map import NEW
-from growkit.surgery.diff import diff_checkpoints
 from growkit.surgery.plan import Plan
-from growkit.surgery.report import plan_report
-from growkit.verify import verify_checkpoints
+from growkit.verification import verify_checkpoints
 
 GDA = tiny.gda_config(4, 2, 1, hidden_size=32, intermediate_size=24, head_dim=8)
 LLAMA = tiny.llama_config(4, 2, hidden_size=32, intermediate_size=24, head_dim=8)

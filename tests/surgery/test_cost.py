@@ -10,8 +10,8 @@ from family_checkpoints import T5_SIZES, family_config, write_checkpoint
 
 from growkit.checkpoint import open_checkpoint
 from growkit.families import family_of
-from growkit.surgery.cost import cost_of
-from growkit.surgery.inspect import inspect_checkpoint
+from growkit.record.cost import cost_of
+from growkit.record.inspect import inspect_checkpoint
 
 # Family -> windows of its four layers; None where a layer sees everything.
 WINDOWS: dict[str, list[int | None]] = {

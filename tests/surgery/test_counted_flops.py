@@ -27,7 +27,7 @@ from variant_checkpoints import variant_config
 
 from growkit.families import family_of
 from growkit.modeling import GdaConfig, GdaForCausalLM, GrowkitForCausalLM
-from growkit.surgery.cost import cost_of, training_flops
+from growkit.record.cost import cost_of, training_flops
 
 LENGTH, BATCH = 48, 2
 TOKENS = LENGTH * BATCH

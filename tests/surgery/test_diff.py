@@ -13,9 +13,9 @@ import tiny_checkpoints as tiny
 
 from growkit.checkpoint import open_checkpoint
 from growkit.cli.main import main
-from growkit.errors import UsageError
-from growkit.surgery.diff import diff_checkpoints
-from growkit.surgery.diff_text import span
+from growkit.core.errors import UsageError
+from growkit.diff.folders import diff_checkpoints
+from growkit.diff.sentences import span
 
 LLAMA = tiny.llama_config(4, 2, num_hidden_layers=3, attention_bias=True)
 TIED = tiny.llama_config(4, 2, tie_word_embeddings=True)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_axis_map import axis_maps
 
-from growkit.errors import GrowkitError
+from growkit.core.errors import GrowkitError
 from growkit.families.base import consumes, produces
 from growkit.families.layout import adjacent_parts, head_dim, plain, split_parts
 from growkit.surgery.axis_map import NEW, AxisMap

@@ -9,8 +9,8 @@ import family_checkpoints as families
 import pytest
 import tiny_checkpoints as tiny
 
-from growkit import engines
-from growkit.surgery.manifest import read_manifest
+from growkit.core import engines
+from growkit.record.manifest import read_manifest
 
 DERIVES = ("qwen2", "olmo2", "olmo3", "granite")
 ALONE = ({"heads": "x2"}, {"query_heads": "x2"}, {"hidden": "x2"})

@@ -13,8 +13,8 @@ import tiny_checkpoints as tiny
 from expert_checkpoints import LAYOUTS, changed, source_folder, unstacked, verified
 
 from growkit.checkpoint import open_checkpoint
-from growkit.errors import UsageError
-from growkit.surgery.diff import diff_checkpoints
+from growkit.core.errors import UsageError
+from growkit.diff.folders import diff_checkpoints
 from growkit.surgery.plan import build_plan
 from growkit.surgery.request import GrowthRequest
 

@@ -15,7 +15,7 @@ from family_checkpoints import family_config, write_checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from growkit.checkpoint import open_checkpoint
-from growkit.errors import UsageError
+from growkit.core.errors import UsageError
 from growkit.surgery.plan import Plan, build_plan
 from growkit.surgery.request import GrowthRequest
 

@@ -13,7 +13,7 @@ from expert_checkpoints import LAYOUTS, changed, source_folder
 
 from growkit.checkpoint import open_checkpoint
 from growkit.cli.main import main
-from growkit.surgery.diff import diff_checkpoints
+from growkit.diff.folders import diff_checkpoints
 
 
 def diff(a: Path, b: Path) -> dict[str, Any]:

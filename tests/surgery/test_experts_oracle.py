@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from shrink import shrink
 
 from growkit.checkpoint import ShardWriter, open_checkpoint, plan_shards
+from growkit.diff.folders import diff_checkpoints
 from growkit.surgery import execute
-from growkit.surgery.diff import diff_checkpoints
 from growkit.surgery.plan import build_plan
 from growkit.surgery.request import GrowthRequest
 
@@ -72,7 +72,7 @@ def test_streamed_growth_is_the_oracle(
     tmp_path: Path, name: str, layout: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Small blocks, so that every matrix is read in several.
-    monkeypatch.setattr("growkit.surgery.fresh.BLOCK_ELEMENTS", 100)
+    monkeypatch.setattr("growkit.surgery.new_weights.BLOCK_ELEMENTS", 100)
     monkeypatch.setattr(execute, "COPY_BYTES", 96)
     source = source_folder(tmp_path / "a", name, layout, dtype)
     tiny.grow(

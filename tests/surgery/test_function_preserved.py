@@ -12,10 +12,10 @@ import tiny_checkpoints as tiny
 import torch
 from transformers import DiffLlamaConfig, DiffLlamaForCausalLM
 
-from growkit.errors import VerificationFailed
+from growkit.core.errors import VerificationFailed
 from growkit.modeling import GdaConfig
 from growkit.surgery.axis_map import AxisMap
-from growkit.verify import VerificationReport, verify_checkpoints
+from growkit.verification import VerificationReport, verify_checkpoints
 
 SMALL: dict[str, Any] = {"tokens": 64, "window": 32, "generate_tokens": 4}
 SIZES: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 24, "head_dim": 8}

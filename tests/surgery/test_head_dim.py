@@ -24,11 +24,11 @@ from shrink import shrink
 from transformers import AutoModelForCausalLM
 
 from growkit.checkpoint import open_checkpoint
-from growkit.errors import UsageError
-from growkit.surgery.diff import diff_checkpoints
+from growkit.core.errors import UsageError
+from growkit.diff.folders import diff_checkpoints
 from growkit.surgery.plan import build_plan
 from growkit.surgery.request import GrowthRequest
-from growkit.verify import VerificationReport, verify_checkpoints
+from growkit.verification import VerificationReport, verify_checkpoints
 
 
 def verified(a: Path, b: Path) -> VerificationReport:

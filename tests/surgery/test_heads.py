@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from shrink import shrink
 
 from growkit.checkpoint import open_checkpoint
-from growkit.errors import UsageError
+from growkit.core.errors import UsageError
 from growkit.surgery.axis_map import AxisMap
 from growkit.surgery.plan import build_plan
 from growkit.surgery.request import GrowthRequest
-from growkit.verify import VerificationReport, verify_checkpoints
+from growkit.verification import VerificationReport, verify_checkpoints
 
 SIZES: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 24, "head_dim": 8}
 BIASED = {"attention_bias": True, "mlp_bias": True}

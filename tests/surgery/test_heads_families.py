@@ -10,11 +10,11 @@ import tiny_checkpoints as tiny
 from family_checkpoints import FAMILIES, family_config, write_checkpoint
 
 from growkit.checkpoint import open_checkpoint
-from growkit.errors import UsageError
+from growkit.core.errors import UsageError
 from growkit.surgery.axis_map import AxisMap
 from growkit.surgery.plan import build_plan
 from growkit.surgery.request import GrowthRequest
-from growkit.verify import VerificationReport, verify_checkpoints
+from growkit.verification import VerificationReport, verify_checkpoints
 
 CASES: dict[str, dict[str, Any]] = {
     "query": {"query_heads": "x2"},

@@ -11,13 +11,12 @@ import pytest
 import tiny_checkpoints as tiny
 
 from growkit.checkpoint import open_checkpoint
-from growkit.errors import UsageError
-from growkit.surgery.declared import declare_tensors
-from growkit.surgery.diff import diff_checkpoints
+from growkit.core.errors import UsageError
+from growkit.diff.folders import diff_checkpoints
 from growkit.surgery.layer_pattern import pattern_positions, rule_kinds
-from growkit.surgery.plan import Plan, build_plan
+from growkit.surgery.plan import Plan, build_plan, declare_tensors
 from growkit.surgery.request import GrowthRequest
-from growkit.verify import verify_checkpoints
+from growkit.verification import verify_checkpoints
 
 SIZES = {
     "vocab_size": 64,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny_checkpoints as tiny
 
-from growkit.grow import grow_checkpoint
+from growkit.growing import grow_checkpoint
 from growkit.surgery.request import GrowthRequest
 
 

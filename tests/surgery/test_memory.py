@@ -19,7 +19,7 @@ CHILD = """
 import sys
 from pathlib import Path
 from growkit.checkpoint import open_checkpoint
-from growkit.grow import grow_checkpoint
+from growkit.growing import grow_checkpoint
 from growkit.surgery.request import GrowthRequest
 
 def peak():

@@ -13,10 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import growkit.modeling  # noqa: F401  (registers the gda model)
 from growkit.checkpoint import open_checkpoint
-from growkit.errors import CheckpointError, UsageError
-from growkit.surgery.declared import declare_tensors
-from growkit.surgery.plan import Plan, build_plan
-from growkit.surgery.report import plan_report, tensor_report
+from growkit.core.errors import CheckpointError, UsageError
+from growkit.record.plan_report import plan_report, tensor_report
+from growkit.surgery.plan import Plan, build_plan, declare_tensors
 from growkit.surgery.request import GrowthRequest
 
 GROWTHS: dict[str, tuple[tiny.Config, dict[str, Any]]] = {

@@ -9,11 +9,11 @@ import pytest
 import tiny_checkpoints as tiny
 
 from growkit.checkpoint import open_checkpoint
-from growkit.errors import UsageError
+from growkit.core.errors import UsageError
+from growkit.diff.folders import diff_checkpoints
+from growkit.record.manifest import read_manifest
 from growkit.surgery.amount import Amount
-from growkit.surgery.diff import diff_checkpoints
-from growkit.surgery.growth import ModelShape
-from growkit.surgery.manifest import read_manifest
+from growkit.surgery.effect import ModelShape
 from growkit.surgery.operators import Depth
 from growkit.surgery.operators.slices import Slices, layers_of, parse_slices
 from growkit.surgery.plan import read_source

@@ -12,7 +12,7 @@ import pytest
 import tiny_checkpoints as tiny
 
 from growkit.surgery import symmetry
-from growkit.surgery.split import split
+from growkit.surgery.exact_split import split
 from growkit.surgery.symmetry import Symmetry, shares
 
 SPLIT, EVEN = Symmetry("split"), Symmetry("even")

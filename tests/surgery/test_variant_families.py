@@ -15,14 +15,14 @@ from shrink import shrink
 from variant_checkpoints import VARIANTS, write_variant
 
 from growkit.checkpoint import open_checkpoint
-from growkit.errors import UsageError
+from growkit.core.errors import UsageError
 from growkit.families import FAMILIES
 from growkit.families.base import Dim, consumes, produces
 from growkit.families.layout import Sizes, Units, plain, split_parts
-from growkit.surgery.inspect import inspect_checkpoint
+from growkit.record.inspect import inspect_checkpoint
 from growkit.surgery.plan import build_plan
 from growkit.surgery.request import GrowthRequest
-from growkit.verify import VerificationReport, verify_checkpoints
+from growkit.verification import VerificationReport, verify_checkpoints
 
 ORDINARY = [{"query_heads": "x2"}, {"query_heads": "x3", "new_heads": "zero"}]
 WITH_KEYS = [

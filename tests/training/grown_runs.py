@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import load_file
 from training_runs import recipe_values
 
-from growkit.grow import grow_checkpoint
-from growkit.surgery.manifest import read_manifest
+from growkit.growing import grow_checkpoint
+from growkit.record.manifest import read_manifest
 from growkit.surgery.request import GrowthRequest
 from growkit.training import train
-from growkit.training.recipe import Recipe, make_recipe
+from growkit.training.read_recipe import make_recipe
+from growkit.training.recipe import Recipe
 
 GDA = {
     "model_type": "gda", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
@@ -53,7 +54,7 @@ def continue_recipe(text: Path, grown: Path, **training: Any) -> Recipe:
 
 
 def new_mask(name: str, tensor: torch.Tensor, folder: Path) -> np.ndarray:
-    """New entries by the manifest, one entry at a time: the oracle of growkit.training.slots."""
+    """New entries by the manifest, one entry at a time: the oracle of growkit.training.growth.slots."""
     manifest = read_manifest(folder)
     assert manifest is not None
     part = manifest["new_parameters"].get(name, {})

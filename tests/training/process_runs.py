@@ -15,7 +15,7 @@ from pathlib import Path
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     ["growkit.training.trainer", "growkit.training.stop", "growkit.modeling",
-     "growkit.training.tokenizer", "growkit.verify.loading", "growkit.cli.train",
+     "growkit.data.tokenizer", "growkit.verification.loading", "growkit.cli.train",
      "transformers.models.llama.modeling_llama", "torch.distributed.fsdp",
      "torch.distributed.checkpoint.state_dict"]
 )  # fmt: skip

@@ -51,9 +51,9 @@ def main() -> None:
 
     recipe, out, wishes = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
     import growkit.optimizer_state.find
-    import growkit.training.stages
+    import growkit.training.growth.stages
     import growkit.training.trainer
-    import growkit.verify.run  # noqa: F401  imported once, not in every child
+    import growkit.verification.run  # noqa: F401  imported once, not in every child
 
     killed = []
     for wish in [*wishes, {}]:

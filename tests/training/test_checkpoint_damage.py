@@ -14,7 +14,7 @@ import torch
 from training_runs import cut_back, make, weights
 
 from growkit.cli.main import main
-from growkit.errors import CheckpointError
+from growkit.core.errors import CheckpointError
 from growkit.training import train
 from growkit.training.checkpoints import damage, newest_whole
 from growkit.training.checksums import checksum
@@ -151,8 +151,8 @@ def test_checksum_is_that_of_xxhash(tmp_path: Path) -> None:
 
 def optimizer_of(kind: str) -> GrowthOptimizer:
     """Two parameters that took a step."""
-    from growkit.training.rates import Rates
-    from growkit.training.slots import SlotMap
+    from growkit.training.growth.rates import Rates
+    from growkit.training.growth.slots import SlotMap
 
     section = make_section()
     parameters = [torch.nn.Parameter(torch.ones(4, 6)), torch.nn.Parameter(torch.ones(6, 4))]
@@ -209,8 +209,8 @@ def test_moments_of_a_sharded_checkpoint_are_checked(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """By what the metadata says, before memory is taken; the file itself is written by DCP."""
-    from growkit.training.processes import Processes
-    from growkit.training.sharded_optimizer import load_optimizer, save_optimizer
+    from growkit.training.parallel.processes import Processes
+    from growkit.training.parallel.sharded_optimizer import load_optimizer, save_optimizer
 
     optimizer = optimizer_of("adamw")
     parameter = optimizer.param_groups[0]["params"][0]

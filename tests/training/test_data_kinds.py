@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
-from growkit.errors import UsageError
-from growkit.training import text, token_cache
-from growkit.training.text import check_files, find_files, read_documents
+from growkit.core.errors import UsageError
+from growkit.data import text_files as text
+from growkit.data import token_cache
+from growkit.data.text_files import check_files, find_files, read_documents
 
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
 

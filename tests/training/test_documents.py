@@ -10,12 +10,12 @@ import pytest
 import torch
 from training_runs import TINY_GDA, TINY_LLAMA, recipe_values
 
-from growkit.errors import UsageError
+from growkit.core.errors import UsageError
+from growkit.data.packing import PackedDataset, stream_of
 from growkit.training import train
 from growkit.training.document_check import check_separate, leak
 from growkit.training.evaluate import evaluate
-from growkit.training.packing import PackedDataset, stream_of
-from growkit.training.recipe import make_recipe
+from growkit.training.read_recipe import make_recipe
 
 # Second document: the same tokens after two different first documents.
 FIRST, OTHER, SECOND = [5, 6, 7, 8, 9], [11, 3, 2, 19, 4], [20, 21, 22, 23, 24, 25, 26]

@@ -13,7 +13,7 @@ from grown_runs import changed, continue_recipe, grow, make_source
 from safetensors.torch import load_file, save_file
 from training_runs import make
 
-from growkit.errors import CheckpointError, UsageError
+from growkit.core.errors import CheckpointError, UsageError
 from growkit.training import train
 from growkit.training.averaging import average_into, last_whole
 from growkit.training.final_dtype import store_in

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from training_runs import TINY_GDA, recipe_values
 
-from growkit.grow import grow_checkpoint
+from growkit.growing import grow_checkpoint
 from growkit.optimizer_state.find import find_state
 from growkit.surgery.request import GrowthRequest
 from growkit.training import Silent, train
 from growkit.training.checkpoints import list_checkpoints
-from growkit.training.recipe import make_recipe
+from growkit.training.read_recipe import make_recipe
 
 
 class Listening(Silent):

@@ -12,9 +12,9 @@ import pytest
 import torch
 from training_runs import TINY_GDA, make, recipe_values, weights
 
-from growkit.errors import UsageError
+from growkit.core.errors import UsageError
 from growkit.training import train
-from growkit.training.recipe import make_recipe
+from growkit.training.read_recipe import make_recipe
 from growkit.training.trainer import RunTrainer, training_arguments
 
 

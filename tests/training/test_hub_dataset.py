@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from growkit.errors import GrowkitError, UsageError
-from growkit.training import Silent, hub_dataset
-from growkit.training.packing import PackedText, pack
-from growkit.training.recipe_data import DataSection
-from growkit.training.sources import corpus_of
-from growkit.training.tokenizer import load_tokenizer, train_bpe
+from growkit.core.errors import GrowkitError, UsageError
+from growkit.data import hub_dataset
+from growkit.data.packing import PackedText, pack
+from growkit.data.recipe import DataSection
+from growkit.data.sources import corpus_of
+from growkit.data.tokenizer import load_tokenizer, train_bpe
+from growkit.training import Silent
 
 TEXTS = [f"row number {i} of the dataset" for i in range(60)]
 

@@ -22,9 +22,9 @@ def imported() -> None:
     import matplotlib.backends.backend_agg  # noqa: F401
 
     import growkit.optimizer_state.find
-    import growkit.training.stages
+    import growkit.training.growth.stages
     import growkit.training.trainer
-    import growkit.verify.run  # noqa: F401
+    import growkit.verification.run  # noqa: F401
 
 
 def train_command(values: dict[str, Any], place: Path) -> Callable[[Path], Work]:

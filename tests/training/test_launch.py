@@ -10,9 +10,9 @@ import pytest
 import yaml
 from training_runs import make, recipe_values
 
-from growkit.errors import UsageError
-from growkit.training.launch import check_launch, shares, torchrun_command
-from growkit.training.recipe import make_recipe
+from growkit.core.errors import UsageError
+from growkit.training.parallel.launch import check_launch, shares, torchrun_command
+from growkit.training.read_recipe import make_recipe
 
 TORCHRUN = {
     "WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1",

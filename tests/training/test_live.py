@@ -15,10 +15,10 @@ from rich.console import Console
 from training_runs import make
 
 from growkit.cli.output import Output
-from growkit.errors import UsageError
-from growkit.progress import SilentProgress
+from growkit.core.errors import UsageError
+from growkit.core.progress import SilentProgress
 from growkit.training import Silent, train
-from growkit.training.before_growth import loss_before_growth
+from growkit.training.growth.grown import loss_before_growth
 from growkit.training.metrics import read_metrics
 from growkit.training.trackers import check_trackers
 

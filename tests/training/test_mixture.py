@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from growkit.training.mixture import Mixture, spread
-from growkit.training.order import RunSampler, SampleOrder
+from growkit.data.mixture import Mixture, spread
+from growkit.data.order import RunSampler, SampleOrder
 
 Weight = st.one_of(
     st.integers(0, 9).map(Fraction), st.floats(0.001, 1).map(lambda x: Fraction(str(round(x, 4))))

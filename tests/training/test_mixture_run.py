@@ -11,11 +11,11 @@ import pytest
 import yaml
 from training_runs import recipe_values, write_text
 
-from growkit.errors import UsageError
+from growkit.core.errors import UsageError
 from growkit.training import Recipe, Silent, load_recipe, train
 from growkit.training.checkpoints import list_checkpoints
 from growkit.training.metrics import read_metrics
-from growkit.training.recipe import make_recipe
+from growkit.training.read_recipe import make_recipe
 
 
 class Listening(Silent):

@@ -14,12 +14,11 @@ from torch import nn
 from training_runs import make
 
 from growkit.advice.facts import new_entries
-from growkit.errors import UsageError
-from growkit.training.gradients import freeze_gradients, gradient_norms
-from growkit.training.optimizer import GrowthOptimizer, library_optimizer
-from growkit.training.parameter_groups import parameter_groups
-from growkit.training.rates import Rates
-from growkit.training.slots import SlotMap, map_slots
+from growkit.core.errors import UsageError
+from growkit.training.growth.rates import Rates
+from growkit.training.growth.slots import SlotMap, map_slots
+from growkit.training.growth.trainer_hooks import freeze_gradients, gradient_norms
+from growkit.training.optimizer import GrowthOptimizer, library_optimizer, parameter_groups
 
 STEPS = 7
 MAP = {

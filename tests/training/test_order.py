@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from growkit.training.order import RunSampler, SampleOrder, permutation
+from growkit.data.order import RunSampler, SampleOrder, permutation
 
 Small = st.integers(1, 20)
 PINNED = ([7, 1, 3, 2, 6, 5, 0, 4], [1, 7, 4, 0, 3, 2, 6, 5])

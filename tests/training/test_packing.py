@@ -15,14 +15,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from growkit.errors import UsageError
-from growkit.training import Silent, token_cache
-from growkit.training.packing import PackedDataset, PackedText, datasets, pack, stream_of
-from growkit.training.recipe_data import DataSection
-from growkit.training.sources import Corpus, Source
-from growkit.training.split import TRAIN, decide
-from growkit.training.token_stream import one_side
-from growkit.training.tokenizer import load_tokenizer, tokenizer_fingerprint, train_bpe
+from growkit.core.errors import UsageError
+from growkit.data import token_cache
+from growkit.data.held_out import TRAIN, decide
+from growkit.data.packing import PackedDataset, PackedText, datasets, pack, stream_of
+from growkit.data.recipe import DataSection
+from growkit.data.sources import Corpus, Source
+from growkit.data.token_stream import one_side
+from growkit.data.tokenizer import load_tokenizer, tokenizer_fingerprint, train_bpe
+from growkit.training import Silent
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +126,7 @@ def test_shards_and_workers_do_not_change_the_tokens(
     monkeypatch.setattr(token_cache, "BATCH", 500)
     expected = packed(corpus, tokenizer, tmp_path / "one", workers=1)
     monkeypatch.setattr(token_cache, "PARALLEL_FROM", 0)
-    monkeypatch.setattr("growkit.training.sources.SHARD_BYTES", 4000)
+    monkeypatch.setattr("growkit.data.sources.SHARD_BYTES", 4000)
     found = packed(corpus, tokenizer, tmp_path / "three", workers=3)
     assert len(expected.train[0].shards) == 1 and len(found.train[0].shards) == 3
     for a, b in zip(expected.train + expected.eval, found.train + found.eval, strict=True):
@@ -151,7 +152,7 @@ def test_cache_is_used_and_keyed_by_content(tokenizer: Any, tmp_path: Path) -> N
 def test_only_the_changed_shard_is_tokenized_again(
     tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("growkit.training.sources.SHARD_BYTES", 1)
+    monkeypatch.setattr("growkit.data.sources.SHARD_BYTES", 1)
     files = [rows(tmp_path / f"{i}.jsonl", TEXTS[i::3]).files[0] for i in range(3)]
     corpus = Corpus([Source("all", files=files)], 0.1)
     packed(corpus, tokenizer, tmp_path / "cache")
@@ -186,9 +187,9 @@ def test_killed_tokenizing_starts_over_cleanly(
         "if __name__ == '__main__':\n"
         "    import sys; from pathlib import Path; from growkit.training import Silent\n"
         "    from growkit.training import token_cache\n"
-        "    from growkit.training.packing import pack\n"
-        "    from growkit.training.sources import Corpus, Source\n"
-        "    from growkit.training.tokenizer import load_tokenizer\n"
+        "    from growkit.data.packing import pack\n"
+        "    from growkit.data.sources import Corpus, Source\n"
+        "    from growkit.data.tokenizer import load_tokenizer\n"
         "    token_cache.PARALLEL_FROM, token_cache.BATCH = 0, 50_000\n"
         "    here = Path(sys.argv[1]); files = [here / 'big.jsonl']\n"
         "    pack(Corpus([Source(files=files)]), load_tokenizer(Path(sys.argv[2])), 'bytes',\n"

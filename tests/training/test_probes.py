@@ -12,12 +12,12 @@ from grown_runs import continue_recipe, grow, make_source, new_mask
 from safetensors.torch import load_file
 
 from growkit.training import train
-from growkit.training.copies import find_copies, similarities
-from growkit.training.growth_training import slots_of
+from growkit.training.growth.copies import find_copies, similarities
+from growkit.training.growth.probes import entropies, probe, update_norms
+from growkit.training.growth.slots import SlotMap
+from growkit.training.growth.trainer_hooks import slots_of
 from growkit.training.metrics import read_metrics
 from growkit.training.models import build_model
-from growkit.training.probes import entropies, probe, update_norms
-from growkit.training.slots import SlotMap
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_dropout_runs_are_not_disturbed(text_file: Path, tmp_path: Path) -> None
     """No random number is drawn by a probe: with dropout it would show."""
     from training_runs import recipe_values
 
-    from growkit.training.recipe import make_recipe
+    from growkit.training.read_recipe import make_recipe
 
     ends = []
     for every in (0, 2):

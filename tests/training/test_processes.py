@@ -23,7 +23,7 @@ from training_runs import TINY_GDA, assert_close, cut_back, figures, recipe_valu
 from growkit.training import train
 from growkit.training.checkpoints import damage, list_checkpoints
 from growkit.training.metrics import read_metrics
-from growkit.training.recipe import make_recipe
+from growkit.training.read_recipe import make_recipe
 
 DROPOUT = {
     "model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64,
@@ -78,7 +78,7 @@ def test_two_processes_under_torchrun_make_the_run_of_one(
 
 
 def _read_own_data_twice(arguments: Sequence[str]) -> int:
-    from growkit.training.order import RunSampler
+    from growkit.data.order import RunSampler
 
     original = RunSampler.__iter__
 

@@ -8,9 +8,9 @@ import pytest
 import yaml
 from training_runs import recipe_values
 
-from growkit.errors import UsageError
+from growkit.core.errors import UsageError
 from growkit.training import load_recipe
-from growkit.training.recipe import make_recipe
+from growkit.training.read_recipe import make_recipe
 
 REPOSITORY = Path(__file__).parents[2]
 

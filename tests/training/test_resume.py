@@ -16,11 +16,11 @@ from process_runs import run, start
 from training_runs import TINY_GDA, cut_back, figures, make, recipe_values, weights
 from transformers import Trainer
 
-from growkit.errors import CheckpointError, UsageError
+from growkit.core.errors import CheckpointError, UsageError
 from growkit.training import Recipe, train
 from growkit.training.checkpoints import damage, list_checkpoints, newest_whole, publish
 from growkit.training.metrics import read_metrics
-from growkit.training.recipe import make_recipe
+from growkit.training.read_recipe import make_recipe
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_another_order_of_samples_is_noticed(
     recipe: Recipe, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Negative control: a sampler that starts over after a resume gives other weights."""
-    from growkit.training.order import RunSampler
+    from growkit.data.order import RunSampler
 
     out = tmp_path / "run"
     shutil.copytree(finished, out)

@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 from training_runs import cut_back, figures, recipe_values, weights
 from transformers import AutoModelForCausalLM
 
-from growkit.errors import UsageError
-from growkit.progress import Silent
+from growkit.core.errors import UsageError
+from growkit.core.progress import Silent
 from growkit.training import Recipe, train
 from growkit.training.expert_load import choices, expert_load
 from growkit.training.metrics import read_metrics
-from growkit.training.recipe import make_recipe
+from growkit.training.read_recipe import make_recipe
 from growkit.training.trainer import RunTrainer
 
 STRONG = 0.5

@@ -17,10 +17,10 @@ import yaml
 from training_runs import cut_back, make
 
 from growkit.cli.main import main
-from growkit.errors import GrowkitError
+from growkit.core.errors import GrowkitError
+from growkit.data.token_cache import _whole
 from growkit.training import metrics, models, train
 from growkit.training.checksums import checksums
-from growkit.training.token_cache import _whole
 
 RUN = "training"
 LAST = f"{RUN}/checkpoints/checkpoint-6"

@@ -10,8 +10,8 @@ import pytest
 import torch
 from training_runs import make
 
-from growkit.errors import UsageError
-from growkit.training.rates import Rates, slot_rates
+from growkit.core.errors import UsageError
+from growkit.training.growth.rates import Rates, slot_rates
 from growkit.training.schedule import learning_rate_factor
 
 STEPS = 20

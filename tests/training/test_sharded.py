@@ -17,10 +17,10 @@ from process_runs import growkit, run, start
 from safetensors.torch import load_file, save_file
 from training_runs import TINY_GDA, assert_close, cut_back, figures, make, recipe_values, weights
 
-from growkit.errors import CheckpointError, UsageError
+from growkit.core.errors import CheckpointError, UsageError
 from growkit.training import Recipe, train
 from growkit.training.checkpoints import damage, list_checkpoints, newest_whole
-from growkit.training.recipe import make_recipe
+from growkit.training.read_recipe import make_recipe
 
 
 def write(path: Path, recipe: Recipe, **parallel: Any) -> Path:
@@ -180,7 +180,7 @@ def test_muon_orthogonalises_whole_matrices(grown: Path, text_file: Path, tmp_pa
 
 
 def _forget_buffers(arguments: Sequence[str]) -> int:
-    from growkit.training import sharding
+    from growkit.training.parallel import sharding
 
     def allocate(model: Any, device: Any) -> None:
         model.to_empty(device=device)
@@ -231,7 +231,7 @@ def test_what_cannot_be_sharded_is_refused(grown: Path, text_file: Path, tmp_pat
     assert "one dtype, and these are bfloat16 and float32" in launch.output()
 
     from growkit.training.models import build_model
-    from growkit.training.sharded_files import read_model
+    from growkit.training.parallel.sharded_files import read_model
 
     model = build_model(make(text_file).model, _Sized(range(257)), 0)
     with pytest.raises(CheckpointError, match=r"unknown to the model, model\.layers\.0\..*lambda"):
@@ -250,7 +250,8 @@ class _Sized:
 
 def _measured(arguments: Sequence[str]) -> int:
     """The command, and the largest growth of this process's memory from the model on, in bytes."""
-    from growkit.training import models, run, sharding
+    from growkit.training import models, run
+    from growkit.training.parallel import sharding
 
     def resident(key: str) -> int:
         status = Path("/proc/self/status").read_text()

@@ -15,12 +15,11 @@ from training_runs import figures
 from yaml import safe_dump
 
 from growkit.training import train
-from growkit.training.gradients import freeze_gradients, gradient_norms
-from growkit.training.optimizer import GrowthOptimizer
-from growkit.training.parameter_groups import parameter_groups
-from growkit.training.rates import Rates
+from growkit.training.growth.rates import Rates
+from growkit.training.growth.slots import map_slots
+from growkit.training.growth.trainer_hooks import freeze_gradients, gradient_norms
+from growkit.training.optimizer import GrowthOptimizer, parameter_groups
 from growkit.training.recipe_training import TrainingSection
-from growkit.training.slots import map_slots
 
 CASES = [("adamw", 0.0, 1.0), ("adamw", 0.5, 2.0), ("muon", 0.0, 1.0), ("muon", 0.5, 2.0)]
 

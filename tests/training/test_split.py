@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from growkit.errors import UsageError
-from growkit.training.sources import Corpus, Source, file_hashes
-from growkit.training.split import HEAD, HELD_OUT, ROW, TAIL, TRAIN, Records, cut_tail, decide
+from growkit.core.errors import UsageError
+from growkit.data.held_out import HEAD, HELD_OUT, ROW, TAIL, TRAIN, Records, cut_tail, decide
+from growkit.data.sources import Corpus, Source, file_hashes
 
 TEXTS = [f"document {i}\nwith two lines, naïve café" for i in range(200)]
 

@@ -17,14 +17,14 @@ import yaml
 from stage_runs import STAGES, staged_values
 
 from growkit.cli.main import main
-from growkit.errors import UsageError, VerificationFailed
+from growkit.core.errors import UsageError, VerificationFailed
+from growkit.data.order import RunSampler
 from growkit.optimizer_state.find import find_state
 from growkit.training import Silent, train
+from growkit.training.growth.stage_end import loss_slope, on_plateau
 from growkit.training.metrics import read_metrics
-from growkit.training.order import RunSampler
-from growkit.training.recipe import load_recipe, make_recipe
+from growkit.training.read_recipe import load_recipe, make_recipe
 from growkit.training.recipe_stages import Plateau
-from growkit.training.stage_end import loss_slope, on_plateau
 
 
 def figures(out: Path) -> list[dict[str, Any]]:
@@ -266,7 +266,7 @@ def test_by_hand(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         original(self, args, state, control, **given)
         if state.global_step == 6 and "loss" in given["logs"]:
             with monkeypatch.context():
-                from growkit.training.stage_files import ask_for_growth
+                from growkit.training.growth.stage_end import ask_for_growth
 
                 ask_for_growth(out)
 

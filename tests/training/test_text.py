@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from growkit.errors import UsageError
-from growkit.training.text import check_files, find_files, kind_of, read_documents
+from growkit.core.errors import UsageError
+from growkit.data.text_files import check_files, find_files, kind_of, read_documents
 
 
 def write_jsonl(path: Path, texts: list[str], field: str = "text") -> Path:

@@ -11,11 +11,10 @@ from grown_runs import changed, grow
 from training_runs import cut_back, figures, recipe_values, weights
 from transformers import AutoModelForCausalLM
 
-from growkit.surgery.manifest import read_manifest
+from growkit.record.manifest import read_manifest
 from growkit.training import Recipe, train
-from growkit.training.converted_slots import converted_slots
-from growkit.training.recipe import make_recipe
-from growkit.training.slots import map_slots
+from growkit.training.growth.slots import converted_slots, map_slots
+from growkit.training.read_recipe import make_recipe
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ import torch
 from grown_runs import changed, continue_recipe, grow, make_source
 from training_runs import make, recipe_values
 
-from growkit.errors import UsageError
+from growkit.core.errors import UsageError
 from growkit.training import train
 from growkit.training.metrics import read_metrics
-from growkit.training.recipe import make_recipe
+from growkit.training.read_recipe import make_recipe
 
 
 @pytest.fixture(scope="module")

@@ -14,15 +14,15 @@ import torch
 import yaml
 from training_runs import TINY_GDA, TINY_LLAMA, make, recipe_values
 
-from growkit.errors import CheckpointError, GrowkitError, UsageError
+from growkit.core.errors import CheckpointError, GrowkitError, UsageError
+from growkit.data.packing import PackedDataset
 from growkit.training import train
 from growkit.training.evaluate import evaluate
+from growkit.training.growth.slots import SlotMap
 from growkit.training.metrics import plot_losses, read_metrics, truncate_metrics
-from growkit.training.packing import PackedDataset
-from growkit.training.parameter_groups import parameter_groups
-from growkit.training.recipe import make_recipe
+from growkit.training.optimizer import parameter_groups
+from growkit.training.read_recipe import make_recipe
 from growkit.training.schedule import learning_rate_factor
-from growkit.training.slots import SlotMap
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,12 @@ import torch
 from training_runs import TINY_LLAMA, recipe_values
 from transformers import AutoModelForCausalLM, ByT5Tokenizer
 
-from growkit.errors import UsageError
-from growkit.recipe_files import find_recipe
+from growkit.core.errors import UsageError
+from growkit.recipe.shipped import find_recipe
 from growkit.training import load_recipe, train
 from growkit.training.models import make_config
-from growkit.training.recipe import make_recipe
-from growkit.verify import verify_checkpoints
+from growkit.training.read_recipe import make_recipe
+from growkit.verification import verify_checkpoints
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "diff_v2": {"attention": "diff_v2", "num_attention_heads": 4, "num_key_value_heads": 2},

@@ -12,7 +12,8 @@ from safetensors.numpy import load_file
 
 from growkit.training.checkpoints import list_checkpoints
 from growkit.training.metrics import read_metrics
-from growkit.training.recipe import Recipe, make_recipe
+from growkit.training.read_recipe import make_recipe
+from growkit.training.recipe import Recipe
 
 TINY_LLAMA = {
     "model_type": "llama",

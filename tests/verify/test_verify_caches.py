@@ -12,7 +12,7 @@ from family_checkpoints import write_t5
 from transformers import DynamicCache, StaticCache
 from transformers.models.mistral import modeling_mistral
 
-from growkit.verify import VerificationReport, verify_checkpoints
+from growkit.verification import VerificationReport, verify_checkpoints
 
 
 def compare(a: Path, b: Path, **options: Any) -> VerificationReport:

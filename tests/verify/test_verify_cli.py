@@ -164,7 +164,7 @@ def test_not_a_checkpoint_exits_2(folders: dict[str, str], tmp_path: Path) -> No
 def test_transformers_prints_nothing_of_its_own(folders: dict[str, str]) -> None:
     """In a process of its own: bars and load reports would go to its stderr."""
     code = (
-        "import sys; from pathlib import Path; from growkit.verify import verify_checkpoints;"
+        "import sys; from pathlib import Path; from growkit.verification import verify_checkpoints;"
         "print(verify_checkpoints(Path(sys.argv[1]), Path(sys.argv[2]), tokens=32).status)"
     )
     done = subprocess.run(

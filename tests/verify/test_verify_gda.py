@@ -10,7 +10,7 @@ import torch
 import verify_models as models
 
 from growkit.modeling import GdaConfig, GdaForCausalLM
-from growkit.verify import verify_checkpoints
+from growkit.verification import verify_checkpoints
 
 SMALL: dict[str, Any] = {"tokens": 128, "window": 32, "generate_tokens": 8}
 SIZE, SIGNAL, NOISE = 16, 2, 2

@@ -10,12 +10,12 @@ import torch
 import verify_models as models
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from growkit.errors import UsageError
-from growkit.verify import verify_checkpoints
-from growkit.verify.folder import open_folder
-from growkit.verify.layerwise import load_layerwise
-from growkit.verify.loading import load_model
-from growkit.verify.memory import both_fit
+from growkit.core.errors import UsageError
+from growkit.verification import verify_checkpoints
+from growkit.verification.folder import open_folder
+from growkit.verification.layerwise import load_layerwise
+from growkit.verification.loading import load_model
+from growkit.verification.memory import both_fit
 
 IDS = torch.arange(40).reshape(2, 20)
 

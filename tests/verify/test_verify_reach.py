@@ -16,10 +16,10 @@ from family_checkpoints import (
     write_checkpoint,
 )
 
-from growkit.grow import grow_checkpoint
+from growkit.growing import grow_checkpoint
 from growkit.surgery.request import GrowthRequest
-from growkit.verify import VerificationReport, cost, verify_checkpoints
-from growkit.verify.reach import longest_boundary
+from growkit.verification import VerificationReport, cost, verify_checkpoints
+from growkit.verification.reach import longest_boundary
 
 
 def compare(a: Path, b: Path, **options: Any) -> VerificationReport:

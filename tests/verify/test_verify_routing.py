@@ -12,8 +12,8 @@ import pytest
 import tiny_checkpoints as tiny
 from family_checkpoints import family_config, write_checkpoint
 
-from growkit.verify import VerificationReport, verify_checkpoints
-from growkit.verify.routing import Ties
+from growkit.verification import VerificationReport, verify_checkpoints
+from growkit.verification.routing import Ties
 
 ROUTERS = {
     "mixtral": "model.layers.{}.block_sparse_moe.gate.weight",
@@ -54,7 +54,7 @@ def test_ties_are_decided_as_in_a(
     assert all(layer.within for layer in report.layers)
     assert any("ties within rounding" in note for note in report.notes)
     # The negative control: left to rounding, two equal models differ.
-    monkeypatch.setattr("growkit.verify.steps.same_choices", nothing)
+    monkeypatch.setattr("growkit.verification.steps.same_choices", nothing)
     left_alone = verified(source, tmp_path / "b")
     assert not left_alone.passed and left_alone.max_difference > 1e-3
 

@@ -12,10 +12,10 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
-from growkit.errors import CheckpointError, UsageError
+from growkit.core.errors import CheckpointError, UsageError
 from growkit.samples import sample_text
-from growkit.verify import verify_checkpoints
-from growkit.verify.windows import encoder, read_text, token_windows
+from growkit.verification import verify_checkpoints
+from growkit.verification.windows import encoder, read_text, token_windows
 
 
 def make_tokenizer(vocab_size: int, text: str) -> PreTrainedTokenizerFast:

@@ -9,8 +9,8 @@ import pytest
 import torch
 import verify_models as models
 
-from growkit.errors import CheckpointError, UsageError, VerificationFailed
-from growkit.verify import VerificationReport, verify_checkpoints
+from growkit.core.errors import CheckpointError, UsageError, VerificationFailed
+from growkit.verification import VerificationReport, verify_checkpoints
 
 TEXT = "It is a truth universally acknowledged, that a single model must be in want of heads. " * 8
 

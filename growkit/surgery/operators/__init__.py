@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from growkit.surgery.growth import Operator
+from growkit.surgery.effect import Operator
 from growkit.surgery.operators.depth import Depth
 from growkit.surgery.operators.experts import Experts
 from growkit.surgery.operators.ffn import Ffn

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from growkit.errors import UsageError
+from growkit.core.errors import UsageError
 from growkit.surgery.amount import Amount
-from growkit.surgery.growth import Exactness, Growth, LayerMap, LayerSource, ModelShape
+from growkit.surgery.effect import Exactness, Growth, LayerMap, LayerSource, ModelShape
 from growkit.surgery.layer_pattern import follows_rule, pattern_layers, pattern_notes
 from growkit.surgery.operators.require import require_axis
 from growkit.surgery.operators.slices import Slice, layers_of

@@ -13,7 +13,7 @@ outputs, weighted (transformers 5.23, ``models/{mixtral,qwen3_moe}``).
   would be left, and uneven copies raise the probability of some.
 
 The copies are chosen together, so equal ones would stay equal for ever: with ``split`` and
-``noise`` each carries r times its part of down_proj (:mod:`growkit.surgery.expert_share`).
+``noise`` each carries r times its part of down_proj (:mod:`growkit.surgery.expand`).
 
 Where the copies are not chosen together, or not all (upcycling, top-k that does not grow), nothing
 makes noise cancel: ``noise`` puts noise into each expert's down_proj that sums to zero over all the
@@ -29,11 +29,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from growkit.errors import UsageError
+from growkit.core.errors import UsageError
 from growkit.families.upcycling import UPCYCLINGS
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import AxisMap
-from growkit.surgery.growth import Exactness, Growth, ModelShape
+from growkit.surgery.effect import Exactness, Growth, ModelShape
 from growkit.surgery.symmetry import Symmetry
 
 USUAL_PER_TOKEN = 2

@@ -23,11 +23,10 @@ from dataclasses import dataclass
 from math import frexp, sqrt
 from typing import ClassVar
 
-from growkit.errors import UsageError
+from growkit.core.errors import UsageError
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import AxisMap
-from growkit.surgery.growth import Exactness, Growth, ModelShape
-from growkit.surgery.new_units import Fill, NewUnits
+from growkit.surgery.effect import Exactness, Fill, Growth, ModelShape, NewUnits
 
 NEW_CHANNELS = NewUnits(produced=Fill.INIT, consumed=Fill.ZERO, keys=Fill.ZERO)
 

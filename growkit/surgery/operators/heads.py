@@ -18,7 +18,7 @@ import numpy as np
 from growkit.families.layout import IntArray
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import NEW, AxisMap
-from growkit.surgery.growth import Exactness, Growth, ModelShape
+from growkit.surgery.effect import Exactness, Growth, ModelShape
 from growkit.surgery.operators.query_heads import reason_of, refuse_uneven, what_is_new
 from growkit.surgery.operators.require import require_axis
 

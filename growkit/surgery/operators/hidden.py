@@ -1,28 +1,103 @@
-"""Hidden width: whole copies (HyperCloning, arXiv 2409.12903), or padding to any size.
-
-The residual stream becomes [x, x, ...]: everything that writes it is copied (embedding columns,
-o_proj and down_proj rows, norm gains), everything that reads it shares the weight (columns of q, k,
-v, gate, up and of an untied lm_head). Mean and mean square of the stream stay, so RMSNorm and
-LayerNorm do. A tied output projection reads the copied embedding unshared, so the final norm's gain
-(and bias) carries 1 / n instead.
-
-Where the class multiplies the embedding by sqrt(hidden_size) (Gemma), the stored embedding is
-divided by sqrt(n), and a tied final gain by sqrt(n) instead of n (growth.md section 4a). Where it
-divides the last hidden state by sqrt(hidden_size) (T5), the final gain carries sqrt(n) as well.
-
-Sizes that are no whole multiple are padded (:mod:`growkit.surgery.operators.hidden_padding`).
-"""
+"""Hidden width: whole copies (HyperCloning, arXiv 2409.12903), or padding to any size."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import frexp
+from math import frexp, sqrt
 from typing import ClassVar
+
+import ml_dtypes
+import numpy as np
 
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import AxisMap
-from growkit.surgery.growth import Exactness, Growth, ModelShape
-from growkit.surgery.operators.hidden_padding import bfloat16_warning, pad_hidden
+from growkit.surgery.effect import Exactness, Fill, Growth, ModelShape, NewUnits
+
+ZEROS = NewUnits(produced=Fill.ZERO, consumed=Fill.INIT, normed=Fill.INIT)
+MEANS = NewUnits(produced=Fill.MEAN, consumed=Fill.INIT, normed=Fill.ZERO)
+
+
+def pad_hidden(shape: ModelShape, target: int) -> Growth:
+    """Grow ``hidden_size`` to ``target`` by new channels that carry nothing yet."""
+    width, norm = shape.sizes["hidden"], shape.family.norm
+    ratio = width / target
+    tied, scaled = bool(shape.sizes["tied"]), shape.family.sqrt_embedding_scale
+    # The class multiplies embeddings by sqrt(hidden_size); a tied output reads them without that.
+    embedding = sqrt(ratio) if scaled else 1.0
+    stream = 1.0 if norm.eps_field else sqrt(1 / ratio)
+    final = 1 / (embedding * stream) if tied else 1.0
+    if shape.family.sqrt_head_divisor(shape.sizes):
+        final *= sqrt(1 / ratio)
+    rounds = norm.centred or any(frexp(factor)[0] != 0.5 for factor in (embedding, stream))
+    config = {}
+    notes = []
+    if norm.eps_field:
+        eps = shape.config.get(norm.eps_field, norm.eps)
+        config[norm.eps_field] = eps * ratio
+        notes.append(f"{norm.eps_field} {eps:g} -> {eps * ratio:.6g}")
+    else:
+        notes.append(f"residual stream x {stream:.4g}, as the class holds epsilon constant")
+    shared = norm.shared_with and norm.eps_field
+    if shared:
+        rounds = True
+        notes.append(f"which {norm.shared_with} share")
+    return Growth(
+        operator="hidden",
+        summary=f"hidden size {width} -> {target} (padded; {', '.join(notes)})",
+        axes={"hidden": AxisMap.with_new(width, target, 1)},
+        new_units={"hidden": MEANS if norm.centred else ZEROS},
+        final_norm_factor=final,
+        embedding_factor=embedding,
+        norm_factor=sqrt(ratio),
+        stream_factor=stream,
+        config=config,
+        exactness=Exactness.ROUNDED if rounds else Exactness.EXACT,
+        reason=_reason(norm.centred, norm.eps_field),
+        warnings=(
+            *(_shared_eps(norm.shared_with, norm.eps_field, config, ratio) if shared else ()),
+            *(bfloat16_warning(width, target) if scaled else ()),
+        ),
+    )
+
+
+def _reason(centred: bool, eps_field: str | None) -> str:
+    source = (
+        "new channels carry the mean of the old ones, with zero gain and bias (LEMON, arXiv "
+        "2310.07999)"
+        if centred
+        else "new channels are zero (arXiv 2308.06103)"
+    )
+    if eps_field is None:
+        return f"{source}; what writes the stream is rescaled so that its variance stays"
+    return f"{source}; gains carry sqrt(E/E^), and it is exact only with the rescaled {eps_field}"
+
+
+def _shared_eps(
+    names: str, field: str | None, config: dict[str, float], ratio: float
+) -> tuple[str, ...]:
+    """What a norm with nothing to pad makes of a smaller epsilon."""
+    assert field is not None
+    change = config[field] * (1 / ratio - 1) / 2
+    return (
+        f"{names} share the rescaled {field}: float32 projections in front of them carry the "
+        f"factor that makes up for it; 16-bit ones stay as they are, and where the mean square of "
+        f"a head is m, what the norm makes of it grows by {change:.2g} / m of itself",
+    )
+
+
+def bfloat16_warning(width: int, target: int) -> tuple[str, ...]:
+    """A class that scales embeddings by sqrt(hidden_size) rounds that number to the dtype."""
+    before = float(np.float32(width**0.5).astype(ml_dtypes.bfloat16))
+    after = float(np.float32(target**0.5).astype(ml_dtypes.bfloat16))
+    change = after / before / (target / width) ** 0.5 - 1.0
+    if abs(change) < 1e-9:
+        return ()
+    return (
+        f"in bfloat16 compute the class rounds its embedding scale sqrt({width}) to {before:g} and "
+        f"sqrt({target}) to {after:g}, which scales embeddings by {1 + change:.5f}; a factor of 4 "
+        "would not, and float32 compute does not",
+    )
+
 
 METHODS = ("auto", "tile", "pad")
 

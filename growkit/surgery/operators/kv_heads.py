@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from math import gcd
 from typing import ClassVar
 
-from growkit.errors import UsageError
+from growkit.core.errors import UsageError
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import AxisMap
-from growkit.surgery.growth import Exactness, Growth, ModelShape
+from growkit.surgery.effect import Exactness, Growth, ModelShape
 from growkit.surgery.operators.require import require_axis
 
 

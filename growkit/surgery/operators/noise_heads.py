@@ -20,11 +20,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from growkit.errors import UsageError
+from growkit.core.errors import UsageError
 from growkit.families.differential import divisors, signal_to_noise
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import AxisMap
-from growkit.surgery.growth import Exactness, Growth, ModelShape
+from growkit.surgery.effect import Exactness, Growth, ModelShape
 from growkit.surgery.operators.require import require_axis
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from growkit.errors import UsageError
+from growkit.core.errors import UsageError
 from growkit.families.upcycling import UPCYCLINGS
-from growkit.surgery.growth import ModelShape
+from growkit.surgery.effect import ModelShape
 
 WHAT_GROWS = {
     "query_head": "--query-heads, --heads",

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from growkit.errors import UsageError
+from growkit.core.errors import UsageError
 from growkit.surgery.amount import Amount
-from growkit.surgery.growth import Exactness, Growth, LayerMap, LayerSource, ModelShape
+from growkit.surgery.effect import Exactness, Growth, LayerMap, LayerSource, ModelShape
 from growkit.surgery.layer_pattern import pattern_notes
 from growkit.surgery.operators.require import require_axis
 

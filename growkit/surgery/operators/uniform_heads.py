@@ -17,7 +17,7 @@ import numpy as np
 
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import AxisMap
-from growkit.surgery.growth import Exactness, Growth, ModelShape
+from growkit.surgery.effect import Exactness, Growth, ModelShape
 from growkit.surgery.operators.require import require_axis
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from growkit.errors import UsageError
-from growkit.surgery.growth import Exactness, Growth, ModelShape
+from growkit.core.errors import UsageError
+from growkit.surgery.effect import Exactness, Growth, ModelShape
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,73 @@
+"""A checkpoint in another attention variant: plan, write, prove on the written files, publish."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from growkit.checkpoint import open_checkpoint
+from growkit.growing import no_progress, publish_plan
+from growkit.surgery.conversion_plan import build_conversion_plan
+from growkit.surgery.effect import ModelShape
+from growkit.surgery.plan import Plan
+from growkit.surgery.tied_head import check_tied_head
+from growkit.variants.gqa.aligned import check_alignable
+from growkit.variants.gqa.alignment import FILE, Alignment
+from growkit.variants.request import ConversionRequest
+
+
+def convert_checkpoint(
+    source: Path,
+    out: Path,
+    request: ConversionRequest,
+    *,
+    calibration_text: str | None = None,
+    **writing: Any,
+) -> tuple[Plan, dict[str, Any]]:
+    """Convert a checkpoint folder into ``out``.
+
+    Exact conversions are held to the tolerance of growth; one that is not exact is compared and
+    reported. Nothing appears under ``out`` before that.
+
+    Args:
+        source: folder of the checkpoint.
+        out: folder to write.
+        request: to which attention, and how.
+        calibration_text: that ``merge="aligned"`` looks at; default the built-in sample.
+        writing: options of :func:`growkit.growing.publish_plan`.
+
+    Returns:
+        The plan and the manifest (content of ``growkit.json``).
+
+    Raises:
+        UsageError, CheckpointError, GrowkitError: bad request, source or target; nothing written.
+        VerificationFailed: the written folder does not compute what its plan promises.
+    """
+    with open_checkpoint(source) as checkpoint:
+        plan = build_conversion_plan(
+            checkpoint, request.conversion(), symmetry=request.symmetry_choice()
+        )
+        if request.merge == "aligned":
+            alignment = _calibrated(plan, calibration_text, writing)
+            plan = build_conversion_plan(
+                checkpoint, request.conversion(alignment), symmetry=request.symmetry_choice()
+            )
+            writing["side_files"] = {FILE: alignment.to_bytes()}
+        if plan.growth.conversion is not None and plan.growth.conversion.measure is not None:
+            measured = plan.growth.conversion.measure(checkpoint)
+            plan = replace(plan, warnings=(*plan.warnings, *measured))
+        check_tied_head(checkpoint, plan.source_family, plan.source_sizes)
+        manifest = publish_plan(plan, out, {"convert": request.to_dict()}, **writing)
+    return plan, manifest
+
+
+def _calibrated(plan: Plan, text: str | None, writing: dict[str, Any]) -> Alignment:
+    """The alignment of the plan's merge; imports torch once the request is known to fit."""
+    shape = ModelShape(plan.source_family, plan.source_sizes, plan.checkpoint.config)
+    check_alignable(shape)
+    from growkit.evaluation.alignment import calibrate
+
+    heads = plan.config["num_key_value_heads"]
+    with writing.get("open_progress", no_progress)("calibrate", 100, "%") as bar:
+        return calibrate(plan.checkpoint, shape, heads, text, bar)

@@ -1,0 +1,1 @@
+"""The text of a run: sources, held-out split, tokens, packing, order. No torch."""

@@ -1,0 +1,124 @@
+"""The ``data`` section of a training recipe: what is read, in which shares, and how it is packed.
+
+Exactly one of ``files``, ``dataset`` and ``mixture`` says where the text comes from; a mixture has
+several sources of the first two kinds, each with a name and a weight.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction as Exact
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from growkit.recipe.section import Fraction, Positive, Section
+
+Share = Annotated[float, Field(ge=0)]
+
+
+class DatasetSection(Section):
+    """A dataset of the Hub, or a local folder, read through Hugging Face ``datasets``.
+
+    ``max_tokens`` is how much of it is tokenized into the cache, in the order of the dataset; a
+    stream has no end that is known beforehand, so there it has to be said.
+    """
+
+    path: str
+    name: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    streaming: bool = False
+    max_tokens: Positive | None = None
+
+    @model_validator(mode="after")
+    def _bounded_stream(self) -> DatasetSection:
+        if self.streaming and self.max_tokens is None:
+            raise ValueError("'streaming: true' needs 'max_tokens': how much of the stream to take")
+        return self
+
+
+class WeightSection(Section):
+    """A weight that changes linearly from the first to the last step; a number stays as it is."""
+
+    from_: Annotated[Share, Field(alias="from")]
+    to: Share
+
+    @model_validator(mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        return {"from": value, "to": value} if isinstance(value, int | float) else value
+
+
+class SourceSection(Section):
+    """One source of a mixture."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    weight: WeightSection
+    files: Literal["sample"] | list[Path] | None = None
+    dataset: DatasetSection | None = None
+    text_field: str | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> SourceSection:
+        if (self.files is None) == (self.dataset is None):
+            raise ValueError("give exactly one of 'files' and 'dataset'")
+        if self.files == []:
+            raise ValueError("'files' is empty: name at least one file, or write 'files: sample'")
+        return self
+
+    @property
+    def weights(self) -> tuple[Exact, Exact]:
+        """At the first and at the last step, exactly as the decimals in the recipe say."""
+        return Exact(str(self.weight.from_)), Exact(str(self.weight.to))
+
+
+class DataSection(Section):
+    """Text: local files (.txt, .jsonl, .parquet, folders, patterns), datasets, or a mixture.
+
+    ``document_attention: separate`` keeps attention and loss inside a document; with ``joined``
+    a sequence is read as one text. ``workers`` is the number of tokenizing processes (default: one
+    a core); the tokens do not depend on it.
+    """
+
+    files: Literal["sample"] | list[Path] | None = None
+    dataset: DatasetSection | None = None
+    mixture: list[SourceSection] | None = None
+    text_field: str = "text"
+    sequence_length: Annotated[int, Field(ge=2)] = 512
+    document_attention: Literal["joined", "separate"] = "joined"
+    eval_fraction: Fraction = 0.05
+    eval_files: list[Path] = Field(default_factory=list)
+    max_eval_tokens: Positive | None = None
+    cache_dir: Path | None = None
+    workers: Positive | None = None
+
+    @model_validator(mode="after")
+    def _something_to_read(self) -> DataSection:
+        if self.files == []:
+            raise ValueError("'files' is empty: name at least one file, or write 'files: sample'")
+        if (self.files, self.dataset, self.mixture).count(None) != 2:
+            raise ValueError("give exactly one of 'files', 'dataset' and 'mixture'")
+        if self.mixture is not None:
+            self._check_mixture(self.mixture)
+        return self
+
+    @staticmethod
+    def _check_mixture(mixture: list[SourceSection]) -> None:
+        if not mixture:
+            raise ValueError("'mixture' is empty: name at least one source")
+        names = [source.name for source in mixture]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"the name {twice!r} stands twice in 'mixture'")
+        for end, what in ((0, "first"), (1, "last")):
+            if sum(source.weights[end] for source in mixture) == 0:
+                raise ValueError(f"all weights of 'mixture' are 0 at the {what} step")
+
+    @property
+    def sources(self) -> list[SourceSection]:
+        """The sources; a single one has the name ``data`` and the weight 1."""
+        if self.mixture is not None:
+            return self.mixture
+        weight = WeightSection.model_validate(1)
+        return [SourceSection(name="data", weight=weight, files=self.files, dataset=self.dataset)]

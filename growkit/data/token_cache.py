@@ -1,0 +1,289 @@
+"""The token cache: every shard is tokenized once, into memory-mapped files.
+
+Layout, one folder a shard, named by the hash of its content, the tokenizer and the settings::
+
+    tokens.bin     uint16, or uint32 for more than 65 536 tokens; each document ended by the
+                   end-of-text token
+    ends.bin       uint64 [records]: where each record ends, in tokens
+    hashes.bin     uint64 [records]: of the content of each document (see growkit.data.held_out)
+    bytes.bin      uint64 [records]: its length in UTF-8
+    kinds.bin      uint8 [records]: a document, or the head or tail of a text file
+    meta.json      counts; written last
+
+A shard is written under ``KEY.partial`` and renamed; whoever is killed leaves nothing else behind,
+which the next run removes, and shards that were finished stay. A file lock lets several processes
+of one run share the work: one tokenizes, the others wait for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from growkit.checkpoint.staging import sync_tree
+from growkit.core.errors import CheckpointError
+from growkit.core.progress import Progress, Reporter
+from growkit.core.writing import write_file
+from growkit.data import hub_dataset
+from growkit.data.held_out import HEAD, Records
+from growkit.data.sources import Record, Source
+from growkit.data.tokenize_pool import TokenizerPool
+from growkit.training.run_files import ShardMeta, read_file
+
+FORMAT = 3  # 2: a byte order mark was text, and a text file one document however large
+FILES = ("tokens", "ends", "hashes", "bytes", "kinds")
+# Longer documents are tokenized in pieces cut after a line break, to bound memory and to share
+# them among the workers. A part of the format: a seam may change tokens.
+PIECE = 1 << 20
+BATCH = 1 << 20
+# Below this the start of worker processes costs more than it saves.
+PARALLEL_FROM = 16 << 20
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A tokenized shard; arrays are memory-mapped and in the order of the source.
+
+    A copy for a data-loading process maps the files again (a pickled map would be its content).
+    """
+
+    folder: Path | None
+    tokens: np.ndarray
+    ends: np.ndarray
+    bytes: np.ndarray
+    records: Records
+    meta: dict[str, Any]
+
+    def __reduce__(self) -> Any:
+        if self.folder is not None:
+            return open_shard, (self.folder,)
+        return Shard, (None, self.tokens, self.ends, self.bytes, self.records, self.meta)
+
+
+def tokenize_source(
+    source: Source,
+    tokenizer: Any,
+    fingerprint: str,
+    cache: Path,
+    reporter: Reporter,
+    pool: TokenizerPool,
+    *,
+    tail: float,
+) -> list[Shard]:
+    """The shards of a source, from the cache or tokenized now.
+
+    Args:
+        fingerprint: hash of the tokenizer's files.
+        tail: the part of each text file that may have to be held out.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    parts = source.shards()
+    folders = [_folder(part, fingerprint, cache, tail) for part in parts]
+    missing = [part for part, folder in zip(parts, folders, strict=True) if not _whole(folder)]
+    if missing:
+        remove_leftovers(cache)
+        total, unit = sum(part.size for part in missing), "B"
+        if source.dataset is not None:
+            total, unit = source.dataset.max_tokens or 0, "tokens"
+        label = f"tokenizing {source.name}"
+        with reporter.progress(label, total or None, unit=unit) as bar:
+            for part, folder in zip(parts, folders, strict=True):
+                with FileLock(folder.with_name(folder.name + ".lock")):
+                    if not _whole(folder):
+                        _write(part, folder, tokenizer, pool, bar, tail, reporter)
+    return [open_shard(folder) for folder in folders]
+
+
+def remove_leftovers(cache: Path) -> None:
+    """Remove what runs that were killed have left unfinished; what a live run writes is locked."""
+    for partial in cache.glob("*.partial"):
+        with suppress(OSError, Timeout):
+            if not partial.is_dir():  # file-hashes.json.PID.partial, which takes moments to write
+                if time.time() - partial.stat().st_mtime > 600:
+                    partial.unlink()
+                continue
+            with FileLock(partial.with_suffix(".lock"), timeout=0):
+                shutil.rmtree(partial)
+
+
+def _folder(source: Source, fingerprint: str, cache: Path, tail: float) -> Path:
+    cut = tail if source.has_text_files else 0.0
+    content = source.content(cache / "file-hashes.json")
+    key = json.dumps([FORMAT, PIECE, content, fingerprint, cut]).encode()
+    return cache / hashlib.blake2b(key, digest_size=12).hexdigest()
+
+
+def _whole(folder: Path) -> bool:
+    """Whether a shard is there with all of its tokens; a damaged one is tokenized again."""
+    try:
+        meta = read_file(folder / "meta.json", ShardMeta)
+        sizes = {name: (folder / f"{name}.bin").stat().st_size for name in FILES}
+    except (CheckpointError, OSError):
+        return False
+    wanted = dict.fromkeys(FILES, 8 * meta.records)
+    wanted |= {"tokens": np.dtype(meta.dtype).itemsize * meta.tokens, "kinds": meta.records}
+    return meta.format == FORMAT and sizes == wanted
+
+
+def _array(path: Path, dtype: Any) -> np.ndarray:
+    if path.stat().st_size == 0:
+        return np.empty(0, dtype=dtype)
+    return np.memmap(path, dtype=dtype, mode="r")
+
+
+def open_shard(folder: Path) -> Shard:
+    """A shard that is in the cache."""
+    meta = read_file(folder / "meta.json", ShardMeta).model_dump()
+    return Shard(
+        folder=folder,
+        tokens=_array(folder / "tokens.bin", meta["dtype"]),
+        ends=_array(folder / "ends.bin", "<u8"),
+        bytes=_array(folder / "bytes.bin", "<u8"),
+        records=Records(
+            _array(folder / "hashes.bin", "<u8"), _array(folder / "kinds.bin", np.uint8)
+        ),
+        meta=meta,
+    )
+
+
+def _write(
+    source: Source,
+    folder: Path,
+    tokenizer: Any,
+    pool: TokenizerPool,
+    bar: Progress,
+    tail: float,
+    reporter: Reporter,
+) -> None:
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        _fill(source, partial, tokenizer, pool, bar, tail, reporter)
+        sync_tree(partial)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _fill(
+    source: Source,
+    partial: Path,
+    tokenizer: Any,
+    pool: TokenizerPool,
+    bar: Progress,
+    tail: float,
+    reporter: Reporter,
+) -> None:
+    """Write the files of a shard into a folder."""
+    dtype = np.dtype("<u2" if len(tokenizer) <= 1 << 16 else "<u4")
+    commit = hub_dataset.commit_of(source.dataset) if source.dataset else None
+    limit = source.dataset.max_tokens if source.dataset else None
+    with _Writer(partial, dtype, tokenizer.eos_token_id) as writer:
+        parallel = source.dataset is not None or source.size >= PARALLEL_FROM
+        for record, ids, last in _encoded(source.records(tail, commit), pool, parallel):
+            writer.add(record, ids, last)
+            if last:
+                bar.advance(len(ids) if source.dataset else len(record.text.encode()))
+            if last and limit is not None and writer.tokens >= limit:
+                break
+    if tokenizer.eos_token_id is None and writer.records > 1:
+        reporter.warn("the tokenizer has no end-of-text token: documents are joined without one")
+    if source.dataset is not None:
+        taken = f"{writer.tokens:,} tokens, {writer.records:,} documents"
+        reporter.note(f"{source.name}: {taken} of {source.dataset.path} are in the cache.")
+        if limit is not None and writer.tokens < limit:
+            reporter.warn(
+                f"{source.name}: {source.dataset.path} ends after {writer.tokens:,} tokens, "
+                f"before max_tokens ({limit:,})"
+            )
+    meta = {"format": FORMAT, "dtype": dtype.str, "tokens": writer.tokens, "commit": commit}
+    meta |= {"records": writer.records, "content": writer.digest.hexdigest()}
+    write_file(partial / "meta.json", json.dumps(meta, indent=2) + "\n")
+
+
+class _Writer:
+    """Appends records to the files of a shard."""
+
+    def __init__(self, folder: Path, dtype: np.dtype[Any], end: int | None) -> None:
+        self._files = {name: (folder / f"{name}.bin").open("wb") for name in FILES}
+        self._dtype, self._end = dtype, end
+        self.tokens = self.records = self._bytes = 0
+        self.digest = hashlib.blake2b(digest_size=12)
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def add(self, record: Record, ids: np.ndarray, last: bool) -> None:
+        """Add a piece of a record; ``last`` closes it."""
+        # The head of a text file does not end the document: its tail follows.
+        if last and record.kind != HEAD and self._end is not None:
+            ids = np.append(ids, np.uint32(self._end))
+        self._files["tokens"].write(ids.astype(self._dtype).tobytes())
+        self.tokens += len(ids)
+        if not last:
+            return
+        size = len(record.text.encode())
+        values = {"ends": self.tokens, "hashes": record.hash, "bytes": size}
+        for name, value in values.items():
+            self._files[name].write(value.to_bytes(8, "little"))
+        self._files["kinds"].write(bytes([record.kind]))
+        self.digest.update(record.hash.to_bytes(8, "little"))
+        self.records += 1
+
+
+def pieces(text: str) -> Iterator[str]:
+    """A text in pieces of at most PIECE characters, cut after a line break where there is one."""
+    start = 0
+    while len(text) - start > PIECE:
+        cut = text.rfind("\n", start, start + PIECE) + 1
+        cut = cut if cut > start else start + PIECE
+        yield text[start:cut]
+        start = cut
+    yield text[start:]
+
+
+def _encoded(
+    records: Iterator[Record], pool: TokenizerPool, parallel: bool
+) -> Iterator[tuple[Record, np.ndarray, bool]]:
+    """(record, ids of a piece, whether it is the record's last piece), in order."""
+    plan: list[list[tuple[Record, bool]]] = []  # of the batches that are on their way
+
+    def batches() -> Iterator[list[str]]:
+        texts: list[str] = []
+        owners: list[tuple[Record, bool]] = []
+        size = 0
+        for record in records:
+            cut = list(pieces(record.text))
+            for number, text in enumerate(cut):
+                texts.append(text)
+                owners.append((record, number == len(cut) - 1))
+                size += len(text)
+                if size >= BATCH:
+                    plan.append(owners)
+                    yield texts
+                    texts, owners, size = [], [], 0
+        if texts:
+            plan.append(owners)
+            yield texts
+
+    for ids in pool.encode(batches(), parallel=parallel):
+        owners = plan.pop(0)
+        for (record, last), piece in zip(owners, ids, strict=True):
+            yield record, piece, last

@@ -1,0 +1,1 @@
+"""Two folders compared: by the plan that grew one from the other, or entry by entry."""

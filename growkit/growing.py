@@ -1,0 +1,315 @@
+"""The main job in one call: plan, write, prove on the written files, publish."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from growkit.checkpoint import (
+    ShardPlan,
+    ShardWriter,
+    content_hash,
+    copy_side_files,
+    open_checkpoint,
+    parse_size,
+    plan_shards,
+    staged_output,
+)
+from growkit.checkpoint.side_files import side_file_names
+from growkit.checkpoint.unchanged import Unchanged
+from growkit.checkpoint.vocabulary import tokens_of
+from growkit.checkpoint.written_names import Overwrite
+from growkit.core.paths import output_path
+from growkit.core.errors import UsageError
+from growkit.core.progress import Progress, SilentProgress
+from growkit.core.writing import write_file
+from growkit.finished import finished_output
+from growkit.model_code.files import MODEL_TYPES, export_code
+from growkit.record.card import model_card
+from growkit.record.inspect import layer_lambdas
+from growkit.record.manifest import MANIFEST, build_manifest, config_block, to_json
+from growkit.surgery.execute import execute
+from growkit.surgery.plan import Plan, build_plan
+from growkit.surgery.request import GrowthRequest
+from growkit.surgery.tied_head import check_tied_head
+
+if TYPE_CHECKING:
+    from growkit.optimizer_state.write import GrownState
+
+# Config, card and model code beside the tensors; for the check of disk space.
+SIDE_FILE_BYTES = 1 << 20
+
+
+OpenProgress = Callable[[str, float, str], AbstractContextManager[Progress]]
+
+
+def no_progress(description: str, total: float, unit: str) -> AbstractContextManager[Progress]:
+    """Progress that nobody sees."""
+    return nullcontext(SilentProgress())
+
+
+def grow_checkpoint(
+    source: Path,
+    out: Path,
+    request: GrowthRequest,
+    *,
+    overwrite: Overwrite = False,
+    verify: bool = True,
+    text: str | None = None,
+    hash_content: bool = False,
+    optimizer_from: Path | None = None,
+    max_shard_size: int | str = "5GB",
+    threads: int | None = None,
+    open_progress: OpenProgress = no_progress,
+    warn: Callable[[str], None] = lambda text: None,
+) -> tuple[Plan, dict[str, Any]]:
+    """Grow a checkpoint folder into ``out``.
+
+    The result appears under ``out`` only when it is whole and, unless ``verify`` is False, proven:
+    a failed verification, an error or Ctrl-C leaves nothing new, and an old ``out`` as it was.
+
+    Args:
+        source: folder of the checkpoint.
+        out: folder to write.
+        request: sizes and choices.
+        overwrite: replace an existing ``out``; ``"all"``: with foreign files in it.
+        verify: compare source and result through transformers (imports torch).
+        text: to verify on; default the built-in sample.
+        hash_content: record a hash of the source's weights (reads them once more).
+        optimizer_from: folder of the run's optimizer state, when it is not beside the weights;
+            ``request.optimizer_state`` says what becomes of it.
+        max_shard_size: bytes, or with a unit (``5GB``).
+        threads: workers; default two a core.
+        open_progress: opens a progress bar from description, total and unit.
+        warn: told about weights that are not finite.
+
+    Returns:
+        The plan and the manifest (content of ``growkit.json``); with ``already_there`` when the
+        same growth had written ``out`` before, whole, and nothing was left to do.
+
+    Raises:
+        UsageError, CheckpointError, GrowkitError: bad request, source or target; nothing written.
+        VerificationFailed: the written folder does not compute what its plan promises.
+    """
+    parse_size(max_shard_size)
+    with open_checkpoint(source) as checkpoint:
+        plan = build_plan(
+            checkpoint,
+            request.operators(),
+            symmetry=request.symmetry_choice(),
+            target=request.format,
+        )
+        layer_lambdas(checkpoint, plan.source_family, plan.source_sizes["layer"])
+        check_tied_head(checkpoint, plan.source_family, plan.source_sizes)
+        optimizer = _grown_optimizer(plan, request, optimizer_from)
+        manifest = publish_plan(
+            plan,
+            out,
+            request.to_dict(),
+            overwrite=overwrite,
+            verify=verify,
+            text=text,
+            hash_content=hash_content,
+            max_shard_size=max_shard_size,
+            threads=threads,
+            open_progress=open_progress,
+            warn=warn,
+            optimizer=optimizer,
+        )
+    return plan, manifest
+
+
+def publish_plan(
+    plan: Plan,
+    out: Path,
+    request: dict[str, Any],
+    *,
+    overwrite: Overwrite = False,
+    verify: bool = True,
+    text: str | None = None,
+    hash_content: bool = False,
+    max_shard_size: int | str = "5GB",
+    threads: int | None = None,
+    open_progress: OpenProgress = no_progress,
+    warn: Callable[[str], None] = lambda text: None,
+    optimizer: GrownState | None = None,
+    side_files: Mapping[str, bytes] | None = None,
+) -> dict[str, Any]:
+    """Write a plan, prove the files and publish the folder; returns the manifest.
+
+    Arguments and errors are those of :func:`grow_checkpoint`; ``request`` goes into the manifest,
+    ``optimizer`` is the grown optimizer state to write beside the weights, ``side_files`` further
+    files (name -> content).
+    """
+    shard_bytes = parse_size(max_shard_size)
+    content = None
+    if hash_content:
+        with open_progress("hash", plan.checkpoint.total_size, "B") as bar:
+            content = content_hash(plan.checkpoint, bar)
+    manifest = build_manifest(plan, request, content)
+    names = side_file_names(plan.checkpoint.path, model_code=_brings_model_code(plan))
+    manifest["copied_files"] = names
+    state_files = Unchanged()
+    needed = plan.total_bytes + _side_file_bytes(plan, manifest)
+    needed += sum(map(len, (side_files or {}).values()))
+    if optimizer is not None:
+        manifest["optimizer_state"] = optimizer.describe() | {"summary": optimizer.summary()}
+        needed += optimizer.total_bytes
+        state_files.add(optimizer.state.stored_files())
+        for warning in optimizer.warnings():
+            warn(warning)
+    shard_plan = plan_shards([tensor.output for tensor in plan.tensors], shard_bytes)
+    if not overwrite:
+        found = finished_output(
+            plan,
+            output_path(out),
+            manifest,
+            shard_plan,
+            verify=verify,
+            optimizer=optimizer,
+            side_files=side_files,
+            threads=threads,
+        )
+        if found is not None:
+            return found | {"already_there": True}
+    source = plan.checkpoint.path
+    _warn_of_missing_rows(plan, warn)
+    with staged_output(out, overwrite=overwrite, needed_bytes=needed, sources=[source]) as folder:
+        _write_tensors(plan, folder, shard_plan, threads, open_progress, warn)
+        if optimizer is not None:
+            _write_optimizer(optimizer, folder, threads, open_progress)
+        _write_side_files(plan, folder, manifest, out.name)
+        for file, data in (side_files or {}).items():
+            write_file(folder / file, data)
+        if verify:
+            with open_progress("verify", 100, "%") as bar:
+                manifest["verification"] = _verify(source, folder, out.name, text, bar)
+            _write_manifest_and_card(plan, folder, manifest, out.name)
+        plan.checkpoint.check_unchanged(manifest["copied_files"])
+        if optimizer is not None:
+            state_files.check()
+    return manifest
+
+
+def _warn_of_missing_rows(plan: Plan, warn: Callable[[str], None]) -> None:
+    """A tokenizer larger than the embedding is copied as it is; a smaller one is usual."""
+    tokens, rows = tokens_of(plan.checkpoint.path), plan.source_sizes.get("vocab")
+    if tokens is not None and rows is not None and tokens > rows:
+        warn(
+            f"the tokenizer has {tokens} tokens and the embedding {rows} rows, so texts with the "
+            "others can be neither trained on nor generated: resize the embedding first "
+            "(resize_token_embeddings of transformers)"
+        )
+
+
+def _write_tensors(
+    plan: Plan,
+    folder: Path,
+    shard_plan: ShardPlan,
+    threads: int | None,
+    open_progress: OpenProgress,
+    warn: Callable[[str], None],
+) -> None:
+    lock = threading.Lock()
+    reported: set[str] = set()
+
+    def non_finite(name: str) -> None:
+        with lock:
+            if name not in reported:
+                reported.add(name)
+                warn(f"tensor {name!r} holds NaN or infinite weights")
+
+    with open_progress("write", plan.total_bytes, "B") as bar:
+
+        def advance(count: int) -> None:
+            with lock:
+                bar.advance(count)
+
+        with ShardWriter(folder, shard_plan) as writer:
+            execute(plan, writer, threads=threads, advance=advance, on_non_finite=non_finite)
+            bar.describe("make durable")
+
+
+def _grown_optimizer(plan: Plan, request: GrowthRequest, folder: Path | None) -> GrownState | None:
+    """The optimizer state to write, or None: there is none, or it is reset."""
+    if request.optimizer_state == "reset":
+        return None
+    from growkit.optimizer_state.find import LAYOUTS, find_state
+
+    state = find_state(plan.checkpoint.path, folder)
+    if state is None:
+        if request.optimizer_state is not None:
+            raise UsageError(
+                f"--optimizer-state {request.optimizer_state}: there is no optimizer state beside "
+                f"{str(plan.checkpoint.path)!r}.",
+                f"Looked for: {LAYOUTS}. --optimizer-from names another folder.",
+            )
+        return None
+    from growkit.optimizer_state.write import GrownState
+
+    return GrownState(plan, state, request.optimizer_state or "grow")
+
+
+def _write_optimizer(
+    optimizer: GrownState, folder: Path, threads: int | None, open_progress: OpenProgress
+) -> None:
+    from growkit.optimizer_state.store import FOLDER
+
+    lock = threading.Lock()
+    with open_progress("optimizer", optimizer.total_bytes, "B") as bar:
+
+        def advance(count: int) -> None:
+            with lock:
+                bar.advance(count)
+
+        optimizer.write(folder / FOLDER, threads=threads, advance=advance)
+
+
+def _brings_model_code(plan: Plan) -> bool:
+    """The code that the source brings along is that of its class. Ours is written anew."""
+    before, after = plan.checkpoint.config.get("model_type"), plan.config["model_type"]
+    return bool(before == after and after not in MODEL_TYPES)
+
+
+def _side_file_bytes(plan: Plan, manifest: dict[str, Any]) -> int:
+    """About what the files beside the tensors take."""
+    source = plan.checkpoint.path
+    names = [name for name in manifest["copied_files"] if (source / name).is_file()]
+    sizes = [(source / name).stat().st_size for name in names]
+    return sum(sizes) + 2 * len(to_json(manifest)) + SIDE_FILE_BYTES
+
+
+def _write_side_files(plan: Plan, folder: Path, manifest: dict[str, Any], name: str) -> None:
+    config = dict(plan.config)
+    before, after = plan.checkpoint.config.get("model_type"), config["model_type"]
+    copy_side_files(plan.checkpoint.path, folder, model_code=_brings_model_code(plan))
+    if after in MODEL_TYPES:
+        config["auto_map"] = export_code(folder, after)
+    elif before != after:
+        config.pop("auto_map", None)
+    config["growkit"] = config_block(manifest)
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    write_file(folder / "config.json", text)
+    _write_manifest_and_card(plan, folder, manifest, name)
+
+
+def _write_manifest_and_card(plan: Plan, folder: Path, manifest: dict[str, Any], name: str) -> None:
+    write_file(folder / MANIFEST, to_json(manifest))
+    card = model_card(plan.checkpoint.path, manifest, name)
+    write_file(folder / "README.md", card)
+
+
+def _verify(
+    source: Path, folder: Path, name: str, text: str | None, bar: Progress
+) -> dict[str, Any]:
+    from growkit.verification import verify_checkpoints
+
+    report = verify_checkpoints(source, folder, text=text, progress=bar)
+    report = replace(report, b=name, cause=report.cause.replace(folder.name, name))
+    report.raise_if_failed()
+    return {**report.to_dict(), "summary": report.summary()}

@@ -1,0 +1,96 @@
+"""The code files that let a user without growkit load a folder of our model types. No torch.
+
+The model's source files are copied next to the weights, flat, with their relative imports
+rewritten; ``trust_remote_code=True`` loads them. They import nothing but torch, transformers,
+huggingface_hub and each other.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from growkit import __version__
+from growkit.core.writing import write_file
+from growkit.model_code.transformers_internals import CHECKED_VERSIONS
+
+ROOT = Path(__file__).parents[1]
+# First line of every written file.
+HEADER = (
+    f"# Written by growkit {__version__}, checked with transformers {', '.join(CHECKED_VERSIONS)}; "
+    "`growkit refresh FOLDER` renews it.\n"
+)
+MODEL_TYPES = ("gda", "growkit", "growkit_t5")
+ENCODER_DECODERS = ("growkit_t5",)
+
+_RELATIVE_IMPORT = re.compile(r"^(\s*from )(\.+)([\w.]+)(?= import )", re.MULTILINE)
+_GROWKIT_IMPORT = re.compile(r"^\s*(?:from|import)\s+growkit\b", re.MULTILINE)
+
+
+def auto_map(model_type: str) -> dict[str, str]:
+    """Where transformers finds the classes: vLLM needs AutoModel, from_pretrained the others."""
+    name = "".join(word.capitalize() for word in model_type.split("_"))
+    language_model = ("AutoModelForCausalLM", "ForCausalLM")
+    if model_type in ENCODER_DECODERS:
+        language_model = ("AutoModelForSeq2SeqLM", "ForConditionalGeneration")
+    return {
+        "AutoConfig": f"configuration_{model_type}.{name}Config",
+        "AutoModel": f"modeling_{model_type}.{name}Model",
+        language_model[0]: f"modeling_{model_type}.{name}{language_model[1]}",
+    }
+
+
+def sources(model_type: str) -> list[Path]:
+    """The model's file and every file that it imports, directly or not."""
+    found = [ROOT / "modeling" / f"modeling_{model_type}.py"]
+    for path in found:
+        for match in _RELATIVE_IMPORT.finditer(path.read_text("utf-8")):
+            target = imported_file(path, match)
+            if target not in found:
+                found.append(target)
+    return found
+
+
+def exported_name(path: Path) -> str:
+    """Name in a folder, without ending: ``variants/gda/attention.py`` is ``gda`` there."""
+    if path.parent == ROOT / "variants":
+        return {"attentions": "variants"}[path.stem]
+    if path.parent.parent != ROOT / "variants" or path.parent.name == "shared":
+        return path.stem
+    part = "" if path.stem == "attention" else f"_{path.stem}"
+    return path.parent.name + part
+
+
+def imported_file(path: Path, found: re.Match[str]) -> Path:
+    """The file that a relative import in ``path`` names."""
+    _, dots, module = found.groups()
+    return path.parents[len(dots) - 1].joinpath(*module.split(".")).with_suffix(".py")
+
+
+def flattened(path: Path) -> str:
+    """Text of a source file with every relative import made an import of a sibling file."""
+
+    def sibling(found: re.Match[str]) -> str:
+        return f"{found[1]}.{exported_name(imported_file(path, found))}"
+
+    return _RELATIVE_IMPORT.sub(sibling, path.read_text("utf-8"))
+
+
+def code_files(model_type: str) -> dict[str, str]:
+    """File name -> text of every file of a self-contained folder."""
+    paths = sources(model_type)
+    files = {f"{exported_name(path)}.py": HEADER + flattened(path) for path in paths}
+    assert len(files) == len(paths), "two files of one name"
+    for name, text in files.items():
+        assert not _GROWKIT_IMPORT.search(text), f"{name} must not import growkit"
+    return files
+
+
+def export_code(folder: str | os.PathLike[str], model_type: str) -> dict[str, str]:
+    """Write the code files into ``folder`` (made if missing); returns the ``auto_map``."""
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    for name, text in code_files(model_type).items():
+        write_file(target / name, text)
+    return auto_map(model_type)

@@ -1,0 +1,118 @@
+"""README.md of a grown folder: the model card, with the before/after table and the proof."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from growkit.core.errors import GrowkitError
+from growkit.core.files import read_text
+from growkit.core.markdown import markdown_code, markdown_text
+from growkit.core.yaml_files import parse_yaml
+
+MAX_CARD_BYTES = 2_000_000
+
+
+def model_card(source: Path, manifest: dict[str, Any], name: str) -> str:
+    """Text of the card.
+
+    Args:
+        source: folder of the parent; its license and base model are carried over.
+        manifest: of the grown folder.
+        name: of the grown model.
+    """
+    header = _front_matter(source)
+    front: dict[str, Any] = {"library_name": "transformers", "tags": ["growkit", "model-growth"]}
+    for key in ("license", "license_name", "license_link", "language", "base_model"):
+        if _plain(header.get(key)):
+            front[key] = header[key]
+    if manifest["parent"].get("revision"):
+        front["base_model"] = [manifest["parent"]["name"]]
+    plan = manifest["plan"]
+    converted = "convert" in manifest["request"]
+    made, at = ("Converted", "in this form") if converted else ("Grown", "at this size")
+    lines = [
+        "---",
+        yaml.safe_dump(front, sort_keys=False).strip(),
+        "---",
+        "",
+        f"# {markdown_text(name)}",
+        "",
+        f"{made} from {markdown_code(manifest['parent']['name'])} by growkit "
+        f"{manifest['growkit_version']}. "
+        f"Initialised, not yet trained {at}.",
+        "",
+        "| | before | after |",
+        "|---|---:|---:|",
+        *_rows(plan),
+        "",
+        "## How",
+        "",
+        *[
+            f"* {step['summary']}: {step['exactness']}. {step['reason']}."
+            for step in plan["operators"]
+        ],
+        f"* symmetry of copies: {plan['symmetry']}, seed {plan['seed']}",
+        "",
+        "```yaml",
+        yaml.safe_dump(recipe_of(manifest["request"]), sort_keys=False).strip(),
+        "```",
+        "",
+        "## Proof",
+        "",
+        _proof(manifest),
+        "",
+        "## Next",
+        "",
+        "`growkit.json` lists which rows and columns are new; `growkit train` continues from here.",
+        "",
+    ]
+    if plan["warnings"]:
+        lines[-4:-4] = ["Warnings: " + "; ".join(map(markdown_text, plan["warnings"])) + ".", ""]
+    return "\n".join(lines)
+
+
+def _plain(value: Any) -> bool:
+    """A text, or a list of such, as these keys hold; other things of a foreign card stay behind."""
+    items = value if isinstance(value, list) else [value]
+    return bool(items) and all(isinstance(item, str) and len(item) < 500 for item in items)
+
+
+def recipe_of(request: dict[str, Any]) -> dict[str, Any]:
+    """The request of a manifest as a recipe says it."""
+    return request if "convert" in request else {"grow": request}
+
+
+def _rows(plan: dict[str, Any]) -> list[str]:
+    rows = [
+        f"| {sizes['label']} | {sizes['before']:,} | {sizes['after']:,} |"
+        for sizes in plan["axes"].values()
+    ]
+    for key, label in (
+        ("parameters", "parameters"),
+        ("non_embedding_parameters", "parameters without embeddings"),
+        ("flops_per_token", "forward FLOPs per token"),
+        ("kv_cache_bytes_per_token", "KV-cache bytes per token"),
+    ):
+        rows.append(f"| {label} | {plan['before'][key]:,} | {plan['after'][key]:,} |")
+    return rows
+
+
+def _proof(manifest: dict[str, Any]) -> str:
+    verification = manifest.get("verification")
+    if verification is None:
+        return "Not verified (`--no-verify`). Run `growkit verify PARENT THIS_FOLDER`."
+    return str(verification.get("summary", "See `growkit.json`."))
+
+
+def _front_matter(source: Path) -> dict[str, Any]:
+    try:
+        text = read_text(source / "README.md", limit=MAX_CARD_BYTES)
+        if not text.startswith("---"):
+            return {}
+        value = parse_yaml(text.split("---", 2)[1], "README.md")
+    except (GrowkitError, IndexError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,95 @@
+"""What a checkpoint is: family, axes, heads per group, lambda per layer, what can grow."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from growkit.checkpoint import Checkpoint, check_unquantised
+from growkit.core.errors import CheckpointError
+from growkit.families import Family, family_of
+from growkit.families.differential import LAMBDA_ROLES
+from growkit.record.cost import cost_of
+from growkit.record.manifest import read_manifest
+from growkit.record.plan_report import (
+    AXIS_LABELS,
+    axis_label,
+    cost_context,
+    main_dtype,
+    stored_dtypes,
+)
+from growkit.surgery.effect import ModelShape
+from growkit.surgery.lambdas import lambda_value
+from growkit.surgery.operators.require import growable
+
+
+def layer_lambdas(checkpoint: Checkpoint, family: Family, layers: int) -> list[dict[str, float]]:
+    """lambda_init and lambda of every layer of a differential checkpoint.
+
+    Raises:
+        CheckpointError: a lambda that is not finite; the layer is named.
+    """
+    if family.lambda_init is None:
+        return []
+    result = []
+    for layer in range(layers):
+        names = [
+            tensor.name.replace("{layer}", str(layer))
+            for role in LAMBDA_ROLES
+            if (tensor := family.tensor(role))
+        ]
+        q1, k1, q2, k2 = (checkpoint.read(name) for name in names)
+        init = family.lambda_init(checkpoint.config, layer)
+        value = lambda_value(q1, k1, q2, k2, init)
+        if not math.isfinite(value):
+            raise CheckpointError(
+                f"lambda of layer {layer} is {value}: {names[0]!r} and its three siblings, or "
+                f"lambda_init {init}, are not finite.",
+                "Repair these vectors or use an earlier checkpoint; growth would keep the damage.",
+            )
+        result.append({"lambda_init": init, "lambda": value})
+    return result
+
+
+def inspect_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+    """JSON-able description of a checkpoint; reads headers, config and lambda vectors only."""
+    check_unquantised(checkpoint)
+    family = family_of(checkpoint.config, checkpoint.tensors)
+    sizes = family.sizes_of(checkpoint.config, checkpoint.tensors)
+    dtypes = stored_dtypes(checkpoint)
+    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+    family.check_tensors(shapes, sizes, checkpoint.path)
+    config = checkpoint.config
+    cost = cost_of(family, sizes, main_dtype(dtypes), cost_context(config), config)
+    report: dict[str, Any] = {
+        "family": family.name,
+        "model_type": checkpoint.config.get("model_type"),
+        "axes": {
+            axis: {"label": axis_label(axis, sizes), "size": sizes[axis]}
+            for axis in AXIS_LABELS
+            if axis in sizes
+        },
+        "tied_embeddings": bool(sizes["tied"]),
+        "cost": cost.to_dict(),
+        "dtypes": dtypes,
+        "tensors": len(checkpoint.tensors),
+        "shards": list(checkpoint.shards),
+        "bytes": checkpoint.total_size,
+        "can_grow": growable(ModelShape(family, sizes, checkpoint.config)).split(", "),
+    }
+    if "signal_head" in sizes:
+        signal, noise = sizes["signal_head"], sizes["noise_head"]
+        divisor = math.gcd(signal, noise)
+        report["heads"] = {
+            "signal": signal,
+            "noise": noise,
+            "ratio": f"{signal // divisor}:{noise // divisor}",
+            "groups": min(signal, noise),
+            "sub_layer_norm": bool(sizes.get("sub_layer_norm")) or family.name == "diffllama",
+        }
+        report["layers"] = layer_lambdas(checkpoint, family, sizes["layer"])
+    manifest = read_manifest(checkpoint.path, tolerant=True)
+    if manifest is not None:
+        report["grown_from"] = (manifest.get("parent") or {}).get("name")
+        report["growths"] = len(manifest.get("lineage", [])) + 1
+    return report

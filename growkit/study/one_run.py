@@ -1,0 +1,258 @@
+"""One training run of a study: the process ``python -m growkit.study.one_run FOLDER PARENT``.
+
+FOLDER holds ``node.json``, what to do, and gets::
+
+    source/         the model that the run starts from, grown or converted and verified
+    model/          the run (see growkit.training.run): trained weights at its top
+    record.json     what is kept of it
+
+A run that was killed goes on from its last checkpoint, and comes to the same result.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from growkit import __version__
+from growkit.core.errors import CheckpointError, Diverged, GrowkitError
+from growkit.core.json_files import read_json_object
+from growkit.core.records import checked
+from growkit.core.terminal_text import printable
+from growkit.core.whole_file import write_whole
+from growkit.core.yaml_files import read_yaml
+from growkit.record.manifest import read_training_record
+from growkit.study import kept_figures as observed
+from growkit.study.recipe import Start
+from growkit.study.records import MODEL, NODE, RECORD, Record, can_go_on, read_record
+from growkit.study.run_lock import BUSY, end_with_parent, held
+from growkit.study.shapes import apply_change
+from growkit.training.metrics import read_metrics
+from growkit.training.read_recipe import make_recipe
+from growkit.training.recipe import Recipe
+
+BEGIN_ANEW = "Remove the folder of the run; it is made again."
+
+
+class NodeRecord(BaseModel):
+    """What node.json holds; the study that waits for the run wrote it."""
+
+    model_config = ConfigDict(strict=True)
+
+    key: str
+    name: str
+    start: dict[str, Any]
+    recipe: dict[str, Any]
+    parent: str | None
+    parameters: int
+    flops_per_token: float
+    has_children: bool
+    measures: list[str]
+    series: list[str]
+
+
+def _node(folder: Path) -> dict[str, Any]:
+    path = folder / NODE
+    node = read_json_object(path, remedy=BEGIN_ANEW)
+    return checked(NodeRecord, node, str(path), remedy=BEGIN_ANEW).model_dump()
+
+
+def work(folder: Path) -> Record:
+    """Make the run that ``folder/node.json`` describes, or go on with it.
+
+    Raises:
+        GrowkitError: whatever the growth or the training raises, but not for a loss that is NaN:
+            that is a result.
+    """
+    node = _node(folder)
+    start = Start.model_validate(node["start"])
+    values, manifest = node["recipe"], None
+    if node["parent"] is not None:
+        source, manifest = _source(start, Path(node["parent"]), folder / "source")
+        values["model"] |= {"checkpoint": str(source)}
+        values["model"].pop("config", None)
+    from growkit.training import train
+
+    recipe = make_recipe(values, node["name"])
+    model, diverged = folder / MODEL, None
+    _move(model / "training" / "recipe.yaml", recipe)
+    try:
+        train(recipe, model)
+    except Diverged as error:
+        diverged = error.cause
+    rows = read_metrics(model / "training" / "metrics.jsonl")
+    diverged = diverged or observed.not_finite(rows)
+    final = _final(model)
+    measures = {} if diverged else observed.measures(model, recipe, rows, node["measures"])
+    record = Record(
+        key=node["key"],
+        name=node["name"],
+        change=None if manifest is None else _in_words(start),
+        exactness=None if manifest is None else _exactness(manifest),
+        parameters=node["parameters"],
+        flops_per_token=node["flops_per_token"],
+        steps=recipe.total_steps - recipe.first_step,
+        tokens=(recipe.total_steps - recipe.first_step) * recipe.tokens_per_step,
+        learning_rate=recipe.training.learning_rate,
+        seconds=observed.training_seconds(rows, recipe.first_step * recipe.tokens_per_step),
+        curve=observed.curve(rows, recipe.first_step * recipe.tokens_per_step),
+        measures=measures,
+        series=observed.series(rows, node["series"]),
+        machine=machine(),
+        date=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        held_out_tokens=final.get("held_out_tokens", 0),
+        diverged=diverged,
+        recipe=_without_places(final.get("recipe", {})),
+    )
+    record.write(folder / RECORD)
+    _clean(folder, keep_state=node["has_children"])
+    return record
+
+
+# Where a recipe says that files are. The key of the run vouches for what is in them.
+PLACES = {"model": ["checkpoint"], "data": ["files", "eval_files"], "tokenizer": ["path"]}
+
+
+def _move(stored: Path, recipe: Recipe) -> None:
+    """A run that was begun elsewhere (the folder of runs or its text was moved) may go on."""
+    if not stored.is_file():
+        return
+    old, new = read_yaml(stored, error=CheckpointError, remedy=BEGIN_ANEW), recipe.to_dict()
+    for section, keys in PLACES.items():
+        for key in keys:
+            if key in (new.get(section) or {}):
+                old.setdefault(section, {})[key] = new[section][key]
+    write_whole(stored, yaml.safe_dump(old, sort_keys=False))
+
+
+def _source(start: Start, parent: Path, target: Path) -> tuple[Path, dict[str, Any] | None]:
+    """The folder that the run starts from, made once, and the manifest of its change."""
+    from growkit.record.manifest import read_manifest
+
+    if start.change is None and start.checkpoint is not None:
+        return parent, None
+    if start.change is None:
+        if not target.is_dir():
+            carry_over(parent, target)
+        return target, None
+    if not target.is_dir():
+        apply_change(start, parent, target)
+    return target, read_manifest(target)
+
+
+def carry_over(source: Path, target: Path) -> None:
+    """A copy of a trained folder with its optimizer state, so that a run goes on as it was.
+
+    It is the growth that changes nothing.
+    """
+    from growkit.checkpoint import open_checkpoint
+    from growkit.growing import publish_plan
+    from growkit.optimizer_state.find import find_state
+    from growkit.optimizer_state.write import GrownState
+    from growkit.surgery.plan import build_plan
+
+    with open_checkpoint(source) as checkpoint:
+        plan = build_plan(checkpoint, [])
+        state = find_state(source)
+        optimizer = None if state is None else GrownState(plan, state, "grow")
+        publish_plan(plan, target, {}, verify=False, optimizer=optimizer)
+
+
+def _in_words(start: Start) -> str:
+    change = start.change or {}
+    (kind, values), *_ = change.items()
+    return f"{kind}: " + ", ".join(f"{key} {value}" for key, value in values.items())
+
+
+def _exactness(manifest: dict[str, Any]) -> str:
+    verified = (manifest.get("verification") or {}).get("summary", "not verified")
+    return f"{(manifest.get('plan') or {}).get('exactness')}; {verified}"
+
+
+def _without_places(recipe: dict[str, Any]) -> dict[str, Any]:
+    """What a record keeps of the recipe: folders of this machine mean nothing on another."""
+    model = {key: value for key, value in recipe.get("model", {}).items() if key != "checkpoint"}
+    return {"model": model, "training": recipe.get("training", {})} if recipe else {}
+
+
+def _final(model: Path) -> dict[str, Any]:
+    return read_training_record(model) or {}
+
+
+def _clean(folder: Path, *, keep_state: bool) -> None:
+    """Leave the weights, and optimizer state where another run goes on from them."""
+    shutil.rmtree(folder / "source", ignore_errors=True)
+    if not keep_state:
+        shutil.rmtree(folder / "model" / "training" / "checkpoints", ignore_errors=True)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The worker process: exit 1 and one line on stderr for a failure.
+
+    Args:
+        arguments: the folder, and the process id of the study that waits for the run.
+    """
+    from growkit.core.threads import wait_passively
+
+    wait_passively()
+    folder, parent = Path(arguments[0]), int(arguments[1])
+    end_with_parent(parent)
+    with held(folder) as alone:
+        if not alone:
+            return BUSY
+        try:
+            if not _is_made(folder):
+                work(folder)
+        except GrowkitError as error:
+            print(printable(f"{error.cause} {error.remedy}"), file=sys.stderr)
+            return error.exit_code
+    return 0
+
+
+def _is_made(folder: Path) -> bool:
+    """Another study may have made it since this process was started, and kept what is needed."""
+    record = read_record(folder / RECORD)
+    if record is None or record.diverged:
+        return record is not None
+    node = _node(folder)
+    return not node["has_children"] or can_go_on(folder / MODEL)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores and versions; the accelerator and torch where torch is imported."""
+    found: dict[str, Any] = {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "growkit": __version__,
+    }
+    if "torch" in sys.modules:
+        import torch
+
+        found["torch"] = torch.__version__
+        found["threads"] = torch.get_num_threads()
+        if torch.cuda.is_available():
+            found["accelerator"] = torch.cuda.get_device_name(0)
+    return found
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()

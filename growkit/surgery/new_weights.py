@@ -1,0 +1,134 @@
+"""Weights without a source: random normal numbers, ones, means, or what closes a gain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from growkit.checkpoint import DTYPES
+from growkit.families.differential import LAMBDA_ROLES, LAMBDA_STD
+from growkit.surgery.axis_map import NEW
+from growkit.surgery.dim_map import DimMap, ranges_of
+from growkit.surgery.effect import Fill
+from growkit.surgery.plan import Plan
+from growkit.surgery.symmetry import random_bits
+from growkit.surgery.tensor_plans import TensorPlan
+
+Array = npt.NDArray[Any]
+
+# A block, its random numbers and the temporaries of the split stay in the second-level cache.
+BLOCK_ELEMENTS = 1 << 15
+
+
+def block_rows(width: int) -> int:
+    """Rows of a block of a matrix of this width; randomness is keyed by the number of the block."""
+    return max(1, BLOCK_ELEMENTS // max(width, 1))
+
+
+def normal(
+    plan: Plan, tensor: TensorPlan, position: int, shape: tuple[int, ...], what: str = "new"
+) -> Array:
+    """Normal numbers of the tensor's own std, keyed by seed, tensor, ``what`` and position."""
+    key = random_bits(plan.symmetry.seed, f"{tensor.key}#{what}", position, 8)
+    generator = np.random.Generator(np.random.Philox(int.from_bytes(key, "little")))
+    numbers = generator.standard_normal(shape, dtype=np.float32)
+    return (numbers * np.float32(_std(plan, tensor))).astype(_dtype(tensor))
+
+
+def _std(plan: Plan, tensor: TensorPlan) -> float:
+    """As the written model's class starts it from scratch."""
+    if tensor.role in LAMBDA_ROLES:
+        return float(plan.config.get("lambda_std", LAMBDA_STD))
+    return float(plan.config.get("initializer_range", plan.config.get("init_std", 0.02)))
+
+
+class NewColumns:
+    """Fills the columns without a source; worked out once, applied to many blocks."""
+
+    def __init__(self, plan: Plan, tensor: TensorPlan) -> None:
+        self.plan, self.tensor = plan, tensor
+        columns = tensor.dims[-1]
+        self.any = columns is not None and bool(columns.fills)
+        if columns is not None:
+            self.known = np.repeat(columns.source != NEW, columns.block)
+            self.random, self.mean, self.zero = (
+                np.flatnonzero(columns.new(fill)) for fill in (Fill.INIT, Fill.MEAN, Fill.ZERO)
+            )
+
+    def fill(self, block: Array, position: int, part: int = 0) -> None:
+        """Fill a block [rows, columns] made from old rows, whose new columns are zero so far.
+
+        ``position`` and ``part`` (which share of the rows) are part of the random key, so equal
+        copies of a row get the same numbers.
+        """
+        if not self.any:
+            return
+        if len(self.random):
+            shape = (len(block), len(self.random))
+            what = f"columns{part or ''}"
+            block[:, self.random] = normal(self.plan, self.tensor, position, shape, what)
+        self.average(block)
+
+    def cut(self, block: Array) -> None:
+        """Make zeros and means of the new columns of random rows."""
+        if self.any:
+            block[:, self.zero] = 0
+            self.average(block)
+
+    def average(self, block: Array) -> None:
+        """Write the mean of the other columns, in float64, where it belongs."""
+        if self.any and len(self.mean):
+            means = block[:, self.known].mean(axis=1, dtype=np.float64)
+            block[:, self.mean] = means[:, None].astype(block.dtype)
+
+
+class NewRows:
+    """Collects what the rows without a source need to know of the others."""
+
+    def __init__(self, rows: DimMap | None, width: int) -> None:
+        self.runs: list[tuple[int, int, Fill]] = []
+        for fill in rows.fills if rows else ():
+            assert rows is not None
+            self.runs += [(a, b - a, fill) for a, b in ranges_of(rows.new(fill))]
+        self.averages = any(fill == Fill.MEAN for _, _, fill in self.runs)
+        self.total, self.count = np.zeros(width if self.averages else 0), 0
+
+    def add(self, block: Array) -> None:
+        """Written rows [rows, columns] that are no new ones."""
+        if self.averages:
+            self.total += block.sum(axis=0, dtype=np.float64)
+            self.count += len(block)
+
+    def mean(self, stored: np.dtype[Any]) -> Array:
+        """One row: the mean of all that were added."""
+        average: Array = (self.total / max(self.count, 1)).astype(stored)
+        return average
+
+
+def fresh_rows(
+    plan: Plan, tensor: TensorPlan, first: int, count: int
+) -> Iterator[tuple[int, Array]]:
+    """(byte offset in the tensor, block of rows) of random rows."""
+    columns = NewColumns(plan, tensor)
+    width = int(np.prod(tensor.output.shape[1:]))
+    step = block_rows(width)
+    for row in range(first, first + count, step):
+        block = normal(plan, tensor, row, (min(step, first + count - row), width))
+        columns.cut(block)
+        yield row * width * block.itemsize, block
+
+
+def constant(tensor: TensorPlan) -> Array | None:
+    """A tensor of ones, or the closed gain of a norm that adds an offset; None: neither."""
+    if tensor.action == "closed":
+        return np.full(tensor.output.shape, -tensor.gain_offset).astype(_dtype(tensor))
+    return np.ones(tensor.output.shape, _dtype(tensor)) if tensor.init == "ones" else None
+
+
+def _dtype(tensor: TensorPlan) -> np.dtype[Any]:
+    dtype = DTYPES[tensor.output.dtype].numpy
+    assert dtype is not None
+    return dtype

@@ -1,0 +1,153 @@
+"""What a run knows of the growth that its checkpoint came from: growkit.json's new-parameter map.
+
+No torch here. growkit.json goes along with every trained folder, so a run that continues a trained
+one has the same map: new are the slots of the last growth.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from growkit.core.errors import UsageError
+from growkit.record.manifest import MANIFEST, read_manifest, trained_tokens
+
+if TYPE_CHECKING:
+    from growkit.training.recipe import Recipe
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import TrainerCallback
+
+from growkit.core.errors import CheckpointError
+from growkit.core.progress import Reporter
+from growkit.optimizer_state.load import load_into
+from growkit.optimizer_state.store import FOLDER, INDEX, index_of, read_store
+from growkit.record.manifest import TRAINING_RECORD, read_training_record
+from growkit.training.recipe import Recipe
+
+
+def new_parameters_of(recipe: Recipe) -> dict[str, Any]:
+    """The new-parameter map of the run's source; empty where it was not grown.
+
+    Raises:
+        UsageError: the recipe treats new slots differently, and nothing says which those are.
+    """
+    source = recipe.model.checkpoint
+    found: dict[str, Any] = {}
+    if source is not None:
+        found = (read_manifest(source) or {}).get("new_parameters") or {}
+    if not found and recipe.training.uses_new_parameter_map:
+        where = "a model from scratch" if source is None else repr(str(source))
+        reason = (
+            "has no new parameters"
+            if source is None or (source / MANIFEST).is_file()
+            else f"has no {MANIFEST}, which lists its new parameters"
+        )
+        raise UsageError(
+            f"The recipe trains new and old slots differently, and {where} {reason}.",
+            "Start from a folder that growkit grow wrote (or a run that continued one), or set "
+            "training.train: all without multipliers and warm-ups of new or old slots.",
+        )
+    return found
+
+
+def tokens_with_source(recipe: Recipe, tokens: int) -> int | None:
+    """Tokens of a run and of all training before it; None where that is not known."""
+    source = recipe.model.checkpoint
+    if source is None:
+        return tokens
+    before = recipe.model.trained_tokens
+    before = trained_tokens(source) if before is None else before
+    return None if before is None else before + tokens
+
+
+def loss_before_growth(recipe: Recipe, rows: Sequence[dict[str, Any]]) -> float | None:
+    """Held-out loss of the parent in nats a token; None where the source is not freshly grown.
+
+    A run of the parent beside the source that was measured on the same data section says it.
+    Otherwise growth that keeps the function says it too: then it is the loss at the first step.
+
+    Args:
+        rows: the metrics of this run so far.
+    """
+    source = recipe.model.checkpoint
+    manifest = read_manifest(source) if source is not None else None
+    if source is None or manifest is None or (source / TRAINING_RECORD).exists():
+        return None
+    recorded = _recorded(
+        source.resolve().parent / str((manifest.get("parent") or {}).get("name")), recipe
+    )
+    if recorded is not None:
+        return recorded
+    if (manifest.get("plan") or {}).get("exactness") == "not-exact":
+        return None
+    first = (row for row in rows if "eval_loss" in row and row["step"] == recipe.first_step)
+    return next((row["eval_loss"] for row in first), None)
+
+
+def _recorded(parent: Path, recipe: Recipe) -> float | None:
+    try:
+        record = read_training_record(parent) or {}
+    except CheckpointError:
+        return None
+    same = (record.get("recipe") or {}).get("data") == recipe.to_dict()["data"]
+    loss = record.get("eval_loss")
+    return float(loss) if same and loss is not None else None
+
+
+SHOWN = 3
+
+
+class GrownOptimizer(TrainerCallback):
+    """Loads ``growkit_optimizer/`` of the run's checkpoint at its first step, never at a resume.
+
+    The trainer calls it when the optimizer is prepared, so sharded parameters get their own part.
+    Step counters go on (bias correction does not start again); the learning-rate schedule is the
+    recipe's own and starts at its beginning, with the warm-up that it states.
+    """
+
+    def __init__(self, checkpoint: Path, reporter: Reporter, first_step: int = 0) -> None:
+        self.folder, self.reporter = checkpoint / FOLDER, reporter
+        self.first_step = first_step
+
+    @classmethod
+    def of(cls, recipe: Recipe, reporter: Reporter) -> list[GrownOptimizer]:
+        """One, if the run's checkpoint holds optimizer state and the recipe does not reset it."""
+        start = recipe.model.checkpoint
+        wanted = recipe.model.optimizer_state == "auto"
+        if start is None or not wanted or not (start / FOLDER / INDEX).is_file():
+            return []
+        return [cls(start, reporter, recipe.first_step)]
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, **given: Any
+    ) -> None:
+        if state.global_step > self.first_step:
+            return
+        stored = read_store(self.folder)
+        result = load_into(given["optimizer"], model, stored)
+        count = len(result.loaded) + len(result.fresh)
+        step = "" if stored.step is None else f" at step {stored.step:.0f}"
+        text = (
+            f"Optimizer state grown with the model: {len(result.loaded)} of {count} parameters go "
+            f"on{step}"
+        )
+        if result.fresh:
+            rest = len(result.fresh) - SHOWN
+            names = ", ".join(result.fresh[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+            text += f"; begin anew: {names}"
+        self.reporter.note(text + ".")
+        estimates = sorted(
+            role
+            for role, entries in index_of(self.folder)["roles"].items()
+            for entry in (entries if isinstance(entries, list) else [entries])
+            if entry["moments"] == "estimate"
+        )
+        if estimates:
+            roles = ", ".join(dict.fromkeys(estimates))
+            self.reporter.note(f"Moments of {roles} are estimates; a short warm-up settles them.")
+        if result.unused:
+            self.reporter.warn(
+                f"{len(result.unused)} parameters of the stored optimizer state are not in this "
+                f"optimizer: {', '.join(result.unused[:SHOWN])}"
+            )

@@ -1,0 +1,219 @@
+"""Which entries of a model's parameters are new, as the optimizer needs it.
+
+A parameter is wholly old, wholly new, or *mixed*: some rows or columns are new, and an entry is new
+when its row or its column is. Two boolean vectors describe that; a mask lives as long as one
+parameter's step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from growkit.checkpoint import open_checkpoint
+from growkit.core.errors import UsageError, nearest
+
+Part = Literal["old", "new", "mixed"]
+
+
+@dataclass(frozen=True)
+class Slots:
+    """New rows and columns of a mixed parameter.
+
+    Attributes:
+        rows: bool ``[shape[0]]``.
+        columns: bool ``[shape[1]]``, or None for a vector.
+    """
+
+    rows: Tensor
+    columns: Tensor | None
+
+    def local_to(self, parameter: Tensor) -> Slots:
+        """The part that a process needs for its shard of ``parameter``, on its device.
+
+        Of a sharded parameter (DTensor) the vectors are sharded by the same rule, which is
+        collective: every process has to ask.
+        """
+        rows, columns = self.rows, self.columns
+        if is_sharded(parameter):
+            rows = _local_part(rows, parameter, 0)
+            columns = None if columns is None else _local_part(columns, parameter, 1)
+        device = parameter.device
+        return Slots(rows.to(device), None if columns is None else columns.to(device))
+
+    def mask(self) -> Tensor:
+        """The new entries, bool ``[rows, columns]`` or ``[rows]``."""
+        if self.columns is None:
+            return self.rows
+        return self.rows[:, None] | self.columns[None, :]
+
+
+@dataclass(frozen=True)
+class EntrySlots:
+    """New entries of a parameter in which they are no whole rows and columns (stacked experts).
+
+    Attributes:
+        entries: bool of the parameter's shape.
+    """
+
+    entries: Tensor
+
+    def local_to(self, parameter: Any) -> EntrySlots:
+        """See :meth:`Slots.local_to`."""
+        entries = self.entries
+        if is_sharded(parameter):
+            entries = _distributed(entries, parameter, parameter.placements)
+        return EntrySlots(entries.to(parameter.device))
+
+    def mask(self) -> Tensor:
+        """The new entries."""
+        return self.entries
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether the tensor is a DTensor."""
+    return hasattr(tensor, "placements") and hasattr(tensor, "to_local")
+
+
+def local(tensor: Any) -> Tensor:
+    """The entries that this process holds; shares memory with ``tensor``."""
+    held: Tensor = tensor.to_local() if is_sharded(tensor) else tensor
+    return held
+
+
+def _local_part(vector: Tensor, parameter: Any, dimension: int) -> Tensor:
+    from torch.distributed.tensor import Replicate, Shard
+
+    placements = [
+        Shard(0) if isinstance(p, Shard) and p.dim == dimension else Replicate()
+        for p in parameter.placements
+    ]
+    return _distributed(vector, parameter, placements)
+
+
+def _distributed(tensor: Tensor, parameter: Any, placements: Any) -> Tensor:
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh = parameter.device_mesh
+    return local(distribute_tensor(tensor.to(mesh.device_type), mesh, placements))
+
+
+class SlotMap:
+    """What of every parameter is new.
+
+    Args:
+        slots: name -> new rows and columns or entries, None for a wholly new parameter. Parameters
+            without new parts are absent.
+    """
+
+    def __init__(self, slots: Mapping[str, Slots | EntrySlots | None]) -> None:
+        self._slots = dict(slots)
+
+    def __bool__(self) -> bool:
+        return bool(self._slots)
+
+    def part(self, name: str) -> Part:
+        """What of a parameter is new."""
+        if name not in self._slots:
+            return "old"
+        return "new" if self._slots[name] is None else "mixed"
+
+    def slots(self, name: str) -> Slots | EntrySlots:
+        """The new part of a mixed parameter."""
+        found = self._slots[name]
+        assert found is not None, f"{name} is not mixed"
+        return found
+
+
+def map_slots(
+    new_parameters: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    source: str = "growkit.json",
+) -> SlotMap:
+    """The new-parameter map of a model whose parameters have the names that are on the disk.
+
+    Args:
+        new_parameters: see :func:`growkit.record.manifest.new_parameters`.
+        shapes: of the model's parameters.
+        source: named in errors.
+
+    Raises:
+        UsageError: the map names a parameter that the model does not have, or of another size.
+    """
+    slots: dict[str, Slots | EntrySlots | None] = {}
+    for name, part in new_parameters.items():
+        if name not in shapes:
+            raise UsageError(
+                f"{source} lists {name!r} as new, and the model has no such parameter.",
+                f"{nearest(name, shapes)}Train everything with train: all and no multipliers, "
+                "or grow the checkpoint again with this version of growkit.",
+            )
+        slots[name] = None if part == "all" else _slots(name, part, shapes[name], source)
+    return SlotMap(slots)
+
+
+def _slots(
+    name: str, part: Mapping[str, Any], shape: tuple[int, ...], source: str
+) -> Slots | EntrySlots:
+    vectors: list[Tensor] = []
+    labels = ("experts", "rows", "columns")[0 if len(shape) == 3 else 1 :]
+    for dimension, label in enumerate(labels[: len(shape)]):
+        vector = torch.zeros(shape[dimension], dtype=torch.bool)
+        for start, end in part.get(label, ()):
+            if not 0 <= start < end <= shape[dimension]:
+                raise UsageError(
+                    f"{source} lists {label} {start} to {end} of {name!r} as new, and it has "
+                    f"{shape[dimension]}.",
+                    "growkit.json and the weights are of different models: use the folder that "
+                    "growkit grow wrote, or a run that continued it.",
+                )
+            vector[start:end] = True
+        vectors.append(vector)
+    if len(vectors) == 3:
+        experts, rows, columns = vectors
+        return EntrySlots(experts[:, None, None] | rows[:, None] | columns)
+    return Slots(vectors[0], vectors[1] if len(vectors) > 1 else None)
+
+
+def converted_slots(new_parameters: Mapping[str, Any], source: Path, model: Any) -> SlotMap:
+    """The map by the model's own names. Needs memory for two copies of the model in bfloat16.
+
+    Raises:
+        UsageError: the map is of another checkpoint.
+    """
+    with open_checkpoint(source) as checkpoint:
+        shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+    stored = map_slots(new_parameters, shapes, str(source / "growkit.json"))
+    state = {name: _mask(stored, name, shape) for name, shape in shapes.items()}
+    loaded, info = type(model).from_pretrained(
+        None,
+        config=model.config,
+        state_dict=state,
+        dtype=torch.bfloat16,
+        output_loading_info=True,
+    )
+    if info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"]:
+        raise UsageError(
+            f"The new-parameter map of {str(source)!r} does not fit the model.",
+            "Train everything with train: all and no multipliers.",
+        )
+    slots: dict[str, Slots | EntrySlots | None] = {}
+    for name, values in loaded.named_parameters():
+        entries = values.detach() != 0
+        if bool(entries.all()):
+            slots[name] = None
+        elif bool(entries.any()):
+            slots[name] = EntrySlots(entries)
+    return SlotMap(slots)
+
+
+def _mask(stored: SlotMap, name: str, shape: tuple[int, ...]) -> Tensor:
+    part = stored.part(name)
+    if part == "mixed":
+        return stored.slots(name).mask().to(torch.bfloat16)
+    return torch.full(shape, float(part == "new"), dtype=torch.bfloat16)

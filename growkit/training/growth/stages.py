@@ -1,0 +1,257 @@
+"""A run with growths: train, grow, train on, as one command that goes on wherever it was killed.
+
+What it leaves in OUT, beside the final model as any run leaves it::
+
+    training/
+      recipe.yaml, metrics.jsonl, loss.png     of the whole run
+      stages/0/          the run of stage 0 (see growkit.training.run), and stop.json
+      stages/1-grown/    its last checkpoint grown, verified; with the optimizer state
+      stages/1/          the run of stage 1, which starts there; and so on
+    grow-now             make this file to grow now (``growkit train ... --grow-now`` does)
+
+There is no other state: every part appears under its name when it is whole, and what is missing is
+made next. Steps and tokens count through all stages, so the sample order (a pure function of the
+step), the schedule and the mixture go on over a growth, and no sample is read twice for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from growkit.core.errors import UsageError
+from growkit.core.progress import Reporter
+from growkit.growing import grow_checkpoint
+from growkit.record.manifest import read_manifest
+from growkit.surgery.effect import Exactness
+from growkit.training.growth.grown import tokens_with_source
+from growkit.training.growth.rehearsal import rehearse
+from growkit.training.growth.stage_end import (
+    GROW_NOW,
+    STOP,
+    TAKEN,
+    NoJump,
+    PlateauEnd,
+    StageEnd,
+    read_stop,
+)
+from growkit.training.growth.stage_metrics import (
+    grown_folder,
+    plot,
+    record_of,
+    stage_folder,
+    write_merged,
+)
+from growkit.training.leftovers import remove
+from growkit.training.published import DONE, move_into, published
+from growkit.training.read_recipe import make_recipe
+from growkit.training.recipe import Recipe
+from growkit.training.recipe_checks import training_of
+from growkit.training.recipe_stages import Position
+from growkit.training.run_folder import open_run
+from growkit.training.run_result import TrainingResult, make_result
+from growkit.training.storage import says_what_is_kept
+
+# What rounding may change in a held-out loss (nats a token), by the dtype that is computed in.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
+TrainOne = Callable[..., TrainingResult]
+
+
+def train_stages(
+    recipe: Recipe,
+    out: Path,
+    train_one: TrainOne,
+    *,
+    resume: str,
+    overwrite: bool,
+    reporter: Reporter,
+) -> TrainingResult:
+    """Run a recipe with stages, or go on with it.
+
+    Args:
+        train_one: :func:`growkit.training.run.train`.
+
+    Raises:
+        UsageError: the recipe and ``out`` do not go together, or a growth could not be done: it is
+            rehearsed on paper before the first step.
+        VerificationFailed: a grown folder does not compute what it should; nothing of it stays, and
+            the same command tries again.
+    """
+    started = time.monotonic()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            "A recipe with stages was started as several processes, which it does not support yet.",
+            "Start it once, or train and grow by commands of their own.",
+        )
+    if resume not in ("auto", "never"):
+        raise UsageError(
+            f"--resume {resume!r} with a recipe of stages.",
+            "Use auto: the run goes on where it was.",
+        )
+    rehearse(recipe)
+    folder = out / "training"
+    with says_what_is_kept(folder), open_run(recipe, out, folder, resume, overwrite, reporter):
+        run = _StagedRun(recipe, out, train_one, reporter)
+        record = run.run()
+        plot(folder, run.stages, len(recipe.stages), out.name, reporter)
+        return make_result(record, out, folder, started, None)
+
+
+class _StagedRun:
+    def __init__(self, recipe: Recipe, out: Path, train_one: TrainOne, reporter: Reporter) -> None:
+        self.recipe, self.out, self.reporter = recipe, out, reporter
+        self.train_one = train_one
+        self.folder = out / "training"
+        self.stages = self.folder / "stages"
+
+    def run(self) -> dict[str, Any]:
+        """All stages; the record of the run."""
+        self.stages.mkdir(exist_ok=True)
+        last = 0
+        for stage in range(len(self.recipe.stages) + 1):
+            if stage:
+                self._grow(stage)
+            record = self._train(stage)
+            last = stage
+            self._merge_metrics()
+            if record["steps"] >= self.recipe.total_steps:
+                break
+        if last < len(self.recipe.stages):
+            self.reporter.warn(
+                f"the run ended before growth {last + 1}: its trigger was never reached"
+            )
+        return self._publish(last, record)
+
+    # -- one stage ------------------------------------------------------------------------------
+
+    def _stage(self, stage: int) -> Path:
+        return stage_folder(self.stages, stage)
+
+    def _grown(self, stage: int) -> Path:
+        return grown_folder(self.stages, stage)
+
+    def _record(self, stage: int) -> dict[str, Any] | None:
+        return record_of(self.stages, stage)
+
+    def _last_checkpoint(self, stage: int) -> Path:
+        record = self._record(stage)
+        assert record is not None
+        return self._stage(stage) / "training" / "checkpoints" / f"checkpoint-{record['steps']}"
+
+    def _train(self, stage: int) -> dict[str, Any]:
+        folder, recipe = self._stage(stage), self.recipe
+        end = recipe.total_steps
+        if stage < len(recipe.stages):
+            end = recipe.stages[stage].at.step(recipe.tokens_per_step) or end
+            end = read_stop(folder) or end
+        record = self._record(stage)
+        if record is not None and (record["steps"] >= end or self._grown(stage + 1).is_dir()):
+            return record
+        first = 0
+        if stage:
+            before = self._record(stage - 1)
+            assert before is not None
+            first = before["steps"]
+        self.reporter.note(f"Stage {stage}: steps {first} to {end}.")
+        one = self._stage_recipe(stage, first, end)
+        self.train_one(one, folder, reporter=self.reporter, callbacks=self._callbacks(stage, first))
+        record = self._record(stage)
+        assert record is not None
+        return record
+
+    def _stage_recipe(self, stage: int, first: int, end: int) -> Recipe:
+        values = self.recipe.to_dict()
+        for key in ("stages", "out"):
+            values.pop(key, None)
+        training = training_of(self.recipe, stage)
+        values["training"] = training.model_dump(mode="json", exclude_none=True)
+        values["data"]["cache_dir"] = str(self.recipe.data.cache_dir or self.folder / "data")
+        warmup = self.recipe.stages[stage - 1].warmup_steps if stage else 0
+        position = Position(stage=stage, first_step=first, end_step=end, warmup_steps=warmup)
+        values["position"] = position.model_dump()
+        if stage:
+            values["model"] = {
+                key: value for key, value in values["model"].items() if key != "config"
+            } | {"checkpoint": str(self._grown(stage))}
+            tokens = tokens_with_source(self.recipe, first * self.recipe.tokens_per_step)
+            values["model"]["trained_tokens"] = tokens
+            own = self._stage(0) / "training" / "tokenizer"
+            if own.is_dir():
+                values["tokenizer"] = {"path": str(own)}
+        return make_recipe(values, f"stage {stage}")
+
+    def _callbacks(self, stage: int, first: int) -> tuple[list[Any], list[Any]]:
+        """Callbacks before and after the one that writes metrics."""
+        ahead: list[Any] = []
+        behind: list[Any] = []
+        if stage < len(self.recipe.stages):
+            trigger, folder = self.recipe.stages[stage].at, self._stage(stage)
+            ahead.append(StageEnd(trigger, folder, self.out / GROW_NOW))
+            behind.append(PlateauEnd(trigger, folder, self.out / GROW_NOW))
+        before = self._loss_before(stage)
+        if before is not None:
+            behind.append(NoJump(before, self._tolerance(stage), stage, first, self.reporter))
+        return ahead, behind
+
+    # -- growth ---------------------------------------------------------------------------------
+
+    def _grow(self, stage: int) -> None:
+        """Grow the last checkpoint of the stage before; whole, verified, or not there."""
+        out = self._grown(stage)
+        if out.is_dir():
+            return
+        source = self._last_checkpoint(stage - 1)
+        request = self.recipe.stages[stage - 1].request()
+        self.reporter.note(f"Growth {stage}, from {source.name} of stage {stage - 1}.")
+        _, manifest = grow_checkpoint(
+            source,
+            out,
+            request,
+            open_progress=lambda name, total, unit: self.reporter.progress(name, total, unit=unit),
+            warn=self.reporter.warn,
+        )
+        self.reporter.note(f"Verification {manifest['verification']['summary']}.")
+        if "optimizer_state" in manifest:
+            self.reporter.note(f"{manifest['optimizer_state']['summary']}.".capitalize())
+
+    def _tolerance(self, stage: int) -> float | None:
+        manifest = read_manifest(self._grown(stage)) or {}
+        if manifest.get("plan", {}).get("exactness") == Exactness.NOT_EXACT.value:
+            return None
+        reduced = self.recipe.training.bf16 or self.recipe.model.dtype != "float32"
+        return TOLERANCE["bfloat16" if reduced else "float32"]
+
+    def _loss_before(self, stage: int) -> float | None:
+        record = self._record(stage - 1) if stage else None
+        loss: float | None = record["eval_loss"] if record is not None else None
+        return loss
+
+    # -- the whole run --------------------------------------------------------------------------
+
+    def _merge_metrics(self) -> None:
+        write_merged(self.folder / "metrics.jsonl", self.stages, len(self.recipe.stages))
+
+    def _publish(self, last: int, record: dict[str, Any]) -> dict[str, Any]:
+        """The final model of the last stage as that of the run."""
+        record = dict(record) | {
+            "trained_tokens": tokens_with_source(self.recipe, record["tokens"]),
+            "recipe": self.recipe.to_dict(),
+            "stages": last + 1,
+        }
+        record = json.loads(json.dumps(record))  # as it will be read
+        if published(self.out) == record:
+            return record
+        staging = self.folder / "final.partial"
+        remove(staging)
+        staging.mkdir()
+        for path in self._stage(last).iterdir():
+            if path.is_file() and path.name not in (DONE, STOP, TAKEN):
+                shutil.copyfile(path, staging / path.name)
+        (staging / DONE).write_text(json.dumps(record, indent=2) + "\n")
+        move_into(staging, self.out)
+        return record

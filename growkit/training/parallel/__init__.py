@@ -1,0 +1,1 @@
+"""Several processes: how they were started, what they agree on, sharded state."""

@@ -1,0 +1,221 @@
+"""transformers' Trainer in one process or many: what is saved, by whom, and what a resume restores.
+
+* a checkpoint is published whole, once every process has written its part
+  (:mod:`growkit.training.checkpoints`);
+* random numbers go on where they were; with another number of processes than the checkpoint has,
+  every process gets numbers of its own from (seed, step, rank);
+* the loss that was summed since the last log line goes on being summed, so that a stop between two
+  lines does not change the next one;
+* of a sharded model every process saves and loads its own part; nothing is gathered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from transformers import Trainer, set_seed
+
+from growkit.checkpoint import open_checkpoint
+from growkit.core.errors import CheckpointError, UsageError
+from growkit.data.tokenizer import copy_tokenizer
+from growkit.training import checkpoints
+from growkit.training.averaging import average_into
+from growkit.training.checkpoint_state import OPTIMIZER, RUNNING_LOSS, SCHEDULER, load_state
+from growkit.training.leftovers import remove
+from growkit.training.models import copy_lineage
+from growkit.training.moments import REMEDY, check_optimizer_state
+from growkit.training.parallel.processes import Processes
+from growkit.training.parallel.sharded_optimizer import load_optimizer, save_optimizer
+from growkit.training.parallel.sharding import ShardedModel
+from growkit.training.recipe import Recipe
+from growkit.training.router_loss import RouterLoss
+from growkit.training.run_files import RunningLoss, read_file
+from growkit.training.storage import writing
+
+# Lines of its log that trainer_state.json keeps; metrics.jsonl has all of them.
+KEPT_LOG_LINES = 1000
+
+
+class ProcessTrainer(Trainer):
+    """Saving and resuming; a subclass sets the attributes below before ``Trainer.__init__``."""
+
+    recipe: Recipe
+    folder: Path
+    tokenizer_folder: Path
+    processes: Processes
+    sharded: ShardedModel | None = None
+    router_loss: RouterLoss | None = None
+    _use_cache: bool
+    _writing: Path | None = None
+    _resumed_from: str | None = None
+    _begun: bool = False
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        if self.sharded is None:
+            return
+        if not hasattr(self, "is_distributed_loading_by_transformers"):
+            raise UsageError(
+                f"transformers {transformers.__version__} cannot train a model that is sharded "
+                "already.",
+                "Install a newer transformers, or set parallel.strategy: ddp.",
+            )
+        # The model has its place, and reduces its gradients itself: accelerate must not wrap it.
+        # (Said to Trainer.__init__, this would forbid checkpoints, which are made below.)
+        self.is_distributed_loading_by_transformers = True
+
+    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
+        if self.sharded is None:
+            super()._move_model_to_device(model, device)
+
+    def _defer_fsdp_gradient_reduction(self) -> Any:
+        # Gradients are scattered after every micro-batch: they are never there as a whole.
+        return contextlib.nullcontext()
+
+    def train(self, resume_from_checkpoint: Any = None, **options: Any) -> Any:
+        self._resumed_from, self._begun = resume_from_checkpoint, False
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], *rest: Any) -> Any:
+        batches = super().get_batch_samples(epoch_iterator, *rest)
+        if not self._begun:
+            self._begun = True
+            if self._resumed_from is not None:
+                # Creating the data loader's iterator drew from the generator that dropout uses.
+                self._load_rng_state(self._resumed_from)
+                self._load_running_loss(Path(self._resumed_from))
+            elif not self.processes.first:
+                self._seed_this_process(0)
+        return batches
+
+    def _seed_this_process(self, step: int) -> None:
+        """Random numbers that are this process's own, for example of dropout."""
+        key = [self.recipe.training.seed, step, self.processes.rank]
+        set_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        if checkpoints.processes_of(Path(checkpoint)) == self.processes.count:
+            super()._load_rng_state(checkpoint)
+        else:
+            self._seed_this_process(self.state.global_step)
+
+    def _save_running_loss(self, folder: Path) -> None:
+        losses = self.processes.gather(float(self._tr_loss))
+        router = self.router_loss and self.processes.gather(self.router_loss.state())
+        if self.processes.first:
+            content = RunningLoss(
+                logged_step=self._globalstep_last_logged,
+                losses=losses,
+                router_sums=[total for total, _ in router or ()],
+                router_counts=[count for _, count in router or ()],
+            )
+            (folder / RUNNING_LOSS).write_text(json.dumps(content.model_dump()) + "\n")
+
+    def _load_running_loss(self, folder: Path) -> None:
+        path = folder / RUNNING_LOSS
+        if not path.is_file():  # an older checkpoint; a log line preceded every save then
+            return
+        content = read_file(path, RunningLoss)
+        losses = content.losses
+        if len(losses) == self.processes.count:
+            loss = losses[self.processes.rank]
+        else:  # what is logged is the mean over the processes
+            loss = sum(losses) / len(losses)
+        self._tr_loss += torch.tensor(loss, dtype=self._tr_loss.dtype)
+        self._globalstep_last_logged = content.logged_step
+        if self.router_loss is not None and content.router_sums:
+            sums, counts = content.router_sums, content.router_counts
+            if len(sums) == len(counts) == self.processes.count:
+                self.router_loss.load(sums[self.processes.rank], counts[self.processes.rank])
+            elif self.processes.first:
+                self.router_loss.load(sum(sums), sum(counts))
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._writing or self.folder)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        step, partial = self.state.global_step, self.folder / checkpoints.PARTIAL
+        written = partial / f"checkpoint-{step}"
+        self.processes.from_first(lambda: remove(partial))
+        del self.state.log_history[:-KEPT_LOG_LINES]
+        config = self.model.config
+        switched_off, config.use_cache = config.use_cache, self._use_cache
+        self._writing = partial
+        try:
+            with writing(written):
+                super()._save_checkpoint(model, trial)
+                self._save_running_loss(written)
+                self.processes.barrier()  # every process has written its part
+                self.processes.from_first(lambda: self._publish(written, step))
+        finally:
+            config.use_cache = switched_off
+            if self.processes.first:
+                shutil.rmtree(partial, ignore_errors=True)
+            self._writing = None
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if self.sharded is None:
+            super()._save(output_dir, state_dict)
+        else:
+            assert output_dir is not None
+            self.sharded.save_pretrained(Path(output_dir))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.sharded is None:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        save_optimizer(self._bare_optimizer(), Path(output_dir), self.processes)
+        if self.processes.first:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        if self.sharded is not None:
+            self.sharded.load(folder)
+            return
+        try:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            with open_checkpoint(folder) as stored:
+                left = {name for name, _ in self.model.named_parameters()} - stored.tensors.keys()
+            if left:
+                # Parameters that the disk names or cuts in another way (stacked experts), which
+                # transformers' Trainer leaves at what the run began with.
+                average_into(self.model, [folder])
+        except RuntimeError as error:  # torch: tensors of other names or shapes
+            raise CheckpointError(
+                f"The weights of {str(folder)!r} are not those of this model.", REMEDY
+            ) from error
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        if self.sharded is None:
+            file = Path(checkpoint) / OPTIMIZER
+            check_optimizer_state(self._bare_optimizer(), load_state(file), file)
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        load_optimizer(self._bare_optimizer(), Path(checkpoint), self.processes)
+        self.lr_scheduler.load_state_dict(load_state(Path(checkpoint) / SCHEDULER))
+
+    def _bare_optimizer(self) -> Any:
+        """The optimizer without accelerate's wrapper."""
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
+    def _publish(self, written: Path, step: int) -> None:
+        copy_tokenizer(self.tokenizer_folder, written)
+        copy_lineage(self.recipe.model.checkpoint, written)
+        target = self.folder / written.name
+        checkpoints.publish(
+            written, target, step, self.processes.count, self.recipe.parallel.strategy
+        )
+        checkpoints.keep_newest(self.folder, self.recipe.training.checkpoints_kept)

@@ -1,0 +1,1 @@
+"""Attention variants, a folder each: attention (torch), family table and conversion."""

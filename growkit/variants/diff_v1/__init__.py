@@ -1,0 +1,1 @@
+"""DIFF Transformer (V1)."""

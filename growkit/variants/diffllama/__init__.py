@@ -1,0 +1,1 @@
+"""DiffLlama, DIFF V1 as transformers has it."""

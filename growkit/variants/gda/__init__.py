@@ -1,0 +1,1 @@
+"""Grouped Differential Attention: signal heads, noise heads, one lambda a layer."""

@@ -1,0 +1,1 @@
+"""Token-gated Grouped Differential Attention."""

@@ -1,0 +1,1 @@
+"""Grouped-query, multi-head and multi-query attention."""

@@ -1,0 +1,1 @@
+"""Motif 2.6B and Motif-2-12.7B."""

@@ -1,0 +1,1 @@
+"""Ordinary attention as a target: a variant folded into it."""

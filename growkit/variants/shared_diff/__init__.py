@@ -1,0 +1,1 @@
+"""Shared DIFF Transformer."""

@@ -1,0 +1,1 @@
+"""DIFF V1 as Microsoft's reference module stores it."""

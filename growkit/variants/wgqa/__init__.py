@@ -1,0 +1,1 @@
+"""Weighted grouped-query attention."""

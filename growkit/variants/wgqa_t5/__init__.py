@@ -1,0 +1,1 @@
+"""Grouped and weighted grouped-query attention in T5's decoder."""

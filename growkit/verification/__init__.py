@@ -1,0 +1,21 @@
+"""Proof on written files: two checkpoint folders, loaded by transformers, compute the same."""
+
+from growkit.verification.report import (
+    CachedSteps,
+    Generation,
+    LayerDifference,
+    LongWindow,
+    VerificationReport,
+)
+from growkit.verification.run import verify_checkpoints
+from growkit.verification.tolerance import tolerance
+
+__all__ = [
+    "CachedSteps",
+    "Generation",
+    "LayerDifference",
+    "LongWindow",
+    "VerificationReport",
+    "tolerance",
+    "verify_checkpoints",
+]

@@ -1,0 +1,155 @@
+"""Load a written folder through transformers alone, and let nothing be missing in silence."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from growkit.core.errors import CheckpointError, VerificationFailed
+from growkit.verification.folder import Folder
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers' logs and bars (its load report is only a log line), then restore."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def register_own_models() -> None:
+    """Make model type ``gda`` known to the Auto classes when our model is installed."""
+    with contextlib.suppress(ModuleNotFoundError):
+        importlib.import_module("growkit.modeling")
+
+
+def read_config(folder: Folder, *, trust_remote_code: bool = False) -> Any:
+    """The folder's config as transformers sees it.
+
+    A Motif folder (transformers has no class for it) is read as our GDA model, which has its layout
+    and its tensor names; with ``trust_remote_code`` the folder's own class is taken if it has one.
+    """
+    from transformers import AutoConfig
+
+    from growkit.variants.motif.family import MOTIF
+
+    own_code = trust_remote_code and "auto_map" in folder.config
+    if folder.config.get("model_type") in MOTIF.model_types and not own_code:
+        from growkit.modeling import GdaConfig
+
+        return GdaConfig.from_motif(folder.config)
+    return AutoConfig.from_pretrained(
+        folder.path, local_files_only=True, trust_remote_code=trust_remote_code
+    )
+
+
+def check_complete(
+    folder: Folder, missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[str]
+) -> None:
+    """Raises:
+    VerificationFailed: naming the tensors that are missing, not expected or of another shape.
+    """
+    problems = {
+        "lacks {}, which the model needs": sorted(missing),
+        "stores {}, which the model does not know": sorted(unexpected),
+        "stores {} in another shape than its config says": sorted(mismatched),
+    }
+    for sentence, names in problems.items():
+        if names:
+            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
+            raise VerificationFailed(
+                f"{folder.name} {sentence.format(shown)}.",
+                "Its config.json and its safetensors files do not belong together: grow it again.",
+            )
+
+
+def load_model(folder: Folder, dtype: torch.dtype, *, trust_remote_code: bool = False) -> nn.Module:
+    """The folder's language model in ``dtype`` on the CPU, in evaluation mode: a causal one, or an
+    encoder-decoder.
+
+    Raises:
+        CheckpointError: transformers cannot read the folder.
+        VerificationFailed: tensors are missing, unexpected or of the wrong shape.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    register_own_models()
+    with quiet_transformers():
+        try:
+            config = read_config(folder, trust_remote_code=trust_remote_code)
+            seq2seq = getattr(config, "is_encoder_decoder", False)
+            auto = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
+            model, info = auto.from_pretrained(
+                folder.path,
+                config=config,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=trust_remote_code,
+            )
+        except Exception as error:  # whatever transformers objects to, the folder does not load
+            raise load_error(folder, error) from error
+    check_complete(
+        folder,
+        info["missing_keys"],
+        info["unexpected_keys"],
+        (entry if isinstance(entry, str) else entry[0] for entry in info["mismatched_keys"]),
+    )
+    if dtype == torch.float64 and hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")  # the grouped kernels know no float64
+    result: nn.Module = model.eval().requires_grad_(False)
+    return result
+
+
+def load_error(folder: Folder, error: Exception) -> CheckpointError:
+    """One sentence out of whatever transformers raised."""
+    cause = reason(error)
+    remedy = "Repair the folder, or grow it again."
+    if "trust_remote_code" in str(error):
+        cause = "the folder brings its own model code, which is not run unless you allow it"
+        remedy = "Read the code, then pass --trust-remote-code."
+    return CheckpointError(f"transformers cannot load {str(folder.path)!r}: {cause}.", remedy)
+
+
+def reason(error: Exception) -> str:
+    """What an exception of transformers says, on one line: its first line, and the next one where
+    the first only announces it (validation errors of strict configs)."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    announced = lines[0].endswith(":") and len(lines) > 1
+    return " ".join(lines[: 2 if announced else 1]).rstrip(".:")
+
+
+def load_tokenizer(folder: Folder, *, trust_remote_code: bool = False) -> Any | None:
+    """The folder's tokenizer, or None when it has none that loads."""
+    if not folder.has_tokenizer:
+        return None
+    from transformers import AutoTokenizer
+
+    register_own_models()
+    with quiet_transformers():
+        try:
+            return AutoTokenizer.from_pretrained(
+                folder.path, local_files_only=True, trust_remote_code=trust_remote_code
+            )
+        except Exception:  # a damaged tokenizer must not stop the comparison: bytes are used
+            return None

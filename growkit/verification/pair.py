@@ -1,0 +1,152 @@
+"""The two folders of a comparison, how they are run, and how far rounding may take them apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from growkit.core.errors import UsageError, VerificationFailed
+from growkit.verification import inputs, layers, loading, memory
+from growkit.verification.amplification import (
+    OWN_FACTOR,
+    STORED_FACTOR,
+    own_rounding,
+    stored_rounding,
+)
+from growkit.verification.folder import Folder
+from growkit.verification.layerwise import load_layerwise
+from growkit.verification.tolerance import root_mean_square, tolerance
+
+
+@dataclass
+class Pair:
+    """Folders A and B, their loaded models, and the rule of the comparison.
+
+    Attributes:
+        compute: dtype of the arithmetic.
+        layerwise: the models are read layer by layer.
+        rounded: the plan rounded weights on writing.
+        given: the tolerance that the user gave, in logits.
+        sample: the windows on which amplification is measured.
+    """
+
+    a: Folder
+    b: Folder
+    compute: torch.dtype
+    layerwise: bool
+    trust_remote_code: bool
+    rounded: bool
+    given: float | None = None
+    sample: Sequence[torch.Tensor] = ()
+    notes: list[str] = field(default_factory=list)
+    model_a: Any = None
+    model_b: Any = None
+    _factors: dict[str, float] = field(default_factory=dict)
+
+    def load(self, folder: Folder, dtype: torch.dtype) -> Any:
+        """A folder's model."""
+        load = load_layerwise if self.layerwise else loading.load_model
+        return load(folder, dtype, trust_remote_code=self.trust_remote_code)
+
+    def load_both(self) -> None:
+        """Fill in the models."""
+        self.model_a = self.load(self.a, self.compute)
+        self.model_b = self.load(self.b, self.compute)
+
+    def model(self, folder: str) -> Any:
+        """``a`` or ``b``."""
+        return self.model_a if folder == "a" else self.model_b
+
+    @property
+    def depth(self) -> int:
+        """Layers of the deeper model."""
+        return max(inputs.depth(self.model_a), inputs.depth(self.model_b))
+
+    def allowed(self, scale: float) -> float:
+        """The rule between A and B, for logits of root mean square ``scale``."""
+        if self.given is not None:
+            return self.given
+        return tolerance(
+            scale,
+            self.depth,
+            self.compute,
+            storage=self.b.storage_dtype,
+            storage_rounding=self.rounded,
+        )
+
+    def allowed_cached(self, folder: str, logits: torch.Tensor) -> float:
+        """The rule between one model with a cache and without: weights are the same."""
+        if self.given is not None:
+            return self.given
+        # generate() gives float32 logits at best
+        compute = torch.float32 if self.compute == torch.float64 else self.compute
+        return tolerance(root_mean_square(logits), inputs.depth(self.model(folder)), compute)
+
+    def amplification(self, folder: str) -> float:
+        """By how much the rule is to be widened for a model that amplifies rounding; at least 1.
+
+        Measured once, and only when something exceeds the rule. For B it widens only what B's
+        cache is held to.
+        """
+        if self.given is not None:
+            return 1.0
+        if folder not in self._factors:
+            self._factors[folder] = max(1.0, self._measured(folder))
+        return self._factors[folder]
+
+    def _measured(self, which: str) -> float:
+        model, folder = self.model(which), self.a if which == "a" else self.b
+        logits = torch.cat([self.logits(which, ids) for ids in self.sample])
+        scale = root_mean_square(logits)
+        reached = 0.0
+        available = memory.available_memory()
+        if self.compute == torch.float64:
+            self.notes.append("amplification of rounding not measured in float64")
+        elif not self.layerwise and available and 8 * folder.parameters > 0.9 * available:
+            self.notes.append("amplification of rounding not measured: too little memory")
+        else:
+            reference = self.load(folder, torch.float64)
+            reached += OWN_FACTOR * own_rounding(model, reference, self.sample)
+        if which == "b":
+            return reached / self.allowed_cached("b", logits)
+        if self.rounded:
+            reached += STORED_FACTOR * stored_rounding(model, self.sample, self.b.storage_dtype)
+        return reached / self.allowed(scale)
+
+    def logits(self, which: str, ids: torch.Tensor) -> torch.Tensor:
+        """Logits ``[batch, length, vocab]``, without a cache.
+
+        Raises:
+            VerificationFailed: some are NaN or infinite.
+        """
+        model, folder = self.model(which), self.a if which == "a" else self.b
+        logits: torch.Tensor = model(**inputs.arguments(model, ids)).logits
+        wrong = int((~torch.isfinite(logits)).sum())
+        if wrong:
+            layer = layers.first_non_finite(model, list(self.sample))
+            where = f", from {layer} on" if layer else ""
+            raise VerificationFailed(
+                f"{wrong} of {logits.numel()} logits of {folder.name} are not finite{where}.",
+                "Its weights hold NaN or infinity, or overflow in this compute dtype.",
+            )
+        return logits
+
+
+def common_vocabulary(model_a: Any, model_b: Any) -> int:
+    """Number of tokens of both models.
+
+    Raises:
+        UsageError: they differ.
+    """
+    size_a, size_b = (
+        int(model.config.get_text_config(decoder=True).vocab_size) for model in (model_a, model_b)
+    )
+    if size_a != size_b:
+        raise UsageError(
+            f"The vocabularies differ: {size_a} and {size_b} tokens.",
+            "Only checkpoints with the same vocabulary can be compared.",
+        )
+    return size_a

@@ -1,0 +1,242 @@
+"""What a verification found, as plain values: for the terminal, the manifest and the card."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from growkit.core.errors import VerificationFailed
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Greedy generation of both folders from one prompt.
+
+    A disagreement is explained when the two best logits there are closer than twice the
+    tolerance: then rounding alone decides which token is the greedy one. ``max_cache_difference``
+    is between the logits that B chose from, with its cache, and those without.
+    """
+
+    prompt_tokens: int
+    tokens: int
+    cached_equals_uncached: bool
+    equals_a: bool
+    first_cache_disagreement: int | None
+    first_disagreement: int | None
+    margin: float | None
+    cache_explained: bool
+    explained: bool
+    max_cache_difference: float
+    cache_tolerance: float
+
+
+@dataclass(frozen=True)
+class CachedSteps:
+    """Logits of decoding with a KV cache, against one forward pass over the same tokens.
+
+    A prefill of ``prefill_tokens``, then ``steps`` single tokens. ``folder`` is ``a`` or ``b``,
+    ``cache`` is ``dynamic`` or ``static``; ``max_difference`` is None where the model raised
+    ``error``.
+    """
+
+    folder: str
+    cache: str
+    prefill_tokens: int
+    steps: int
+    max_difference: float | None
+    tolerance: float
+    error: str = ""
+
+    @property
+    def within(self) -> bool:
+        return self.max_difference is not None and self.max_difference <= self.tolerance
+
+
+@dataclass(frozen=True)
+class LongWindow:
+    """The one window that is longer than what the configs say about lengths; its last ``compared``
+    positions are compared. ``boundary`` names the config field that asked for it."""
+
+    tokens: int
+    compared: int
+    max_difference: float
+    tolerance: float
+    boundary: str
+
+    @property
+    def within(self) -> bool:
+        return self.max_difference <= self.tolerance
+
+
+@dataclass(frozen=True)
+class TableRows:
+    """Embeddings and output matrix, row by row, on the stored values.
+
+    ``against`` is ``plan`` (what growkit.json's plan makes of A), ``a`` (A's own rows) or empty:
+    then only the rows that the text reads are verified. ``rows`` of ``total`` are verified.
+    """
+
+    against: str
+    rows: int
+    total: int
+    tensors: tuple[str, ...] = ()
+    differing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ConfigFields:
+    """Config fields of B against those that the plan writes (``against`` is ``plan``) or A's own
+    (``a``); empty where they cannot be compared. ``judged`` where no window was long enough."""
+
+    against: str
+    differing: tuple[str, ...] = ()
+    judged: bool = False
+
+
+@dataclass(frozen=True)
+class LayerDifference:
+    """The residual stream after one layer of B, against the layer of A that it continues.
+
+    ``layer`` and ``source`` are -1 for the embeddings, before the first layer; ``stack`` is
+    ``encoder`` or ``decoder`` where there are two, else empty. Trained models
+    have a few elements thousands of times larger than the rest, whose rounding alone exceeds any
+    absolute limit. So what is judged is ``relative_difference``: each ``|d|`` over the element's
+    own size plus the root mean square of its position, which is what the next norm divides by.
+    """
+
+    layer: int
+    source: int
+    max_difference: float
+    relative_difference: float
+    tolerance: float
+    stack: str = ""
+
+    @property
+    def within(self) -> bool:
+        return self.relative_difference <= self.tolerance
+
+    @property
+    def place(self) -> str:
+        """``layer 3``, ``decoder layer 3``."""
+        return f"{self.stack} layer {self.layer}".strip()
+
+
+@dataclass(frozen=True)
+class HalfPrecision:
+    """Effect of computing in the checkpoint's own 16-bit dtype; informational.
+
+    ``max_difference`` is between A and B, both computed in ``dtype``; ``noise_floor`` is between
+    A computed in the compute dtype and A computed in ``dtype``.
+    """
+
+    dtype: str
+    max_difference: float
+    noise_floor: float
+
+
+@dataclass(frozen=True)
+class VerificationReport:
+    """Figures of one comparison. Differences are absolute, in logits; KL is in nats a token.
+
+    ``passed`` is None when growth is declared not exact: the figures then inform, and judge
+    nothing. ``cause`` is one sentence, empty unless ``passed`` is False.
+
+    ``tokens`` are compared in windows of ``window``; ``verified_length`` is the longest text on
+    which the logits are. ``amplification`` is 1 unless the tolerance was widened because A itself
+    amplifies rounding (see :mod:`growkit.verification.amplification`).
+    """
+
+    passed: bool | None
+    cause: str
+    a: str
+    b: str
+    exactness: str
+    tokens: int
+    windows: int
+    text: str
+    tokenizer: str
+    storage_dtype_a: str
+    storage_dtype_b: str
+    compute_dtype: str
+    layers_a: int
+    layers_b: int
+    layerwise: bool
+    tolerance: float
+    logit_rms: float
+    logit_max: float
+    max_difference: float
+    mean_difference: float
+    kl_mean: float
+    kl_max: float
+    top1_agreement: float
+    perplexity_a: float
+    perplexity_b: float
+    generation: Generation | None
+    half_precision: HalfPrecision | None
+    first_differing_layer: int | None
+    layers: tuple[LayerDifference, ...]
+    notes: tuple[str, ...]
+    window: int
+    verified_length: int
+    long_window: LongWindow | None
+    rows: TableRows
+    config: ConfigFields
+    cached: tuple[CachedSteps, ...]
+    amplification: float
+
+    @property
+    def status(self) -> str:
+        """``passed``, ``failed`` or ``not exact (informational)``."""
+        names = {True: "passed", False: "failed", None: "not exact (informational)"}
+        return names[self.passed]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able figures; folders by name only, so that the manifest holds no local path."""
+        figures = asdict(self)
+        figures["layers"] = [{**asdict(layer), "within": layer.within} for layer in self.layers]
+        figures["notes"] = list(self.notes)
+        figures["cached"] = [{**asdict(steps), "within": steps.within} for steps in self.cached]
+        figures["compared"] = self.compared
+        figures["perplexity_difference"] = self.perplexity_b - self.perplexity_a
+        return {"schema": SCHEMA, "status": self.status, **figures}
+
+    def summary(self) -> str:
+        """One line for the model card."""
+        return (
+            f"{self.status}: max |d logit| {self.max_difference:.3g} "
+            f"(tolerance {self.tolerance:.3g}), mean KL {self.kl_mean:.3g}, "
+            f"top-1 agreement {self.top1_agreement:.2%}, perplexity {self.perplexity_a:.4f} -> "
+            f"{self.perplexity_b:.4f}, {self.tokens} tokens, {self.compute_dtype} compute; "
+            f"compared: {self.compared}"
+        )
+
+    @property
+    def compared(self) -> str:
+        """What was compared: "512 tokens in windows of 128 and one of 4,200; all 49,152 rows"."""
+        long = f" and one of {self.long_window.tokens:,}" if self.long_window else ""
+        rows = "all" if self.rows.against else f"{self.rows.rows:,} of"
+        against = {"plan": " (bytes, by the plan)", "a": " (values of A)"}
+        parts = [
+            f"{self.tokens:,} tokens in windows of {self.window:,}{long}",
+            f"{rows} {self.rows.total:,} rows{against.get(self.rows.against, ' (those read)')}",
+        ]
+        if self.cached:
+            kinds = " and ".join(dict.fromkeys(steps.cache for steps in self.cached))
+            prefill = self.cached[0].prefill_tokens
+            parts.append(f"{kinds} cache behind {prefill:,} tokens")
+        else:
+            parts.append("no cache")
+        return "; ".join(parts)
+
+    def raise_if_failed(self) -> None:
+        """Raises:
+        VerificationFailed: when ``passed`` is False.
+        """
+        if self.passed is False:
+            raise VerificationFailed(
+                self.cause,
+                "Do not use the second folder as a function-preserving copy of the first; "
+                "--verbose lists every layer, --report-only prints figures without failing.",
+            )

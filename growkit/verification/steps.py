@@ -1,0 +1,238 @@
+"""The parts of a comparison: ordinary windows, the long one, stored rows, caches, layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from growkit.checkpoint import open_checkpoint
+from growkit.core.errors import GrowkitError
+from growkit.diff.recorded_plan import recorded_plan
+from growkit.verification import inputs, layers
+from growkit.verification.cached import KINDS, cached_steps, supports
+from growkit.verification.configs import compare_configs
+from growkit.verification.figures import LogitFigures
+from growkit.verification.folder import dtype_name
+from growkit.verification.generation import compare_generation
+from growkit.verification.long_window import TAIL, Reach, position_limit, tail_logits
+from growkit.verification.pair import Pair
+from growkit.verification.reach import is_dynamic
+from growkit.verification.report import (
+    CachedSteps,
+    ConfigFields,
+    Generation,
+    HalfPrecision,
+    LayerDifference,
+    LongWindow,
+    TableRows,
+)
+from growkit.verification.routing import RepeatedChoices, Ties, same_choices
+from growkit.verification.rows import rows_by_plan, rows_of_a
+
+Whole = dict[str, tuple[torch.Tensor, RepeatedChoices]]
+CACHED_TOKENS = 64  # behind which caches are compared where no config field asks for more
+LAYER_BYTES = 1 << 30  # residual streams of a long window that are worth keeping to name a layer
+
+
+def ordinary_window(pair: Pair, window: int) -> int:
+    """The window, cut to the positions that both models have (halves, of an encoder-decoder)."""
+    halves = 2 if inputs.is_encoder_decoder(pair.model_a) else 1
+    limits = [position_limit(model) for model in (pair.model_a, pair.model_b)]
+    return min([window, *(halves * limit for limit in limits if limit is not None)])
+
+
+def compare_windows(pair: Pair, advance: Callable[[], None]) -> LogitFigures:
+    """Logits of A and B on the ordinary windows."""
+    figures = LogitFigures()
+    with _choices(pair) as ties:
+        for ids in pair.sample:
+            logits_a, logits_b = pair.logits("a", ids), pair.logits("b", ids)
+            figures.add(logits_a, logits_b, inputs.predicted_ids(pair.model_a, ids))
+            advance()
+    pair.notes.extend([ties.note] if ties.note else [])
+    return figures
+
+
+def compare_long(
+    pair: Pair, ids: torch.Tensor | None, reach: Reach
+) -> tuple[LongWindow | None, Whole]:
+    """The last positions of the long window, and their logits for the caches to be held to."""
+    if ids is None:
+        return None, {}
+    count = min(TAIL, inputs.predicted_ids(pair.model_a, ids).shape[1])
+    with _choices(pair):
+        whole = {folder: _whole(pair, folder, ids, count) for folder in ("a", "b")}
+    logits_a, logits_b = whole["a"][0].double(), whole["b"][0].double()
+    difference = torch.nan_to_num((logits_a - logits_b).abs(), nan=torch.inf)
+    field = reach.boundary.field if reach.boundary else "--long-window"
+    scale = float(logits_a.square().mean().sqrt())
+    allowed = pair.allowed(scale)
+    return LongWindow(reach.tokens, count, float(difference.max()), allowed, field), whole
+
+
+def compare_stored(
+    pair: Pair, windows: torch.Tensor, *, judged: bool
+) -> tuple[TableRows, ConfigFields]:
+    """Rows of the vocabulary and config fields, by the plan that made B where there is one."""
+    config_a, config_b = pair.model_a.config, pair.model_b.config
+    vocab_size = int(config_a.get_text_config(decoder=True).vocab_size)
+    try:
+        with open_checkpoint(pair.a.path) as a, open_checkpoint(pair.b.path) as b:
+            plan = recorded_plan(a, b, pair.notes)
+            rows = None if plan is None else rows_by_plan(plan, b, vocab_size)
+    except GrowkitError:  # a family or a layout that growth does not know
+        plan = rows = None
+    if rows is None:
+        read = torch.unique(windows).tolist()
+        rows = rows_of_a(pair.model_a, pair.model_b, read, vocab_size)
+    config = compare_configs(pair.a, pair.b, config_a, config_b, plan)
+    if config.against == "plan" or judged:
+        pair.notes.extend(f"config.json: {sentence}" for sentence in config.differing)
+    if judged and not config.against:
+        pair.notes.append(
+            "configs of two model types are not compared, and lengths beyond the longest window "
+            "are not verified"
+        )
+    return rows, replace(config, judged=judged)
+
+
+def compare_caches(
+    pair: Pair, windows: torch.Tensor, long: torch.Tensor | None, whole: Whole, reach: Reach
+) -> tuple[CachedSteps, ...]:
+    """Decoding of B with each cache, behind the longest window that is affordable and needed.
+
+    A is decoded too where B is wrong: the fault may be the class's.
+    """
+    # Without a boundary a cache is right or wrong at any length.
+    ids = windows[:1, : None if reach.boundary else CACHED_TOKENS] if long is None else long
+    models = (pair.model_a, pair.model_b)
+    if dynamic := [model for model in models if is_dynamic(model.config.to_dict())]:
+        # Beyond it the class itself gives cached keys another rotation than a whole text.
+        limit = min(int(model.config.max_position_embeddings) for model in dynamic)
+        ids = windows[:1, :limit]
+    found: list[CachedSteps] = []
+    for folder in ("b", "a"):
+        if found and all(steps.within for steps in found):
+            break
+        if ids is not long:
+            positions = inputs.predicted_ids(pair.model(folder), ids).shape[1]
+            whole = {folder: _whole(pair, folder, ids, positions)}
+        model, (logits, choices) = pair.model(folder), whole[folder]
+        allowed = pair.allowed_cached(folder, logits)
+        for kind in KINDS:
+            if not supports(model, kind):
+                if folder == "b":
+                    pair.notes.append(
+                        f"no {kind} cache: {type(model).__name__} does not support one"
+                    )
+                continue
+            steps = cached_steps(
+                model, ids, logits, kind, folder=folder, tolerance=allowed, choices=choices
+            )
+            if not steps.within and not steps.error:
+                steps = replace(steps, tolerance=allowed * pair.amplification(folder))
+            found.append(steps)
+    return tuple(found)
+
+
+def generate(pair: Pair, windows: torch.Tensor, tokens: int, allowed: float) -> Generation:
+    """Greedy generation, within the positions that the models have."""
+    limits = [position_limit(model) for model in (pair.model_a, pair.model_b)]
+    limit = min([windows.shape[1] + tokens, *(n for n in limits if n is not None)])
+    tokens = min(tokens, max(1, limit // 2))
+    prompt = windows[:1, : max(1, min(32, windows.shape[1], limit - tokens))]
+    generation = compare_generation(
+        pair.model_a,
+        pair.model_b,
+        prompt,
+        tokens,
+        allowed,
+        partial(pair.allowed_cached, "b"),
+        RepeatedChoices(pair.model_b, pair.compute),
+    )
+    if generation.max_cache_difference > generation.cache_tolerance:
+        widened = generation.cache_tolerance * pair.amplification("b")
+        generation = replace(generation, cache_tolerance=widened)
+    return generation
+
+
+def layer_batches(
+    pair: Pair, long: torch.Tensor | None, ordinary_agree: bool, notes: list[str]
+) -> Sequence[torch.Tensor]:
+    """The windows on which layers are compared: the long one where only that one differs."""
+    if long is None or not ordinary_agree:
+        return pair.sample
+    hidden = int(pair.model_b.config.get_text_config(decoder=True).hidden_size)
+    if 2 * long.numel() * hidden * (pair.depth + 1) * pair.compute.itemsize > LAYER_BYTES:
+        notes.append("layers compared on the ordinary windows: the long one would fill the memory")
+        return pair.sample
+    return [long]
+
+
+def compare_residuals(
+    pair: Pair, batches: Sequence[torch.Tensor], amplification: float
+) -> list[LayerDifference]:
+    """The residual streams after every layer."""
+    with _choices(pair):
+        compared, note = layers.compare_layers(
+            pair.model_a,
+            pair.model_b,
+            list(batches),
+            pair.b,
+            compute=pair.compute,
+            storage=pair.b.storage_dtype,
+            storage_rounding=pair.rounded,
+            amplification=amplification,
+        )
+    pair.notes.extend([note] if note else [])
+    return compared
+
+
+def half_precision(pair: Pair, ids: torch.Tensor) -> HalfPrecision | None:
+    """What computing in the checkpoint's own 16-bit dtype does, on the first batch."""
+    half = pair.b.storage_dtype
+    if half.itemsize != 2 or half == pair.compute:
+        return None
+    if pair.layerwise:
+        pair.notes.append(f"effect of {dtype_name(half)} compute not measured layer by layer")
+        return None
+    logits = []
+    for folder, dtype in ((pair.a, pair.compute), (pair.a, half), (pair.b, half)):
+        model = pair.load(folder, dtype)
+        logits.append(model(**inputs.arguments(model, ids)).logits.double())
+    exact, half_a, half_b = logits
+    effect = HalfPrecision(
+        dtype=dtype_name(half),
+        max_difference=float((half_a - half_b).abs().max()),
+        noise_floor=float((exact - half_a).abs().max()),
+    )
+    if not (math.isfinite(effect.max_difference) and math.isfinite(effect.noise_floor)):
+        pair.notes.append(f"logits overflow in {dtype_name(half)} compute")
+        return None
+    return effect
+
+
+def _choices(pair: Pair) -> AbstractContextManager[Ties]:
+    """Ties between experts, decided in B as in A."""
+    return same_choices(
+        pair.model_a,
+        pair.model_b,
+        pair.b,
+        compute=pair.compute,
+        storage_rounding=pair.rounded,
+    )
+
+
+def _whole(
+    pair: Pair, folder: str, ids: torch.Tensor, count: int
+) -> tuple[torch.Tensor, RepeatedChoices]:
+    """Logits of the last positions without a cache, and the experts that were chosen."""
+    model = pair.model(folder)
+    choices = RepeatedChoices(model, pair.compute)
+    with choices.watched():
+        return tail_logits(model, ids, count), choices
