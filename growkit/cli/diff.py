@@ -60,7 +60,7 @@ def diff(
 def _lines(report: dict[str, Any]) -> list[Any]:
     from rich.table import Table
 
-    from growkit.diff.sentences import span
+    from growkit.diff.groups import span
 
     table = Table(title=_title(report), title_justify="left")
     table.add_column("layers")

@@ -7,12 +7,14 @@ here, so this module is imported where a file is at hand, not at the start of a 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from growkit.core.errors import CheckpointError, GrowkitError, shown
 from growkit.core.files import COPY_AGAIN
+from growkit.core.json_files import read_json_object
 
 
 class Record(BaseModel):
@@ -22,6 +24,15 @@ class Record(BaseModel):
 
 
 Checked = TypeVar("Checked", bound=BaseModel)
+
+
+def read_record(path: Path, model: type[Checked]) -> Checked:
+    """A JSON file as ``model``; NaN and Infinity are numbers in it, as Python writes them.
+
+    Raises:
+        CheckpointError: it is not there, not JSON, or holds something else.
+    """
+    return checked(model, read_json_object(path, non_finite=True), str(path))
 
 
 def checked(

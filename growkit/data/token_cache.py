@@ -25,12 +25,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from filelock import FileLock, Timeout
+from pydantic import Field
 
 from growkit.checkpoint.staging import sync_tree
+from growkit.core import records as core_records
 from growkit.core.errors import CheckpointError
 from growkit.core.progress import Progress, Reporter
 from growkit.core.writing import write_file
@@ -38,7 +40,6 @@ from growkit.data import hub_dataset
 from growkit.data.held_out import HEAD, Records
 from growkit.data.sources import Record, Source
 from growkit.data.tokenize_pool import TokenizerPool
-from growkit.training.run_files import ShardMeta, read_file
 
 FORMAT = 3  # 2: a byte order mark was text, and a text file one document however large
 FILES = ("tokens", "ends", "hashes", "bytes", "kinds")
@@ -48,6 +49,17 @@ PIECE = 1 << 20
 BATCH = 1 << 20
 # Below this the start of worker processes costs more than it saves.
 PARALLEL_FROM = 16 << 20
+
+
+class ShardMeta(core_records.Record):
+    """``meta.json`` of a shard of the token cache."""
+
+    format: int
+    dtype: Literal["<u2", "<u4"]
+    tokens: int = Field(ge=0)
+    records: int = Field(ge=0)
+    commit: str | None = None
+    content: str
 
 
 @dataclass(frozen=True)
@@ -126,7 +138,7 @@ def _folder(source: Source, fingerprint: str, cache: Path, tail: float) -> Path:
 def _whole(folder: Path) -> bool:
     """Whether a shard is there with all of its tokens; a damaged one is tokenized again."""
     try:
-        meta = read_file(folder / "meta.json", ShardMeta)
+        meta = core_records.read_record(folder / "meta.json", ShardMeta)
         sizes = {name: (folder / f"{name}.bin").stat().st_size for name in FILES}
     except (CheckpointError, OSError):
         return False
@@ -143,7 +155,7 @@ def _array(path: Path, dtype: Any) -> np.ndarray:
 
 def open_shard(folder: Path) -> Shard:
     """A shard that is in the cache."""
-    meta = read_file(folder / "meta.json", ShardMeta).model_dump()
+    meta = core_records.read_record(folder / "meta.json", ShardMeta).model_dump()
     return Shard(
         folder=folder,
         tokens=_array(folder / "tokens.bin", meta["dtype"]),

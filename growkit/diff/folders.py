@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from growkit.checkpoint import Checkpoint
 from growkit.core.errors import UsageError
 from growkit.diff.explain import dim_parts, explain
+from growkit.diff.groups import Group
 from growkit.diff.recorded_plan import recorded_plan
-from growkit.diff.sentences import group_text
 from growkit.record.plan_report import layer_sources
-from growkit.surgery.compare import Difference, compare_tensors
+from growkit.surgery.compare import compare_tensors
 from growkit.surgery.plan import Plan
 from growkit.surgery.tensor_plans import TensorPlan
 
@@ -24,77 +23,6 @@ Advance = Callable[[float], None]
 # No model has 10^9 layers, and Python refuses to read a number of 5,000 digits.
 LAYER = re.compile(r"(?<=\.)[0-9]{1,9}(?=\.)")
 EXPERT = re.compile(r"(?<=\.experts\.)[0-9]{1,9}(?=\.)")
-
-
-@dataclass
-class Group:
-    """The same tensor of several layers, which differ in the same way.
-
-    Attributes:
-        tensor: name, ``{layer}`` and ``{expert}`` where their numbers stand.
-        status: ``unchanged``, ``different``, ``shape``, ``only in A``, ``only in B``; or by a plan
-            ``copied``, ``grown``, ``rescaled``, ``zero``, ``closed``, ``lambda``, ``new``.
-        layers: layers of B (of A for ``only in A``); empty for a tensor outside the layers.
-        sources: layers of A that they are made of.
-        experts: experts of B whose tensors these are, where each has its own.
-        expert_sources: experts of A that they are made of.
-        expert_copies: the experts are further copies, not the old ones.
-        shared_among: copies of an expert that carry parts of one weight.
-        inserted: the layers are inserted blocks or further copies, not the old ones.
-        shapes: of A and of B, where there is one.
-        dims: ``rows`` and ``columns`` (``entries`` of a vector): ranges [start, end) of the
-            ``old``, ``copies`` and ``new`` parts, and whether copies share the weight.
-        factor: every entry was multiplied by this.
-        difference: figures over all layers.
-    """
-
-    tensor: str
-    status: str
-    layers: list[int] = field(default_factory=list)
-    sources: list[int] = field(default_factory=list)
-    inserted: bool = False
-    shapes: tuple[tuple[int, ...] | None, tuple[int, ...] | None] = (None, None)
-    dims: dict[str, dict[str, Any]] = field(default_factory=dict)
-    factor: float = 1.0
-    difference: Difference = field(default_factory=Difference)
-    experts: list[int] = field(default_factory=list)
-    expert_sources: list[int] = field(default_factory=list)
-    expert_copies: bool = False
-    shared_among: int = 1
-
-    @property
-    def key(self) -> str:
-        """Groups with equal keys are one."""
-        changed = self.difference.differing > 0
-        kind = (self.status, self.inserted, self.expert_copies, self.shared_among)
-        return repr((self.tensor, kind, self.shapes, self.dims, changed))
-
-    def add(self, other: Group) -> None:
-        """Take the tensors of another group in."""
-        _add_numbers(self.layers, self.sources, other.layers, other.sources)
-        _add_numbers(self.experts, self.expert_sources, other.experts, other.expert_sources)
-        self.difference.add(other.difference)
-
-    def to_dict(self) -> dict[str, Any]:
-        figures = self.difference
-        return {
-            "tensor": self.tensor,
-            "status": self.status,
-            "layers": self.layers,
-            "source_layers": self.sources,
-            "inserted": self.inserted,
-            "experts": self.experts,
-            "source_experts": self.expert_sources,
-            "shape_a": self.shapes[0],
-            "shape_b": self.shapes[1],
-            **self.dims,
-            "factor": self.factor,
-            "shares": {str(copies): parts for copies, parts in figures.mean_shares.items()},
-            "entries": figures.entries,
-            "differing": figures.differing,
-            "max_difference": figures.max_difference,
-            "text": group_text(self),
-        }
 
 
 def diff_checkpoints(
@@ -147,15 +75,6 @@ def diff_checkpoints(
         "notes": notes,
         "groups": [group.to_dict() for group in groups.values()],
     }
-
-
-def _add_numbers(
-    numbers: list[int], sources: list[int], more: list[int], more_sources: list[int]
-) -> None:
-    for number, source in zip(more, more_sources, strict=True):
-        if number not in numbers:
-            numbers.append(number)
-            sources.append(source)
 
 
 def _pattern(name: str) -> str:

@@ -1,1 +1,1 @@
-"""The model code in folders of our own model types, and what of transformers it relies on. No torch."""
+"""Model code that is written into folders, and what of transformers it relies on. No torch."""

@@ -41,8 +41,7 @@ from torch.distributed.checkpoint.metadata import (
 
 from growkit.core.errors import CheckpointError
 from growkit.core.files import read_bytes, require_regular
-from growkit.optimizer_state.sharded import METADATA
-from growkit.optimizer_state.source import RESET
+from growkit.optimizer_state.source import METADATA, RESET
 
 # 100 000 tensors in 100 pieces each take about 500 bytes a piece; larger ones are no optimizer's.
 _MAX_BYTES = 256_000_000

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from growkit.core.errors import CheckpointError, UsageError
 from growkit.optimizer_state.parameter_names import Named, model_parameters
-from growkit.optimizer_state.sharded import METADATA, read_sharded
-from growkit.optimizer_state.source import RESET, OptimizerState
+from growkit.optimizer_state.sharded import read_sharded
+from growkit.optimizer_state.source import METADATA, RESET, OptimizerState
 from growkit.optimizer_state.store import FOLDER, INDEX, read_store
 from growkit.optimizer_state.torch_files import read_torch_files
 from growkit.record.manifest import read_training_record

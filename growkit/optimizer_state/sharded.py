@@ -26,8 +26,6 @@ from growkit.optimizer_state.source import (
 )
 from growkit.optimizer_state.torch_files import as_array, dtype_name
 
-METADATA = ".metadata"
-
 
 def read_sharded(folder: Path) -> OptimizerState | None:
     """The optimizer state in a DCP folder; None when it holds none (model weights alone).

@@ -18,6 +18,7 @@ FIRST_MOMENTS = ("exp_avg", "momentum_buffer")
 SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
 MOMENTS = (*FIRST_MOMENTS, *SECOND_MOMENTS)
 COUNTER = "step"
+METADATA = ".metadata"  # index of a distributed checkpoint
 RESET = "Grow without it: --optimizer-state reset."
 
 

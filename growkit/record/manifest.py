@@ -36,7 +36,7 @@ def read_manifest(folder: Path, *, tolerant: bool = False) -> dict[str, Any] | N
     if not os.path.lexists(path):
         return None
     from growkit.core.records import checked
-    from growkit.surgery.manifest_record import ManifestRecord
+    from growkit.record.manifest_record import ManifestRecord
 
     try:
         content = read_json_object(path, non_finite=True, remedy=REMEDY)
@@ -141,7 +141,7 @@ def read_training_record(folder: Path) -> dict[str, Any] | None:
     if not os.path.lexists(path):
         return None
     from growkit.core.records import checked
-    from growkit.surgery.training_record import TrainingRecord
+    from growkit.record.training_record import TrainingRecord
 
     content = read_json_object(path, non_finite=True)
     checked(TrainingRecord, content, str(path))

@@ -7,28 +7,13 @@ sizes and costs are computed from are the kinds.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, overload
+from typing import overload
 
-if TYPE_CHECKING:
-    from growkit.surgery.tensor_plans import PlanBuilder, TensorPlan
-
-
-@dataclass(frozen=True)
-class TensorGroup:
-    """Written tensors that differ in nothing but their expert.
-
-    Attributes:
-        first: the first of them.
-        count: how many there are.
-    """
-
-    first: TensorPlan
-    count: int
+from growkit.surgery.tensor_plans import PlanBuilder, TensorPlan
 
 
-class PlannedTensors(Sequence["TensorPlan"]):
+class PlannedTensors(Sequence[TensorPlan]):
     """Every written tensor, in writing order.
 
     Attributes:

@@ -1,7 +1,7 @@
 """How the copies of a unit share its outgoing weight: ``split``, ``even`` or ``noise``.
 
 * ``split``: every weight w becomes a and w - a, both representable, so that a + b == w bit for bit
-  (see :mod:`growkit.surgery.exact_split`). The fraction is random per entry, so copies get different
+  (:mod:`growkit.surgery.exact_split`). The fraction is random per entry, so copies get different
   gradients from the first step on. More than two copies are peeled off one at a time.
 * ``even``: w / n each. Lossless when n is a power of two, else rounded. Copies get equal gradients
   and stay equal for ever.

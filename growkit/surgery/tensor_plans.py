@@ -19,7 +19,6 @@ from growkit.surgery.conversion import Computed, UnitMaps
 from growkit.surgery.dim_map import DimMap, map_dim
 from growkit.surgery.effect import LayerSource
 from growkit.surgery.lambdas import LambdaChange
-from growkit.surgery.planned_tensors import TensorGroup
 
 FLOATS = {"F64", "F32", "F16", "BF16"}
 
@@ -139,6 +138,19 @@ class TensorPlan:
                 source_start=max(origin, 0) * prod(old) * bytes_each,
                 output_start=piece * prod(shape[1:]) * bytes_each,
             )
+
+
+@dataclass(frozen=True)
+class TensorGroup:
+    """Written tensors that differ in nothing but their expert.
+
+    Attributes:
+        first: the first of them.
+        count: how many there are.
+    """
+
+    first: TensorPlan
+    count: int
 
 
 class PlanBuilder:

@@ -19,12 +19,13 @@ from transformers.trainer_pt_utils import safe_globals
 from growkit.checkpoint import open_checkpoint
 from growkit.core.errors import CheckpointError, GrowkitError
 from growkit.core.files import require_regular
-from growkit.training.checkpoints import random_states, step_of
 from growkit.training.run_files import (
     CheckpointManifest,
     RunningLoss,
     TrainerStateFile,
+    random_states,
     read_file,
+    step_of,
 )
 
 OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"

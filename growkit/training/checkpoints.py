@@ -16,18 +16,16 @@ without its optimizer file, with a fresh optimizer, and say nothing). Format 1 h
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 from growkit.checkpoint.staging import sync, sync_tree
 from growkit.core.errors import CheckpointError
 from growkit.training.checksums import checksums
 from growkit.training.leftovers import remove
-from growkit.training.run_files import CheckpointManifest, read_file
+from growkit.training.run_files import CheckpointManifest, random_states, read_file, step_of
 
 PARTIAL = ".partial"
 MANIFEST = "manifest.json"
-_NAME = re.compile(r"checkpoint-(\d{1,18})", re.ASCII)
 
 
 def _sizes(folder: Path) -> dict[str, int]:
@@ -43,13 +41,6 @@ def required_files(processes: int, strategy: str) -> list[str]:
     optimizer = "optimizer.pt" if strategy == "ddp" else "optimizer_0/.metadata"
     states = random_states(processes)
     return ["config.json", optimizer, "scheduler.pt", "trainer_state.json", *states]
-
-
-def random_states(processes: int) -> list[str]:
-    """Names of the files that hold each process's random numbers."""
-    if processes == 1:
-        return ["rng_state.pth"]
-    return [f"rng_state_{rank}.pth" for rank in range(processes)]
 
 
 def publish(
@@ -140,12 +131,6 @@ def _damaged_content(checkpoint: Path, manifest: CheckpointManifest) -> str | No
     except OSError as error:
         return f"it cannot be read: {error.strerror}"
     return unreadable(checkpoint, manifest)
-
-
-def step_of(checkpoint: Path) -> int:
-    """The step in a checkpoint's name, -1 for another name."""
-    match = _NAME.fullmatch(checkpoint.name)
-    return int(match[1]) if match else -1
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

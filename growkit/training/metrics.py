@@ -6,7 +6,7 @@ step, before clipping; a frozen slot's gradient counts as zero. Of a model with 
 router_aux_loss, without its coefficient and in no loss (growkit.training.router_loss).
 Keys of an evaluation line: step, tokens, eval_loss, perplexity, bits_per_byte; where the weights
 are a mean of checkpoints, averaged_checkpoints says of how many.
-Of a mixture also eval_loss/NAME of each source. A line with the key probe: growkit.training.growth.probes.
+Of a mixture also eval_loss/NAME of each source. A line with the key probe: growth/probes.py.
 Losses are in nats a token; a training loss is the mean over the steps since the line before.
 """
 

@@ -5,6 +5,7 @@ Whoever reads one gets checked values or one sentence that names the file.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -16,6 +17,22 @@ from growkit.core.json_files import read_json_object
 # More processes than any machine park has; a number beyond it is damage, and is never counted to.
 MOST_PROCESSES = 1 << 20
 Count = Field(ge=0, lt=1 << 63)
+
+
+_CHECKPOINT = re.compile(r"checkpoint-(\d{1,18})", re.ASCII)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step in a checkpoint's name, -1 for another name."""
+    match = _CHECKPOINT.fullmatch(checkpoint.name)
+    return int(match[1]) if match else -1
+
+
+def random_states(processes: int) -> list[str]:
+    """Names of the files that hold each process's random numbers."""
+    if processes == 1:
+        return ["rng_state.pth"]
+    return [f"rng_state_{rank}.pth" for rank in range(processes)]
 
 
 class RunFile(BaseModel):
@@ -111,17 +128,6 @@ class MetricsLine(RunFile):
             if isinstance(values, dict) and values.get(key, 0) is None:
                 raise ValueError(f"{key} is null")
         return values
-
-
-class ShardMeta(RunFile):
-    """``meta.json`` of a shard of the token cache."""
-
-    format: int
-    dtype: Literal["<u2", "<u4"]
-    tokens: int = Count
-    records: int = Count
-    commit: str | None = None
-    content: str
 
 
 Kind = TypeVar("Kind", bound=RunFile)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from growkit.surgery.conversion import Conversion
 from growkit.variants.diff_v1.convert import ToDiffV1
@@ -13,15 +12,13 @@ from growkit.variants.gda_gated.convert import ToGated
 from growkit.variants.gqa.convert import ToKvHeads
 from growkit.variants.plain.convert import Fold
 from growkit.variants.sas.convert import ToSas
+from growkit.variants.shared.choices import Choices
 from growkit.variants.shared_diff.convert import ToSharedDiff
 from growkit.variants.wgqa.convert import ToWgqa
 from growkit.variants.wgqa_t5.convert import with_t5
 
-if TYPE_CHECKING:
-    from growkit.variants.request import ConversionRequest
-
 # Value of --to -> how the conversion is made of the request. One line a conversion.
-CONVERSIONS: dict[str, Callable[[ConversionRequest], Conversion]] = {
+CONVERSIONS: dict[str, Callable[[Choices], Conversion]] = {
     "plain": lambda request: Fold(request.format),
     "mha": lambda request: ToKvHeads(None),
     "gqa": lambda request: ToKvHeads(request.needed("kv_heads"), request.merge),

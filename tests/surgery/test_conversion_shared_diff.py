@@ -47,7 +47,7 @@ def test_every_pair_of_ranks_keeps_the_function(
 def test_tensors_are_the_sources_beside_new_ones(
     source: tuple[Path, torch.Tensor], tmp_path: Path
 ) -> None:
-    """Against the layout in the docstring of growkit/variants/shared_diff/attention.py, head by head."""
+    """Against the layout in the docstring of variants/shared_diff/attention.py, head by head."""
     convert(source[0], tmp_path / "b", **KEYS)
     old, new = tiny.read_folder(source[0]), tiny.read_folder(tmp_path / "b")
     for name in ("q_proj.weight", "k_proj.weight", "q_proj.bias", "k_proj.bias"):

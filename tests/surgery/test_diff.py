@@ -15,7 +15,7 @@ from growkit.checkpoint import open_checkpoint
 from growkit.cli.main import main
 from growkit.core.errors import UsageError
 from growkit.diff.folders import diff_checkpoints
-from growkit.diff.sentences import span
+from growkit.diff.groups import span
 
 LLAMA = tiny.llama_config(4, 2, num_hidden_layers=3, attention_bias=True)
 TIED = tiny.llama_config(4, 2, tie_word_embeddings=True)

@@ -54,7 +54,7 @@ def continue_recipe(text: Path, grown: Path, **training: Any) -> Recipe:
 
 
 def new_mask(name: str, tensor: torch.Tensor, folder: Path) -> np.ndarray:
-    """New entries by the manifest, one entry at a time: the oracle of growkit.training.growth.slots."""
+    """New entries by the manifest, one entry at a time: the oracle of growth/slots.py."""
     manifest = read_manifest(folder)
     assert manifest is not None
     part = manifest["new_parameters"].get(name, {})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from growkit.surgery.effect import Operator
 from growkit.surgery.operators.depth import Depth
@@ -19,13 +19,35 @@ from growkit.surgery.operators.signal_heads import SignalHeads
 from growkit.surgery.operators.slices import Slices
 from growkit.surgery.operators.uniform_heads import UniformHeads
 from growkit.surgery.operators.untie import UntieEmbeddings
+from growkit.surgery.symmetry import Symmetry
 
-if TYPE_CHECKING:
-    from growkit.surgery.request import GrowthRequest
+
+class Choices(Protocol):
+    """What operators ask of a request beside their own amount (see GrowthRequest)."""
+
+    @property
+    def new_heads(self) -> str: ...
+    @property
+    def new_units(self) -> str: ...
+    @property
+    def hidden_method(self) -> str: ...
+    @property
+    def depth_method(self) -> str: ...
+    @property
+    def experts_per_token(self) -> int | None: ...
+    @property
+    def expert_reinit(self) -> float: ...
+    @property
+    def ffn(self) -> str | None: ...
+    @property
+    def hidden(self) -> str | None: ...
+    def placement(self) -> str | tuple[int, ...]: ...
+    def symmetry_choice(self) -> Symmetry: ...
+
 
 # Recipe key -> how the operator is made of the amount (None for a switch; the text of a key in
 # TEXTS) and the request's choices, in the order of application. One line an operator.
-OPERATORS: dict[str, Callable[[Any, GrowthRequest], Operator]] = {
+OPERATORS: dict[str, Callable[[Any, Choices], Operator]] = {
     "untie_embeddings": lambda amount, request: UntieEmbeddings(),
     "uniform_heads": lambda amount, request: UniformHeads(amount),
     "signal_heads": lambda amount, request: SignalHeads(amount, request.new_heads),

@@ -1,8 +1,8 @@
 """When a stage ends: at its step, at a plateau of the loss, or by hand; decided once.
 
 The decision is written to ``stop.json`` of the stage before anything depends on it
-(:mod:`growkit.training.growth.stage_end`), so a run that is killed afterwards ends the stage at the same
-step. Before that, the same losses lead to the same decision again.
+(:func:`read_stop`), so a run that is killed afterwards ends the stage at the same step. Before
+that, the same losses lead to the same decision again.
 """
 
 from __future__ import annotations

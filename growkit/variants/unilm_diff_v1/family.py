@@ -1,4 +1,4 @@
-"""DIFF V1 in the files of Microsoft's reference module (see growkit/variants/unilm_diff_v1/attention.py).
+"""DIFF V1 in the files of Microsoft's reference module (see attention.py).
 
 The release has a module and no config.json; the folder that holds such weights says so by
 ``"model_type": "growkit", "attention": "unilm_diff_v1"``. Tensors and sizes are those of

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -20,10 +20,8 @@ from growkit.surgery.conversion import Alias, Conversion, Converted, UnitMaps, c
 from growkit.surgery.effect import Exactness, ModelShape
 from growkit.variants.gqa.convert import ToKvHeads, merged
 from growkit.variants.plain.convert import merged_heads
+from growkit.variants.shared.choices import Choices
 from growkit.variants.wgqa.family import WEIGHTS
-
-if TYPE_CHECKING:
-    from growkit.variants.request import ConversionRequest
 
 FAMILIES = ("t5", "t5_gqa", "t5_wgqa")
 STATES = ("k", "v")
@@ -214,7 +212,7 @@ class T5Fold:
         )
 
 
-TARGETS: Mapping[str, Callable[[ConversionRequest], Conversion]] = {
+TARGETS: Mapping[str, Callable[[Choices], Conversion]] = {
     "mha": lambda request: T5ToKvHeads(None),
     "gqa": lambda request: T5ToKvHeads(request.needed("kv_heads"), request.merge),
     "mqa": lambda request: T5ToKvHeads(1, request.merge),
@@ -227,8 +225,8 @@ TARGETS: Mapping[str, Callable[[ConversionRequest], Conversion]] = {
 class ByFamily:
     """The conversion of a decoder-only model, or T5's."""
 
-    request: ConversionRequest
-    usual: Callable[[ConversionRequest], Conversion]
+    request: Choices
+    usual: Callable[[Choices], Conversion]
 
     def apply(self, shape: ModelShape) -> Converted:
         if shape.family.name not in FAMILIES:
@@ -241,15 +239,15 @@ class ByFamily:
         return TARGETS[self.request.to](self.request).apply(shape)
 
 
-Table = dict[str, "Callable[[ConversionRequest], Conversion]"]
+Table = dict[str, "Callable[[Choices], Conversion]"]
 
 
 def with_t5(usual: Table) -> Table:
     """The table of conversions, with T5's where the source is a T5."""
 
     def either(
-        make: Callable[[ConversionRequest], Conversion],
-    ) -> Callable[[ConversionRequest], Conversion]:
+        make: Callable[[Choices], Conversion],
+    ) -> Callable[[Choices], Conversion]:
         return lambda request: ByFamily(request, make)
 
     return {to: either(make) for to, make in usual.items()}
