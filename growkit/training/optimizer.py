@@ -10,7 +10,7 @@ keeps the one that is meant for it; the moments, which no rate enters, advance o
 therefore bit for bit what ``torch.optim.AdamW`` or ``torch.optim.Muon`` would have made of it at
 its rate, decay included, and a frozen slot (rate 0) keeps its bytes under any optimizer and dtype.
 Muon orthogonalises the momentum of the whole matrix, which has no old part where the old slots are
-frozen (their gradient is zero: growth/trainer_hooks.py), and each slot takes its entries of the result.
+frozen (their gradient is zero: growth/trainer_hooks.py); each slot takes its entries of the result.
 
 Parameter names are kept in ``param_groups[i]["param_names"]`` and are saved with the state.
 """

@@ -35,7 +35,7 @@ every weight off by a random part of its rounding; never B. The tolerance is the
     8 * (A's own rounding) + 4 * (what rounded weights do to A)
 
 in logits (amplification.py). An ordinary model's own rounding is a small part of the rule,
- which therefore stays as it is: on 54 growths drawn from the whole matrix of families and
+which therefore stays as it is: on 54 growths drawn from the whole matrix of families and
 operators A's own rounding was 0.03 to 0.14 of the rule and B's difference at most 0.15, so two
 models could have been allowed 2 % and 11 % more than the rule; what rounded weights did to A was
 0.03 to 0.46 of it. The same rule, without the storage term, holds logits with a KV cache to those
