@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from growkit.checkpoint.links import inside
-from growkit.core.files import open_regular, read_bytes
 from growkit.core.errors import CheckpointError
-from growkit.core.files import read_text
+from growkit.core.files import open_regular, read_bytes
 from growkit.core.json_files import read_json
 from growkit.core.os_errors import about
 from growkit.core.writing import write_blocks
