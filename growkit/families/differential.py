@@ -38,7 +38,7 @@ def check_head_counts(signal: int, noise: int, kv: int, field: str = "num_noise_
     """Raise UsageError unless the groups divide as GDA needs.
 
     Needs: one of the signal and noise counts divides the other, and kv heads divide both
-    (attention.md section 3, asserted by the Motif code).
+    (docs/algebra.md section 2, asserted by the Motif code).
     """
     if signal < 1 or noise < 1:
         raise UsageError(

@@ -17,7 +17,7 @@ class GrowkitConfig(DecoderConfig):
     r"""A decoder whose attention is chosen by one field.
 
     Formulas, tensor layouts, parameter and KV-cache counts of each variant are in the docstring of
-    its file in ``growkit/attention/``. A field that the chosen variant does not have is refused.
+    its folder in ``growkit/variants/``. A field that the chosen variant does not have is refused.
 
     Args:
         attention: "gqa" (MHA, MQA and GQA by ``num_key_value_heads``), "diff_v1", "diff_v2",

@@ -8,7 +8,7 @@ of the old unit, c(j, x) is the sum of the shares of those copies of x that use 
 copies of the unit that each of them uses. Were all x alike, the gradient would be c times the old
 one; otherwise only the sum over the copies is known, and E[c], E[c^2] over x are estimates.
 
-Source: growth.md section 10 (rule, checked to 1e-15); the general form of c is ours.
+Source: docs/algebra.md section 10 (rule, checked to 1e-15); the general form of c is ours.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ Muon's and SGD's ``momentum_buffer``) are linear in the gradient, second moments
 quadratic. New units begin with zero moments and the old step counter, as in MSG (arXiv 2305.02869);
 tensors without a source and inserted layers begin without any state.
 
-Source: growth.md section 10 (checked there to 1e-15); staged training (arXiv 2203.06211) does the
-same for its two operators.
+docs/algebra.md section 10 has the rule; staged training (arXiv 2203.06211) does the same for its
+two operators.
 """
 
 from __future__ import annotations

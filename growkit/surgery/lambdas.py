@@ -5,7 +5,7 @@
     D > 0:  a' = ln(e^a + D);   lq1 += (a' - a) lk1 / |lk1|^2      (minimum-norm change)
     D < 0:  b' = ln(e^b - D);   lq2 += (b' - b) lk2 / |lk2|^2
 
-Source: growth.md section 8. Exact up to the rounding of the vectors (kept in float32).
+Source: docs/algebra.md section 7. Exact up to the rounding of the vectors (kept in float32).
 """
 
 from __future__ import annotations

@@ -44,6 +44,17 @@ MAY_CHANGE = {
 }
 DATA = "data.json"
 LOCK = ".lock"
+# What a run writes into its folder. --overwrite removes these, and leaves whatever else is there.
+WRITTEN = {
+    "checkpoints",
+    "data",
+    DATA,
+    "loss.png",
+    "metrics.jsonl",
+    "stages",
+    "tensorboard",
+    "tokenizer",
+}
 BEGIN_ANEW = "Begin anew with --overwrite, or put the file back."
 
 
@@ -116,7 +127,7 @@ def _prepare(
     if stored.is_file() and overwrite:
         # The recipe last: a kill on the way leaves a folder that is known as a run.
         for path in [*folder.iterdir()]:
-            if path.name not in (LOCK, stored.name):
+            if path.name in WRITTEN or path.name.endswith(".partial"):
                 remove(path)
         remove(out / DONE)
     elif stored.is_file() and not _has_begun(folder):

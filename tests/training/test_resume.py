@@ -319,6 +319,7 @@ def test_overwrite_begins_anew_and_keeps_the_old_model_until_the_end(
 
     out = tmp_path / "run"
     shutil.copytree(finished, out)
+    (out / "training" / "notes.txt").write_text("written by hand")
     old = weights(out)
     other = make(text_file, seed=6)
 
@@ -334,3 +335,4 @@ def test_overwrite_begins_anew_and_keeps_the_old_model_until_the_end(
     assert result.resumed_from is not None and weights(out) != old
     assert train(recipe, out, overwrite=True).resumed_from is None
     assert weights(out) == old
+    assert (out / "training" / "notes.txt").is_file()

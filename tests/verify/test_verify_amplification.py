@@ -9,6 +9,7 @@ import pytest
 import tiny_checkpoints as tiny
 import torch
 import verify_models as models
+
 from growkit.verification import VerificationReport, verify_checkpoints
 
 VECTORS = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
@@ -47,7 +48,9 @@ def test_amplified_rounding_passes_and_a_fault_does_not(
     right = compare(a, b)
     assert right.passed is True, right.cause
     # The same at a fortieth of the rule, which this model's rounding exceeds.
-    rule = sys.modules["growkit.verification.tolerance"]  # the package holds a function of this name
+    rule = sys.modules[
+        "growkit.verification.tolerance"
+    ]  # the package has a function of that name
     for name in ("COMPUTE_FACTOR", "STORAGE_FACTOR"):
         monkeypatch.setattr(rule, name, getattr(rule, name) / 40)
     widened = compare(a, b)

@@ -10,7 +10,7 @@
   second dropped.
 
 Where lambda_init depends on the layer index (DiffLlama, Motif) the plan moves lambda and
-(1 - lambda_init) so that both keep their values (growth.md section 8).
+(1 - lambda_init) so that both keep their values (docs/algebra.md section 7).
 """
 
 from __future__ import annotations

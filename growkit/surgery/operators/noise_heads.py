@@ -6,7 +6,7 @@ Down to ratio 1:1 each group is cut into smaller groups with a copy of the noise
 
 Below 1:1 a signal head subtracts the sum of m copies, so lambda is divided by m (exact up to the
 rounding of the lambda vectors): ``e^a' - e^b' + lambda_init = lambda / m`` is solved for one of the
-two exponents, and lambda_init stays (growth.md section 8 with D = lambda / m - lambda).
+two exponents, and lambda_init stays (docs/algebra.md section 7, with D = lambda / m - lambda).
 
 The m copies have equal rows and one lambda, so they get equal gradients and stay equal: no split of
 their rows keeps a sum of softmaxes. ``--symmetry noise`` parts them, and changes the function.

@@ -1,7 +1,7 @@
 """What the families of model type ``growkit`` share: one family an attention variant.
 
 Source: our own ``growkit/modeling/configuration_growkit.py``; the layout of each variant stands in
-its file in ``growkit/attention/``.
+the attention.py of its folder.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ random D and zero U, so both maps are the source's and (1 - lambda) A V is left;
 
 The maps are linear in V, so nothing but lambda has to be undone; a norm would. U and the new
 columns of W_O get a gradient at the first step, D and the new values at the second. Source: arXiv
-2501.17900 (abstract); our reading of it stands in growkit/attention.
+2501.17900 (abstract); our reading of it stands in attention.py.
 """
 
 from __future__ import annotations

@@ -1,1 +1,0 @@
-"""Attention variants: one file each, the readable definition (the oracle) beside the fast path."""
