@@ -1,7 +1,7 @@
 """Ordinary attention -> Grouped Differential Attention in its plain form.
 
 Every query head becomes a signal head; each group of ``ratio`` signal heads gets a new noise head
-on the same keys and values; no sub-layer norm. Two exact starts (docs/algebra.md section 11: without
+on the same keys and values; no sub-layer norm. Two exact starts (docs/algebra.md 11: without
 the norm the difference is linear in its maps, DIFF Transformer arXiv 2410.05258, section 2):
 
 * ``lambda 0``: A_s V - 0 A_n V. Noise queries are random. lambda = exp(lq1.lk1) - exp(lq2.lk2) +
