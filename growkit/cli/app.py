@@ -48,7 +48,7 @@ def build_app() -> typer.Typer:
     @app.callback()
     def root(
         version: bool = typer.Option(
-            False, "--version", callback=_version, is_eager=True, help="Show the version."
+            False, "--version", "-V", callback=_version, is_eager=True, help="Show the version."
         ),
     ) -> None:
         pass

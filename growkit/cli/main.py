@@ -58,6 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
         with terminated_in_order():
             given = sys.argv[1:] if arguments is None else arguments
             given = ["--overwrite-all" if word == "--overwrite=all" else word for word in given]
+            if given[:1] == ["help"]:  # growkit help COMMAND
+                given = [*given[1:], "--help"]
             build_app()(args=given, standalone_mode=True)
     except (SystemExit, KeyboardInterrupt) as stop:
         # typer turns Ctrl-C within a command into SystemExit(130)

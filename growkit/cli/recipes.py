@@ -28,7 +28,7 @@ def recipes(
     """
     output = open_output(json_mode, quiet, verbose)
     from growkit.core.terminal_text import printable
-    from growkit.recipe.shipped import find_recipe, shipped_recipes
+    from growkit.recipe.shipped import KINDS, find_recipe, shipped_recipes
 
     if name is not None:
         file = find_recipe(Path(name))
@@ -39,17 +39,21 @@ def recipes(
         output.result(next(r.to_dict() for r in shipped_recipes() if r.path == file))
         return
     from rich.table import Table
-    from rich.text import Text
 
     found = shipped_recipes()
-    table = Table(title="recipes", title_justify="left", show_lines=True)
-    table.add_column("name", no_wrap=True)
-    table.add_column("what, and what for", overflow="fold")
-    table.add_column("source", overflow="fold")
-    for recipe in found:
-        said = f"{recipe.description}\n{recipe.purpose}".strip()
-        called = Text.assemble(f"{recipe.name}\n", (recipe.kind, "dim"))
-        table.add_row(called, said, recipe.source)
-    output.show(table)
-    output.note("growkit recipes NAME prints one; --recipe takes a name or a file")
+    longest = max(len(recipe.name) for recipe in found)
+    for kind in KINDS:
+        table = Table(
+            title=f"{kind}: growkit {kind} {'CKPT --recipe NAME' if kind == 'grow' else 'NAME'}",
+            title_justify="left",
+            box=None,
+            show_header=False,
+        )
+        table.add_column("name", no_wrap=True, min_width=longest)
+        table.add_column("what", no_wrap=True, overflow="ellipsis")
+        for recipe in found:
+            if recipe.kind == kind:
+                table.add_row(recipe.name, recipe.description.split(". ")[0].rstrip("."))
+        output.show(table)
+    output.note("growkit recipes NAME prints one, with its source; a file does as well as a name")
     output.result([recipe.to_dict() for recipe in found])

@@ -48,9 +48,7 @@ def test_amplified_rounding_passes_and_a_fault_does_not(
     right = compare(a, b)
     assert right.passed is True, right.cause
     # The same at a fortieth of the rule, which this model's rounding exceeds.
-    rule = sys.modules[
-        "growkit.verification.tolerance"
-    ]  # the package has a function of that name
+    rule = sys.modules["growkit.verification.tolerance"]  # the package has a function of that name
     for name in ("COMPUTE_FACTOR", "STORAGE_FACTOR"):
         monkeypatch.setattr(rule, name, getattr(rule, name) / 40)
     widened = compare(a, b)
