@@ -24,8 +24,8 @@ from growkit.checkpoint.side_files import side_file_names
 from growkit.checkpoint.unchanged import Unchanged
 from growkit.checkpoint.vocabulary import tokens_of
 from growkit.checkpoint.written_names import Overwrite
-from growkit.core.paths import output_path
 from growkit.core.errors import UsageError
+from growkit.core.paths import output_path
 from growkit.core.progress import Progress, SilentProgress
 from growkit.core.writing import write_file
 from growkit.finished import finished_output
