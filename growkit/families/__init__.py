@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, MutableMapping
 from functools import cached_property
 from importlib import import_module
 
@@ -58,7 +58,7 @@ _OF_VARIANTS = {
 }
 
 
-class _Families(Mapping[str, Family]):
+class _Families(MutableMapping[str, Family]):
     """Name -> family, complete from the first look on."""
 
     @cached_property
@@ -72,6 +72,12 @@ class _Families(Mapping[str, Family]):
     def __getitem__(self, name: str) -> Family:
         return self._by_name[name]
 
+    def __setitem__(self, name: str, family: Family) -> None:
+        self._by_name[name] = family
+
+    def __delitem__(self, name: str) -> None:
+        del self._by_name[name]
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._by_name)
 
@@ -79,7 +85,7 @@ class _Families(Mapping[str, Family]):
         return len(self._by_name)
 
 
-FAMILIES: Mapping[str, Family] = _Families()
+FAMILIES: MutableMapping[str, Family] = _Families()
 
 
 def family_of(config: Config, names: Collection[str] = ()) -> Family:

@@ -85,7 +85,8 @@ def _plain_list(value: Any) -> bool:
     return (
         isinstance(value, list)
         and len(value) <= MAX_LAYERS
-        and all(isinstance(entry, str) or _number(entry) or entry is None for entry in value)
+        # a number that is not finite has its own message where the list is read
+        and all(entry is None or isinstance(entry, str | int | float) for entry in value)
     )
 
 

@@ -27,7 +27,8 @@ from growkit.training.averaging import average_into, last_whole
 from growkit.training.document_check import DocumentCheck
 from growkit.training.evaluate import evaluate
 from growkit.training.growth.trainer_hooks import GrowthTraining
-from growkit.training.metrics import LiveFigures, append_metrics
+from growkit.training.live import LiveFigures
+from growkit.training.metrics import append_metrics
 from growkit.training.parallel.launch import shares
 from growkit.training.parallel.process_trainer import ProcessTrainer
 from growkit.training.parallel.processes import Processes, on_cpu

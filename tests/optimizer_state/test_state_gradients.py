@@ -15,8 +15,9 @@ from state_runs import GDA, LLAMA, Run, gradients, grow, load, run, stored
 
 from growkit.checkpoint import open_checkpoint
 from growkit.surgery.axis_map import NEW
-from growkit.surgery.plan import TensorPlan, build_plan
+from growkit.surgery.plan import build_plan
 from growkit.surgery.request import GrowthRequest
+from growkit.surgery.tensor_plans import TensorPlan
 
 TIED = tiny.llama_config(4, 2, tie_word_embeddings=True)
 STEP = 50

@@ -186,7 +186,7 @@ def test_killed_tokenizing_starts_over_cleanly(
     program = (
         "if __name__ == '__main__':\n"
         "    import sys; from pathlib import Path; from growkit.training import Silent\n"
-        "    from growkit.training import token_cache\n"
+        "    from growkit.data import token_cache\n"
         "    from growkit.data.packing import pack\n"
         "    from growkit.data.sources import Corpus, Source\n"
         "    from growkit.data.tokenizer import load_tokenizer\n"
