@@ -211,9 +211,8 @@ def test_processes_that_cannot_meet_are_refused(
 
 def test_metrics_survive_a_cut_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text(
-        '{"step": 1, "tokens": 8, "loss": 2.0}\n{"step": 2, "tokens": 16, "loss": 1.5}\n{"step": 3, "lo'
-    )
+    first = '{"step": 1, "tokens": 8, "loss": 2.0}\n'
+    path.write_text(first + '{"step": 2, "tokens": 16, "loss": 1.5}\n{"step": 3, "lo')
     assert [row["step"] for row in read_metrics(path)] == [1, 2]
     truncate_metrics(path, 1)
     assert path.read_text() == first
