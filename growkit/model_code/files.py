@@ -68,19 +68,22 @@ def imported_file(path: Path, found: re.Match[str]) -> Path:
     return path.parents[len(dots) - 1].joinpath(*module.split(".")).with_suffix(".py")
 
 
-def flattened(path: Path) -> str:
-    """Text of a source file with every relative import made an import of a sibling file."""
+def flattened(source: str, path: Path) -> str:
+    """Text of the source file ``path`` with every relative import made one of a sibling file."""
 
     def sibling(found: re.Match[str]) -> str:
         return f"{found[1]}.{exported_name(imported_file(path, found))}"
 
-    return _RELATIVE_IMPORT.sub(sibling, path.read_text("utf-8"))
+    return _RELATIVE_IMPORT.sub(sibling, source)
 
 
 def code_files(model_type: str) -> dict[str, str]:
     """File name -> text of every file of a self-contained folder."""
     paths = sources(model_type)
-    files = {f"{exported_name(path)}.py": HEADER + flattened(path) for path in paths}
+    files = {
+        f"{exported_name(path)}.py": HEADER + flattened(path.read_text("utf-8"), path)
+        for path in paths
+    }
     assert len(files) == len(paths), "two files of one name"
     for name, text in files.items():
         assert not _GROWKIT_IMPORT.search(text), f"{name} must not import growkit"

@@ -117,7 +117,7 @@ def test_attention_maps_are_returned_in_stripe_order(noise_keys):
 def test_a_paged_cache_is_refused_where_it_would_be_written_twice():
     layer = attention_layer(gda_config(noise_keys="own"))
     with pytest.raises(ValueError, match="noise_keys = 'shared'"):
-        layer(*inputs(), cache=object())
+        layer(*inputs(), cache=object(), block_table=object())
 
 
 # What would be wrong without being noticed on load: each of these must be seen.

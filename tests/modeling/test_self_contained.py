@@ -14,7 +14,14 @@ from transformers import AutoModelForCausalLM
 from variant_cases import CASES, model_of
 from without_growkit import run_without_growkit
 
-from growkit.model_code.files import MODEL_TYPES, auto_map, code_files, export_code, flattened
+from growkit.model_code.files import (
+    MODEL_TYPES,
+    ROOT,
+    auto_map,
+    code_files,
+    export_code,
+    flattened,
+)
 from growkit.modeling import GdaForCausalLM
 
 TOKENS = [[5, 9, 3, 8], [1, 2, 3, 4]]
@@ -131,8 +138,9 @@ def test_files_import_only_each_other_and_public_libraries(model_type):
 
 
 def test_flattening_rewrites_imports_and_nothing_else():
-    source = "from ..attention.gda import X\nfrom .a import (\n    Y,\n)\nfrom os import path\n"
-    assert flattened(source) == source.replace("..attention.gda", ".gda")
+    source = "from ..gda.attention import X\nfrom .a import (\n    Y,\n)\nfrom os import path\n"
+    path = ROOT / "variants" / "shared" / "one_call.py"
+    assert flattened(source, path) == source.replace("..gda.attention", ".gda")
 
 
 def test_saving_straight_to_the_hub_is_refused_with_the_way_that_works(tmp_path):
