@@ -180,7 +180,10 @@ def test_published_layer_orders(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert solar == [*range(24), *range(8, 32)]
 
 
-def test_the_list_and_one_file(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_and_one_file(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     assert main(["recipes"]) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in METHODS)
