@@ -133,13 +133,16 @@ def sweep(
         out.parent.mkdir()
         code, made = in_child(make(out), out.parent, point, log)
         kills += code == -signal.SIGKILL
-        where = f"{point}: {made[-1]}"
+        where = f"{point} of {len(changes)}: {made[-1]}"
         code, _ = in_child(make(out), out.parent, None, log)
-        if code != 0:
-            failures.append(f"{where}: exit {code}: {log.read_text()[-300:]}")
-            continue
         found = content(out.parent)
-        if found != expected:
+        problem = ""
+        if code != 0:
+            problem = f"exit {code}: {log.read_text()[-300:]}"
+        elif found != expected:
             names = [n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n)]
-            failures.append(f"{where}: differs in {sorted(names)[:6]}")
+            problem = f"differs in {sorted(names)[:6]}"
+        if problem:
+            failures.append(f"{where}: {problem}")
+        print(f"{where}: {problem or 'same'}", flush=True)  # a long sweep: seen with pytest -s
     return kills, failures
