@@ -25,6 +25,7 @@ from torch import Tensor
 from growkit.core.progress import Progress, SilentProgress
 from growkit.evaluation.model import LoadedModel
 from growkit.evaluation.needles import Haystack, Haystacks
+from growkit.verification.inputs import cache_keyword
 
 NORMAL_975 = 1.959963984540054
 
@@ -127,12 +128,13 @@ def continuation_scores(
     """
     model: Any = loaded.model
     seen = model.base_model(input_ids=_row(context, loaded), use_cache=True)
-    past: Any = getattr(seen, "past_key_values", None)
+    keyword = cache_keyword(model)
+    past: Any = getattr(seen, keyword, None)
     kept: dict[str, Any] = {}
     before: Sequence[int] = context
     if hasattr(past, "batch_repeat_interleave"):
         past.batch_repeat_interleave(len(rows))
-        kept, before = {"past_key_values": past, "use_cache": True}, ()
+        kept, before = {keyword: past, "use_cache": True}, ()
     tokens = [[*before, *question, *answer] for question, answer in rows]
     longest = max(len(row) for row in tokens)
     # Padding on the right is never seen by what stands before it.

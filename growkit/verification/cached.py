@@ -82,7 +82,7 @@ def _cached(model: Any, ids: torch.Tensor, kind: str) -> tuple[torch.Tensor, For
     given = inputs.arguments(model, ids) | {"use_cache": True}
     text = inputs.predicted_ids(model, ids)
     if not inputs.is_encoder_decoder(model):
-        given["past_key_values"] = _cache(model.config, kind, text.shape[1])
+        given[inputs.cache_keyword(model)] = _cache(model.config, kind, text.shape[1])
         name = "input_ids"
     else:
         from transformers import EncoderDecoderCache
@@ -90,7 +90,7 @@ def _cached(model: Any, ids: torch.Tensor, kind: str) -> tuple[torch.Tensor, For
         source = given.pop("input_ids")
         # The decoder's own config: it may have another number of layers than the encoder.
         config = model.get_decoder().config
-        given["past_key_values"] = EncoderDecoderCache(
+        given[inputs.cache_keyword(model)] = EncoderDecoderCache(
             _cache(config, kind, text.shape[1]), _cache(config, kind, source.shape[1])
         )
         given["encoder_outputs"] = model.get_encoder()(input_ids=source)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from growkit.core.errors import VerificationFailed
-from growkit.verification.inputs import is_encoder_decoder, start_token
+from growkit.verification.inputs import cache_keyword, is_encoder_decoder, start_token
 from growkit.verification.report import Generation
 from growkit.verification.routing import RepeatedChoices
 
@@ -100,7 +100,8 @@ def _greedy(model: Any, prompt: torch.Tensor, tokens: int) -> tuple[torch.Tensor
     if is_encoder_decoder(model):
         settings.decoder_start_token_id = start_token(model)
         # generate() would make T5's cache for as many layers as the encoder has.
-        cache = {"past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache())}
+        own = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        cache = {cache_keyword(model): own}
     saved, model.generation_config = model.generation_config, settings
     try:
         result = model.generate(

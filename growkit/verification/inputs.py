@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -13,6 +14,15 @@ ENCODER_DECODER = ("encoder", "decoder")
 def is_encoder_decoder(model: Any) -> bool:
     """The model reads a source text and writes a target text."""
     return bool(getattr(model.config, "is_encoder_decoder", False))
+
+
+def cache_keyword(model: Any) -> str:
+    """Under which name the model takes and returns its cache.
+
+    ``cache`` from transformers 5.24 on; ``past_key_values`` before, and in model code of that time.
+    """
+    parameters = inspect.signature(type(model).forward).parameters
+    return "cache" if "cache" in parameters else "past_key_values"
 
 
 def depth(model: Any) -> int:

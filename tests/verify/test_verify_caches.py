@@ -87,7 +87,8 @@ def test_positions_that_are_off_by_one_fail(folder: Path, monkeypatch: pytest.Mo
     forward = modeling_mistral.MistralModel.forward
 
     def shifted(self: Any, *args: Any, **kwargs: Any) -> Any:
-        cache, ids = kwargs.get("past_key_values"), kwargs.get("input_ids")
+        cache = kwargs.get("cache", kwargs.get("past_key_values"))
+        ids = kwargs.get("input_ids")
         if cache is not None and length(cache) and ids is not None:
             start = later(cache)
             kwargs["position_ids"] = torch.arange(start, start + ids.shape[1])[None]
