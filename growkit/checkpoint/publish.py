@@ -120,7 +120,8 @@ def _make_parents(parent: Path) -> list[Path]:
     nearest = next(folder for folder in (parent, *parent.parents) if folder not in missing)
     if not nearest.is_dir():
         raise UsageError(
-            f"The output cannot lie in {str(nearest)!r}, which is a file.", "Choose another folder."
+            f"The output cannot be written into {str(nearest)!r}, which is a file.",
+            "Choose another folder.",
         )
     try:
         parent.mkdir(parents=True, exist_ok=True)

@@ -227,10 +227,6 @@ def _is_made(folder: Path) -> bool:
     return not node["has_children"] or can_go_on(folder / MODEL)
 
 
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
-
-
 def machine() -> dict[str, Any]:
     """Processor, cores and versions; the accelerator and torch where torch is imported."""
     found: dict[str, Any] = {
@@ -256,3 +252,7 @@ def _processor() -> str:
         lines = []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(named, "") or platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

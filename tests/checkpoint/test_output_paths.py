@@ -47,7 +47,7 @@ def test_a_path_that_no_system_has(tmp_path: Path, kind: str) -> None:
 
 def test_a_path_through_a_file_names_it(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UsageError, match=r"cannot lie in '.*/file', which is a file"):
+    with pytest.raises(UsageError, match=r"cannot be written into '.*/file', which is a file"):
         publish(tmp_path / "file" / "deeper" / "out")
     assert (tmp_path / "file").read_text() == "x"
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_checkpoints as tiny
-from growkit.surgery.diff import diff_checkpoints
 from safetensors.numpy import load_file, save_file
 
 from growkit.checkpoint import open_checkpoint
+from growkit.diff.folders import diff_checkpoints
 
 
 @pytest.fixture
