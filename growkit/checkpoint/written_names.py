@@ -44,6 +44,20 @@ _KNOWN = (
     "train_results.json", "eval_results.json", "optimizer.pt", "optimizer*.bin", "scheduler.pt",
     "scheduler.bin", "rng_state*.pth", "metrics.jsonl", "loss.png", "loss.svg",
 )  # fmt: skip
+# What a training writes into the folder of its run, beside recipe and lock.
+RUN_FILES = {
+    "checkpoints",
+    "data",
+    "data.json",
+    "grow-now",
+    "grow-now.taken",
+    "loss.png",
+    "metrics.jsonl",
+    "stages",
+    "stop.json",
+    "tensorboard",
+    "tokenizer",
+}
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
 _SHOWN = 5
 
@@ -70,7 +84,8 @@ def _foreign_inside(folder: Path) -> list[str]:
     elif name == "optimizer_0":
         allowed = (".metadata", "*.distcp")
     elif name == "training" and (folder / "recipe.yaml").is_file():
-        return []  # a whole run, all of it written by growkit train
+        known = (*RUN_FILES, "recipe.yaml", ".lock", "*.partial")
+        return [f"{name}/{n}" for n in sorted(os.listdir(folder)) if not _matches(n, known)]
     elif _CHECKPOINT.fullmatch(name) and (folder / "trainer_state.json").is_file():
         return [f"{name}/{inner}" for inner in foreign_files(folder)]
     else:

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from growkit.checkpoint.written_names import RUN_FILES
 from growkit.core.errors import CheckpointError, GrowkitError, UsageError
 from growkit.core.files import open_lock
 from growkit.core.progress import Reporter
@@ -44,17 +45,6 @@ MAY_CHANGE = {
 }
 DATA = "data.json"
 LOCK = ".lock"
-# What a run writes into its folder. --overwrite removes these, and leaves whatever else is there.
-WRITTEN = {
-    "checkpoints",
-    "data",
-    DATA,
-    "loss.png",
-    "metrics.jsonl",
-    "stages",
-    "tensorboard",
-    "tokenizer",
-}
 BEGIN_ANEW = "Begin anew with --overwrite, or put the file back."
 
 
@@ -125,9 +115,10 @@ def _prepare(
 ) -> None:
     stored = folder / "recipe.yaml"
     if stored.is_file() and overwrite:
-        # The recipe last: a kill on the way leaves a folder that is known as a run.
+        # The recipe last: a kill on the way leaves a folder that is known as a run. What a run does
+        # not write stays.
         for path in [*folder.iterdir()]:
-            if path.name in WRITTEN or path.name.endswith(".partial"):
+            if path.name in RUN_FILES or path.name.endswith(".partial"):
                 remove(path)
         remove(out / DONE)
     elif stored.is_file() and not _has_begun(folder):

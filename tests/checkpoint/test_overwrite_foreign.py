@@ -85,7 +85,9 @@ def test_what_transformers_and_trainings_write_is_known(tmp_path: Path) -> None:
     assert foreign_files(tmp_path) == []
     (tmp_path / "checkpoint-20" / "mine.csv").write_text("1")
     (tmp_path / "model-notes.txt").write_text("1")
-    assert foreign_files(tmp_path) == ["checkpoint-20/mine.csv", "model-notes.txt"]
+    (tmp_path / "training" / "thesis.tex").write_text("1")
+    expected = ["checkpoint-20/mine.csv", "model-notes.txt", "training/thesis.tex"]
+    assert foreign_files(tmp_path) == expected
 
 
 def test_a_manifest_that_cannot_be_read_lists_nothing(tmp_path: Path) -> None:
