@@ -154,7 +154,9 @@ def test_what_is_too_long_to_compute_is_compared_field_by_field(
     change_config(b, **{change: other[change]})
     wrong = compare(a, b)
     assert wrong.passed is False
-    assert change in wrong.cause
+    # transformers 5.16 derives rotary parameters from the types, and they are named first.
+    named = {change, "rope_parameters"} if change == "layer_types" else {change}
+    assert any(name in wrong.cause for name in named)
     # Without the plan A's own fields are the measure, where depths allow.
     (b / "growkit.json").unlink()
     if change != "layer_types":
