@@ -98,7 +98,9 @@ def convert(
     """Write a checkpoint in another attention variant.
 
     Args:
-        source, out, writing: as in :func:`grow`.
+        source: as in :func:`grow`.
+        out: as in :func:`grow`.
+        writing: as in :func:`grow`.
         to: the attention to write, as ``growkit convert --to``.
         choices: fields of :class:`growkit.variants.request.ConversionRequest`.
 

@@ -20,8 +20,14 @@ Share = Annotated[float, Field(ge=0)]
 class DatasetSection(Section):
     """A dataset of the Hub, or a local folder, read through Hugging Face ``datasets``.
 
-    ``max_tokens`` is how much of it is tokenized into the cache, in the order of the dataset; a
-    stream has no end that is known beforehand, so there it has to be said.
+    Attributes:
+        path: Hub id, folder, or what ``save_to_disk`` wrote.
+        name: configuration of the dataset, where it has several.
+        split: which split is read.
+        revision: branch, tag or commit of a Hub dataset.
+        streaming: read it without downloading it as a whole.
+        max_tokens: how much of it is tokenized into the cache, in the order of the dataset. A
+            stream has no end that is known beforehand, so there it has to be said.
     """
 
     path: str
@@ -39,7 +45,12 @@ class DatasetSection(Section):
 
 
 class WeightSection(Section):
-    """A weight that changes linearly from the first to the last step; a number stays as it is."""
+    """A weight that changes linearly from the first to the last step; a number stays as it is.
+
+    Attributes:
+        from: at the first step.
+        to: at the last step.
+    """
 
     from_: Annotated[Share, Field(alias="from")]
     to: Share
@@ -51,7 +62,15 @@ class WeightSection(Section):
 
 
 class SourceSection(Section):
-    """One source of a mixture."""
+    """One source of a mixture.
+
+    Attributes:
+        name: of the source, in metrics and records.
+        weight: share of the samples, normalized over all sources.
+        files: text files, folders and patterns, or ``sample`` (the text that comes with growkit).
+        dataset: in place of ``files``.
+        text_field: the field of jsonl lines and parquet rows; absent: that of the data section.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     weight: WeightSection
@@ -76,9 +95,19 @@ class SourceSection(Section):
 class DataSection(Section):
     """Text: local files (.txt, .jsonl, .parquet, folders, patterns), datasets, or a mixture.
 
-    ``document_attention: separate`` keeps attention and loss inside a document; with ``joined``
-    a sequence is read as one text. ``workers`` is the number of tokenizing processes (default: one
-    a core); the tokens do not depend on it.
+    Attributes:
+        files: files, folders and patterns, or ``sample`` (the text that comes with growkit).
+        dataset: in place of ``files``: Hugging Face datasets.
+        mixture: in place of both: several sources with weights.
+        text_field: the field of jsonl lines and parquet rows that holds the text.
+        sequence_length: tokens of one training sequence.
+        document_attention: ``separate`` keeps attention and loss inside a document; with ``joined``
+            a sequence is read as one text.
+        eval_fraction: part of the documents that is held out, by a hash of their text.
+        eval_files: held-out text of its own; nothing is then held out of the training text.
+        max_eval_tokens: at most so many held-out tokens are evaluated; absent: all.
+        cache_dir: where tokens are kept; absent: in the folder of the run.
+        workers: tokenizing processes, absent: one a core. The tokens do not depend on it.
     """
 
     files: Literal["sample"] | list[Path] | None = None

@@ -2,7 +2,7 @@
 
 A study is one budget of training FLOPs and several *arms*, each a way to spend it. An arm (and a
 *base*, which several arms go on from) says what it starts from and what differs in its training.
-docs/study.md explains every key.
+docs/running-studies.md explains them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,13 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class Budget(Section):
-    """Training FLOPs of every arm: a number, or what ``tokens`` tokens cost the arm ``arm``."""
+    """Training FLOPs of every arm: a number, or what ``tokens`` tokens cost the arm ``arm``.
+
+    Attributes:
+        training_flops: of every arm, what its base spent counted in.
+        tokens: in place of it, with ``arm``.
+        arm: whose cost for so many tokens is the budget of all.
+    """
 
     training_flops: Above0 | None = None
     tokens: Positive | None = None
@@ -52,7 +58,12 @@ class Budget(Section):
 
 
 class SweepSection(Section):
-    """How a learning rate that is given as a list is chosen: by short trials of one seed."""
+    """How a learning rate that is given as a list is chosen: by short trials of one seed.
+
+    Attributes:
+        share: part of an arm's steps that a trial runs, with a decay of its own.
+        seed: random seed of the trials.
+    """
 
     share: Share = 0.3
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -62,6 +73,7 @@ class Start(Section):
     """Where a model comes from, what is done to it, and what differs in its training.
 
     Attributes:
+        label: name in tables and figures; absent: the key of the recipe.
         config: from scratch, as in a training recipe.
         checkpoint: an existing folder; what its training cost is not known and not counted.
         base: goes on from a base of the recipe.
@@ -73,7 +85,8 @@ class Start(Section):
         optimizer_state: ``reset`` goes on from a base with a fresh optimizer (a conversion always
             does; of a growth, ``grow.optimizer_state`` says it).
         rewarm_steps: the learning rate rises from 0 again over so many steps after the change.
-        attn_implementation, dtype: as in a training recipe's model section.
+        attn_implementation: as in a training recipe's model section.
+        dtype: as in a training recipe's model section.
     """
 
     label: str | None = None
@@ -137,7 +150,12 @@ class Start(Section):
 
 
 class Base(Start):
-    """A model that several arms go on from; every seed has its own."""
+    """A model that several arms go on from; every seed has its own.
+
+    Attributes:
+        training_flops: what it may spend; this or ``tokens``.
+        tokens: what it reads.
+    """
 
     training_flops: Above0 | None = None
     tokens: Positive | None = None
@@ -150,14 +168,38 @@ class Base(Start):
 
 
 class Question(Section):
-    """Two arms whose final losses are compared."""
+    """Two arms whose final losses are compared.
+
+    Attributes:
+        arm: the one that is spoken of.
+        against: the other one.
+    """
 
     arm: str
     against: str
 
 
 class StudyRecipe(Section):
-    """A whole study."""
+    """A whole study.
+
+    Attributes:
+        question: what the study asks.
+        description: more about it.
+        seeds: random seeds of initialization and data order; every arm runs with each.
+        data: as in a training recipe; something has to be held out.
+        tokenizer: as in a training recipe; absent where all models are checkpoints with their own.
+        training: as in a training recipe, for all runs; ``schedule`` is ``wsd`` by default.
+            Lengths, seed and intervals are the study's.
+        budget: training FLOPs of every arm.
+        bases: models that several arms go on from, by name.
+        arms: what is compared, by name.
+        compare: pairs of arms; absent: every arm against from-scratch in its shape and the first.
+        sweep: how a learning rate is chosen from a list.
+        evaluations: held-out evaluations over the budget.
+        target_loss: whose FLOPs are compared; absent: the final loss from scratch.
+        measures: ``[attention]``: the attention suite on every final model.
+        series: probes over the last phase, for example ``[head_similarity]``.
+    """
 
     question: str
     description: str | None = None

@@ -20,16 +20,27 @@ ROUTER_FIELDS = {"output_router_logits", "router_aux_loss_coef"}
 
 
 class ModelSection(Section):
-    """Either an existing checkpoint folder, or a configuration to start from scratch."""
+    """Either an existing checkpoint folder, or a configuration to start from scratch.
+
+    Attributes:
+        checkpoint: folder to go on from, grown or not.
+        config: fields of a config.json, ``model_type`` among them, for random initial weights.
+        dtype: of the weights while training; ``auto``: as stored. ``training.bf16`` is another
+            thing: float32 weights, bfloat16 arithmetic.
+        attn_implementation: ``eager``, ``sdpa``, ``flex_attention`` or ``flash_attention_2``;
+            absent: as transformers chooses.
+        trust_remote_code: run code that the checkpoint folder holds.
+        trained_tokens: tokens that the checkpoint has seen, where no record of growkit says it; for
+            advice alone.
+        optimizer_state: ``auto`` uses the state that grew with the checkpoint; ``reset`` leaves it.
+    """
 
     checkpoint: Path | None = None
     config: dict[str, Any] | None = None
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     attn_implementation: str | None = None
     trust_remote_code: bool = False
-    # That the checkpoint has seen; only where no record of growkit's says it.
     trained_tokens: Positive | None = None
-    # State that was grown with the checkpoint: used where it is there, or left.
     optimizer_state: Literal["auto", "reset"] = "auto"
 
     @model_validator(mode="after")
@@ -50,7 +61,13 @@ class ModelSection(Section):
 
 
 class TokenizerSection(Section):
-    """Where the tokenizer comes from; without this section, from the model's checkpoint."""
+    """Where the tokenizer comes from; without this section, from the model's checkpoint.
+
+    Attributes:
+        path: folder with a tokenizer.
+        train_bpe: train a byte-level BPE tokenizer of this vocabulary size on the training text.
+        bytes: one token a byte.
+    """
 
     path: Path | None = None
     train_bpe: Annotated[int, Field(ge=257)] | None = None
@@ -67,7 +84,18 @@ class TokenizerSection(Section):
 
 
 class Recipe(Section):
-    """A whole training run."""
+    """A whole training run.
+
+    Attributes:
+        model: what is trained.
+        tokenizer: where the tokenizer comes from; absent: from the checkpoint.
+        data: what is read.
+        training: how it is optimized.
+        parallel: how several processes share it.
+        stages: growths during the run, oldest first.
+        position: written by growkit into the recipes of stages; not to be given.
+        out: folder of the run; ``--out`` says the same.
+    """
 
     model: ModelSection
     tokenizer: TokenizerSection | None = None

@@ -27,7 +27,12 @@ class Plateau(Section):
     """The slope rule of staged training (arXiv 2203.06211): grow when the loss falls too slowly.
 
     The slope is that of the least-squares line through the logged training losses of the last
-    ``window_tokens``, all after the growth before. ``loss_per_million_tokens`` is in nats.
+    ``window_tokens``, all after the growth before.
+
+    Attributes:
+        loss_per_million_tokens: grow when the loss falls by less than this (nats per token).
+        window_tokens: length of the window; some ten log lines.
+        latest_tokens: grow here at the latest, counted through the whole run.
     """
 
     loss_per_million_tokens: Annotated[float, Field(gt=0)]
@@ -36,7 +41,14 @@ class Plateau(Section):
 
 
 class Trigger(Section):
-    """When to grow: exactly one of the four."""
+    """When to grow: exactly one of the four.
+
+    Attributes:
+        tokens: at the first whole step of the whole run with so many tokens.
+        steps: at this step of the whole run.
+        plateau: when the training loss falls too slowly.
+        by_hand: when ``growkit train --grow-now`` asks for it.
+    """
 
     tokens: Positive | None = None
     steps: Positive | None = None
@@ -59,7 +71,14 @@ class Trigger(Section):
 
 
 class Stage(Section):
-    """One growth, and what is different after it."""
+    """One growth, and what is different after it.
+
+    Attributes:
+        at: when.
+        grow: what, in the keys of a growth recipe.
+        warmup_steps: the learning rate rises once more over so many steps after the growth.
+        training: keys of the training section that differ from here on.
+    """
 
     at: Trigger
     grow: dict[str, Any]
@@ -74,7 +93,11 @@ class Stage(Section):
 class Position(Section):
     """Written by growkit: where the run of one stage stands in the whole run.
 
-    ``first_step`` and ``end_step`` are steps of the whole run.
+    Attributes:
+        stage: its number, from 0.
+        first_step: step of the whole run at which it begins.
+        end_step: step of the whole run at which it ends.
+        warmup_steps: of the growth before it.
     """
 
     stage: Annotated[int, Field(ge=0)]

@@ -15,7 +15,11 @@ Multiplier = Annotated[float, Field(gt=0)]
 
 
 class NewThenAll(Section):
-    """``train: {new_then_all: 500}``: the new slots alone for so many steps, then everything."""
+    """``train: {new_then_all: 500}``: the new slots alone for so many steps, then everything.
+
+    Attributes:
+        new_then_all: steps (below 1: a fraction of all steps) before the old slots thaw.
+    """
 
     new_then_all: Annotated[float, Field(gt=0)]
 
@@ -24,7 +28,59 @@ class TrainingSection(Section):
     """The optimization, in the names that transformers' TrainingArguments use.
 
     *New* are the parameters, and the rows and columns of parameters, that the new-parameter map of
-    the checkpoint's growkit.json lists; all others are *old*.
+    the checkpoint's growkit.json lists; all others are *old*. Steps are whole numbers, or fractions
+    of all steps when they are below 1.
+
+    Attributes:
+        max_steps: optimizer steps of the whole run; this or ``max_tokens``.
+        max_tokens: tokens of the whole run, rounded up to whole steps.
+        train: ``all``, ``new`` (old slots keep their bytes) or ``{new_then_all: STEPS}``.
+        new_learning_rate_multiplier: of the rate of new slots.
+        old_learning_rate_multiplier: of the rate of old slots.
+        lambda_learning_rate_multiplier: of everything that makes lambda, besides the other two.
+        new_warmup_steps: the new slots rise over so many steps from the start, as a factor.
+        old_warmup_steps: the old slots rise over so many steps from their thaw.
+        learning_rate: the peak of the schedule.
+        schedule: ``cosine``, ``wsd`` (warm-up, stable, decay), ``inverse_sqrt`` or ``constant``.
+        warmup_steps: linear warm-up from 0 at the start.
+        decay_steps: length of the decay of ``wsd``.
+        decay_type: shape of the decay of ``wsd``.
+        restarts: steps at which a decay of ``wsd`` ends and the rate rises to the peak again.
+        restart_warmup_steps: length of that rise.
+        min_learning_rate_ratio: where ``cosine`` and ``wsd`` end, as a part of the peak.
+        optimizer: ``adamw``, or ``muon`` for hidden matrices with AdamW for everything else.
+        weight_decay: decoupled, of matrices only; biases, norms and lambda have none.
+        decay_embeddings: whether embeddings decay too (a tied output projection is one).
+        adam_beta1: decay of AdamW's first moment.
+        adam_beta2: decay of AdamW's second moment.
+        adam_epsilon: added to the root of AdamW's second moment.
+        muon_learning_rate_multiplier: of the rate of the matrices that Muon updates.
+        muon_momentum: of Muon.
+        muon_adjust: ``match_rms_adamw`` lets Muon use AdamW's rate and decay; ``original`` is the
+            scale of Muon's author.
+        max_grad_norm: gradients are clipped to this norm; 0: not at all.
+        router_aux_loss: coefficient of the loss that balances experts, 0: off; absent: as
+            config.json says, which is off in what growkit writes.
+        per_device_train_batch_size: sequences of one forward pass. Times
+            ``gradient_accumulation_steps`` it is one optimizer step, over all processes together.
+        per_device_eval_batch_size: sequences of one evaluating pass; absent: as in training.
+        gradient_accumulation_steps: forward passes of one optimizer step, over all processes.
+        bf16: compute in bfloat16, with float32 weights and moments.
+        gradient_checkpointing: compute activations again in the backward pass instead of keeping
+            them (activation checkpointing): less memory, a third more FLOPs.
+        torch_compile: compile the model by torch.
+        use_cpu: train on the CPU although there is a GPU.
+        full_determinism: ask torch for deterministic kernels (slower).
+        seed: random seed of initial weights, sample order and dropout.
+        logging_steps: steps between log lines (``metrics.jsonl``, trackers).
+        eval_steps: steps between evaluations on the held-out text.
+        probe_steps: steps between probes of the grown parts, 0: never; absent: as ``eval_steps``.
+        save_steps: steps between checkpoints.
+        save_total_limit: checkpoints kept, the newest; ``null``: all.
+        save_dtype: dtype of the final folder; ``source``: every tensor as in the source.
+        average_checkpoints: the final folder is the mean of so many last checkpoints; 1: the last.
+        dataloader_num_workers: processes that read batches ahead.
+        report_to: experiment trackers of transformers, ``[tensorboard]`` or ``[wandb]`` say.
     """
 
     max_steps: Positive | None = None
@@ -56,8 +112,6 @@ class TrainingSection(Section):
     muon_momentum: Fraction = 0.95
     muon_adjust: Literal["match_rms_adamw", "original"] = "match_rms_adamw"
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
-    # Coefficient of the loss that balances experts; 0: off. Absent: as config.json says, which is
-    # off in what growkit writes. See growkit.training.router_loss.
     router_aux_loss: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
 
     per_device_train_batch_size: Positive = 8
@@ -72,7 +126,6 @@ class TrainingSection(Section):
 
     logging_steps: Positive = 10
     eval_steps: Positive = 100
-    # 0: never; by default as often as evaluations. See growkit.training.growth.probes.
     probe_steps: Annotated[int, Field(ge=0)] | None = None
     save_steps: Positive = 100
     save_total_limit: Positive | None = 2
@@ -142,14 +195,17 @@ class ParallelSection(Section):
 
     The number of processes never changes what a recipe computes: the sequences of a step
     (``per_device_train_batch_size`` x ``gradient_accumulation_steps``) are shared among them.
+
+    Attributes:
+        strategy: ``ddp``: every process holds the model; ``fsdp``: a part of it (FSDP2).
+        processes: a launch with any other number of processes is refused.
+        gather_dtype: what travels between processes under ``fsdp`` with ``bf16``. ``bfloat16``
+            halves the traffic; every parameter, lambda too, is then rounded where it is used (not
+            where it is stored).
+        timeout_minutes: a process that waits longer for another one ends the run.
     """
 
-    # ddp: every process holds the model. fsdp: every process holds a part of it (FSDP2).
     strategy: Literal["ddp", "fsdp"] = "ddp"
-    # When given, a launch with any other number of processes is refused.
     processes: Positive | None = None
-    # fsdp with bf16: what travels between processes. bfloat16 halves the traffic; every parameter,
-    # lambda vectors too, is then rounded where it is used (not where it is stored).
     gather_dtype: Literal["float32", "bfloat16"] = "float32"
-    # A process that waits longer for another one ends the run.
     timeout_minutes: Annotated[float, Field(gt=0)] = 30

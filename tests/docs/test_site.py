@@ -1,0 +1,108 @@
+"""The pages that are made from code, and the links of README.md and docs/, without mkdocs."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any, get_args, get_type_hints
+
+import pytest
+
+from growkit.recipe.section import Section
+from growkit.study.recipe import StudyRecipe
+from growkit.surgery.request import GrowthRequest
+from growkit.training.recipe import Recipe
+from growkit.variants.request import ConversionRequest
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+FRONT = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]
+REPOSITORY = re.compile(
+    r"https://(?:github\.com/growkit/growkit/(?:blob|tree)|"
+    r"raw\.githubusercontent\.com/growkit/growkit)/main/([^\s)#]+)"
+)
+
+
+@pytest.fixture(scope="module")
+def site() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("site_pages", ROOT / "docs" / "site_pages.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def sections(kind: type, found: set[type]) -> set[type]:
+    """Every section that a recipe may hold, at any depth."""
+
+    def visit(annotation: Any) -> None:
+        known = isinstance(annotation, type) and issubclass(annotation, Section)
+        if known and annotation not in found:
+            sections(annotation, found)
+        for part in get_args(annotation):
+            visit(part)
+
+    found.add(kind)
+    for annotation in get_type_hints(kind, include_extras=True).values():
+        visit(annotation)
+    return found
+
+
+def test_every_recipe_key_has_a_meaning_and_stands_on_the_page(site: ModuleType) -> None:
+    page = site.recipe_page()
+    kinds = sections(Recipe, set()) | sections(StudyRecipe, set())
+    assert len(kinds) >= 18
+    for kind in [*kinds, GrowthRequest, ConversionRequest]:
+        for key in site.keys(kind):
+            assert key.meaning[-1] == ".", f"{kind.__name__}.{key.name}"
+            if kind.__name__ != "Position":  # written by growkit, not by a user
+                assert f"| `{key.name}` | {key.type.split('[')[0]}" in page.replace(
+                    "section ", "["
+                ), key
+
+
+def test_a_key_without_a_meaning_is_an_error(site: ModuleType) -> None:
+    class Undocumented(Section):
+        """One of two.
+
+        Attributes:
+            known: it is.
+        """
+
+        known: int = 0
+        unknown: int = 0
+
+    with pytest.raises(ValueError, match=r"Undocumented\.unknown has no meaning"):
+        site.keys(Undocumented)
+
+
+def test_every_command_and_option_stands_on_the_page(site: ModuleType) -> None:
+    import typer
+
+    from growkit.cli.app import build_app
+
+    page, root = site.command_page(), typer.main.get_command(build_app())
+    for name, command in root.commands.items():  # type: ignore[attr-defined]
+        assert f"## growkit {name}\n" in page
+        for parameter in command.params:
+            assert parameter.help, f"{name} {parameter.name}"
+
+
+@pytest.mark.parametrize("path", [*PAGES, *FRONT], ids=lambda path: path.name)
+def test_links_name_what_is_there(site: ModuleType, path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    name = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md"}.get(path.name)
+    if path not in FRONT or name:
+        site.site_links(text, name or path.relative_to(ROOT / "docs").as_posix())
+    for target in REPOSITORY.findall(text):
+        assert (ROOT / target).exists(), target
+    for target in re.findall(r"\]\(([^):\s#]+)[)#]", re.sub(r"```.*?```", "", text, flags=re.S)):
+        assert (path.parent / target).exists(), target
+
+
+def test_every_page_stands_in_the_navigation() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for path in PAGES:
+        assert f": {path.relative_to(ROOT / 'docs').as_posix()}\n" in navigation
