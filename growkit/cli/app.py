@@ -17,6 +17,7 @@ COMMANDS = {
     "recipes": "recipes",
     "inspect": "inspect",
     "index": "index",
+    "tokenizer": "tokenizer",
     "verify": "verify",
     "eval": "eval",
     "diff": "diff",
