@@ -11,15 +11,10 @@ from growkit.families import Family, family_of
 from growkit.families.differential import LAMBDA_ROLES
 from growkit.record.cost import cost_of
 from growkit.record.manifest import read_manifest
-from growkit.record.plan_report import (
-    AXIS_LABELS,
-    axis_label,
-    cost_context,
-    main_dtype,
-    stored_dtypes,
-)
+from growkit.record.plan_report import cost_context, main_dtype, stored_dtypes
 from growkit.surgery.effect import ModelShape
 from growkit.surgery.lambdas import lambda_value
+from growkit.surgery.operators import axis_labels
 from growkit.surgery.operators.require import growable
 
 
@@ -65,8 +60,8 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "family": family.name,
         "model_type": checkpoint.config.get("model_type"),
         "axes": {
-            axis: {"label": axis_label(axis, sizes), "size": sizes[axis]}
-            for axis in AXIS_LABELS
+            axis: {"label": label, "size": sizes[axis]}
+            for axis, label in axis_labels(sizes).items()
             if axis in sizes
         },
         "tied_embeddings": bool(sizes["tied"]),
@@ -75,7 +70,7 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "tensors": len(checkpoint.tensors),
         "shards": list(checkpoint.shards),
         "bytes": checkpoint.total_size,
-        "can_grow": growable(ModelShape(family, sizes, checkpoint.config)).split(", "),
+        "can_grow": growable(ModelShape(family, sizes, checkpoint.config)),
     }
     if "signal_head" in sizes:
         signal, noise = sizes["signal_head"], sizes["noise_head"]

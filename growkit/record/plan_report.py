@@ -8,26 +8,10 @@ from typing import Any
 
 from growkit.checkpoint import Checkpoint
 from growkit.record.cost import Cost, cost_of
+from growkit.surgery.operators import axis_labels
 from growkit.surgery.plan import Plan, shared_copies
 
 DEFAULT_CONTEXT = 2048
-
-# Axes as people call them, with the config field that holds the number.
-AXIS_LABELS = {
-    "layer": "layers",
-    "decoder_layer": "decoder layers",
-    "hidden": "hidden size",
-    "ffn": "FFN width (intermediate_size)",
-    "dense_ffn": "FFN width of layers without experts (intermediate_size)",
-    "expert": "experts",
-    "active_expert": "experts per token",
-    "query_head": "query heads",
-    "signal_head": "signal heads",
-    "noise_head": "noise heads",
-    "kv_head": "key/value heads",
-    "head_dim": "head_dim",
-    "vocab": "vocabulary",
-}
 
 
 def main_dtype(dtypes: dict[str, int]) -> str:
@@ -58,17 +42,6 @@ def costs(plan: Plan) -> tuple[Cost, Cost]:
     return before, cost_of(plan.family, plan.sizes, dtype, context, plan.config)
 
 
-def axis_label(axis: str, sizes: Mapping[str, int]) -> str:
-    """Name of an axis for people."""
-    if axis == "kv_head" and sizes.get("parts") == 2:
-        return "key/value pairs"
-    if axis == "layer" and "decoder_layer" in sizes:
-        return "encoder layers"
-    if axis == "ffn" and "expert_step" in sizes:
-        return "expert width (moe_intermediate_size)"
-    return AXIS_LABELS[axis]
-
-
 def plan_report(plan: Plan) -> dict[str, Any]:
     """Everything that ``growkit plan`` says, as JSON-able data."""
     before, after = costs(plan)
@@ -93,11 +66,11 @@ def plan_report(plan: Plan) -> dict[str, Any]:
         ],
         "axes": {
             axis: {
-                "label": axis_label(axis, plan.sizes),
+                "label": label,
                 "before": plan.source_sizes.get(axis, absent),
                 "after": plan.sizes.get(axis, absent),
             }
-            for axis in AXIS_LABELS
+            for axis, label in axis_labels(plan.sizes).items()
             if axis in plan.sizes or axis in plan.source_sizes
         },
         "tied_embeddings": {

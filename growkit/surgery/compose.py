@@ -25,6 +25,7 @@ from growkit.surgery.effect import (
     NewUnits,
     Operator,
 )
+from growkit.surgery.operators import units_of
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,6 @@ def check_links(
 # A plan holds several numbers for each unit of an axis, and an object for each tensor of a layer.
 MOST_UNITS, MOST_LAYERS, MOST_EXPERTS = 1 << 24, 1 << 16, 1 << 13
 MOST_BYTES = 10**14
-UNITS = {"hidden": "hidden channels", "ffn": "FFN units", "head_dim": "channels a head"}
 
 
 def check_affordable(operator: Operator, shape: ModelShape) -> None:
@@ -206,7 +206,7 @@ def check_affordable(operator: Operator, shape: ModelShape) -> None:
     if needed <= MOST_BYTES and target <= (MOST_LAYERS if layers else MOST_UNITS):
         return
     raise UsageError(
-        f"{amount.text} asks for {int(target):,} {UNITS.get(axis, axis.replace('_', ' ') + 's')} "
+        f"{amount.text} asks for {int(target):,} {units_of(axis)} "
         f"from {size:,}: at least {float(needed) / 1e12:,.4g} TB of weights.",
         "Ask for a size that fits on a disk.",
     )

@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Any
 
 from growkit.core.errors import UsageError, nearest
 from growkit.surgery.amount import Amount
 from growkit.surgery.effect import Operator
-from growkit.surgery.operators import OPERATORS, TEXTS
-from growkit.surgery.operators.depth import METHODS, PLACEMENTS
-from growkit.surgery.operators.hidden import METHODS as HIDDEN_METHODS
-from growkit.surgery.symmetry import MODES, Symmetry
+from growkit.surgery.operators import OPERATORS, Option, all_options, rows_as_applied
+from growkit.surgery.symmetry import Symmetry
 
-CHOICES: dict[str, tuple[str | None, ...]] = {
-    "depth_method": METHODS,
-    "hidden_method": HIDDEN_METHODS,
-    "new_heads": ("copy", "zero"),
-    "new_units": ("copy", "zero"),
-    "symmetry": MODES,
-    "optimizer_state": (None, "grow", "reset", "reset-new"),
-}
 RECIPE_KEYS = ("grow", "description", "source", "purpose")
-
-
-def option_of(key: str) -> str:
-    """The flag of a recipe key."""
-    return f"--{key.replace('_', '-')}"
+Size = str | int | None
 
 
 @dataclass(frozen=True)
@@ -63,19 +49,19 @@ class GrowthRequest:
             moments, old units go on.
     """
 
-    signal_heads: str | None = None
-    noise_heads: str | None = None
-    uniform_heads: str | None = None
-    heads: str | None = None
-    query_heads: str | None = None
-    kv_heads: str | None = None
-    head_dim: str | None = None
-    ffn: str | None = None
-    hidden: str | None = None
-    layers: str | None = None
+    signal_heads: Size = None
+    noise_heads: Size = None
+    uniform_heads: Size = None
+    heads: Size = None
+    query_heads: Size = None
+    kv_heads: Size = None
+    head_dim: Size = None
+    ffn: Size = None
+    hidden: Size = None
+    layers: Size = None
     layers_from: str | None = None
-    decoder_layers: str | None = None
-    experts: str | None = None
+    decoder_layers: Size = None
+    experts: Size = None
     experts_per_token: int | None = None
     expert_reinit: float = 0.0
     untie_embeddings: bool = False
@@ -91,90 +77,56 @@ class GrowthRequest:
     optimizer_state: str | None = None
 
     def __post_init__(self) -> None:
-        for field, choices in CHOICES.items():
-            value = getattr(self, field)
-            if value not in choices:
-                words = [choice for choice in choices if choice is not None]
-                raise UsageError(
-                    f"--{field.replace('_', '-')} {value!r} is not known.",
-                    f"{nearest(str(value), words)}Valid values: {', '.join(words)}.",
-                )
-
-        if not 0.0 <= self.expert_reinit <= 1.0:
-            raise UsageError(
-                f"--expert-reinit {self.expert_reinit} is no part of the units.",
-                "Give a number from 0 to 1; 0.5 is usual (Drop-Upcycling).",
-            )
+        defaults = {field.name: field.default for field in fields(self)}
+        for option in all_options():
+            value = getattr(self, option.key, None)
+            if value != defaults.get(option.key):
+                _check(option, value)
 
     @staticmethod
     def from_mapping(values: Mapping[str, Any]) -> GrowthRequest:
         """Read the ``grow`` section of a recipe. Raises UsageError for an unknown key."""
-        known = {field.name: field for field in fields(GrowthRequest)}
+        made = _request_type()
+        known = {option.key: option for option in all_options()}
+        names = [field.name for field in fields(made)]
         for key in values:
             if key not in known:
                 raise UsageError(
                     f"The recipe has an unknown key {key!r} under 'grow'.",
-                    f"{nearest(str(key), known)}Valid keys: {', '.join(known)}.",
+                    f"{nearest(str(key), names)}Valid keys: {', '.join(names)}.",
                 )
-        converted: dict[str, Any] = {
-            key: str(value) if str(known[key].type).startswith("str") else value
-            for key, value in values.items()
-            if value is not None  # as if it were not there
-        }
-        kinds = {"untie_embeddings": bool, "seed": int, "noise_snr_db": float}
-        kinds |= {"expert_reinit": float}
-        for key, kind in {**kinds, "experts_per_token": int}.items():
-            value = converted.get(key)
-            wrong = isinstance(value, bool) != (kind is bool)
-            if value is not None and (wrong or not isinstance(value, (kind, int))):
-                raise UsageError(
-                    f"The recipe has {key}: {value!r} under 'grow'.",
-                    f"It has to be a {kind.__name__}.",
-                )
-        return GrowthRequest(**converted)
+        return made(
+            **{
+                key: _read(known[key], value)
+                for key, value in values.items()
+                if value is not None  # as if it were not there
+            }
+        )
 
     def operators(self) -> list[Operator]:
         """The requested operators, in the order in which they are applied."""
-        for name, asked in (
-            ("experts_per_token", self.experts_per_token is not None),
-            ("expert_reinit", self.expert_reinit > 0.0),
-        ):
-            if asked and self.experts is None:
+        defaults = type(self)()
+        for option in all_options():
+            asked = getattr(self, option.key, None) != getattr(defaults, option.key, None)
+            if option.needs and asked and getattr(self, option.needs, None) is None:
+                needed = OPERATORS[option.needs].flag
                 raise UsageError(
-                    f"{option_of(name)} has no effect without --experts.",
-                    "Give --experts too, or leave it out.",
+                    f"{option.flag} has no effect without {needed}.",
+                    f"Give {needed} too, or leave it out.",
                 )
-        if self.layers_from and (self.layers or self.depth_method != "identity"):
-            raise UsageError(
-                "--layers-from names every layer of the grown model, so --layers and "
-                "--depth-method have nothing to say.",
-                "Give one or the other.",
-            )
         result: list[Operator] = []
-        for name, make in OPERATORS.items():
-            if asked := getattr(self, name):
-                amount = None
-                if isinstance(asked, str):
-                    amount = asked if name in TEXTS else Amount.parse(asked, option_of(name))
-                result.append(make(amount, self))
+        for row in rows_as_applied():
+            asked = getattr(self, row.key, None)
+            if asked is None or asked is False or asked == "":
+                continue
+            value = Amount.parse(asked, row.flag) if row.is_amount else asked
+            result.append(row.module.make(row, value, self))
         if not result:
+            flags = ", ".join(row.flag for row in OPERATORS.values())
             raise UsageError(
-                "Nothing to grow was asked for.",
-                f"Give at least one of {', '.join(map(option_of, OPERATORS))} or --recipe.",
+                "Nothing to grow was asked for.", f"Give at least one of {flags} or --recipe."
             )
         return result
-
-    def placement(self) -> str | tuple[int, ...]:
-        """``layer_placement`` read: a word, or the indices of layers."""
-        if self.layer_placement in PLACEMENTS:
-            return self.layer_placement
-        try:
-            return tuple(int(part) for part in self.layer_placement.strip("[]").split(","))
-        except ValueError:
-            raise UsageError(
-                f"--layer-placement {self.layer_placement!r} is not known.",
-                f"Valid values: {', '.join(PLACEMENTS)}, or layer indices such as 3,7,11.",
-            ) from None
 
     def symmetry_choice(self) -> Symmetry:
         """How copies share weights."""
@@ -182,8 +134,49 @@ class GrowthRequest:
 
     def to_dict(self) -> dict[str, Any]:
         """Only what differs from the defaults; the ``grow`` section of a recipe."""
-        defaults = GrowthRequest()
-        return {k: v for k, v in asdict(self).items() if v != getattr(defaults, k)}
+        defaults = type(self)()
+        sizes = {row.key for row in OPERATORS.values() if row.is_amount}
+        return {
+            key: str(value) if key in sizes else value
+            for key, value in asdict(self).items()
+            if value != getattr(defaults, key)
+        }
+
+
+def _request_type() -> type[GrowthRequest]:
+    """GrowthRequest, with a field for each option that it does not name (a growth of others)."""
+    named = {field.name for field in fields(GrowthRequest)}
+    further = [
+        (option.key, option.kind, field(default=False if option.kind is bool else None))
+        for option in all_options()
+        if option.key not in named
+    ]
+    if not further:
+        return GrowthRequest
+    return make_dataclass("GrowthRequest", further, bases=(GrowthRequest,), frozen=True)
+
+
+def _check(option: Option, value: Any) -> None:
+    if option.values and value not in option.values:
+        raise UsageError(
+            f"{option.flag} {value!r} is not known.",
+            f"{nearest(str(value), option.values)}Valid values: {', '.join(option.values)}.",
+        )
+    if option.check is not None:
+        option.check(value)
+
+
+def _read(option: Option, value: Any) -> Any:
+    """A value as YAML or Python gives it. Raises UsageError when it is of another kind."""
+    if option.kind is str:
+        return str(value)
+    wrong = isinstance(value, bool) != (option.kind is bool)
+    if wrong or not isinstance(value, (option.kind, int)):
+        raise UsageError(
+            f"The recipe has {option.key}: {value!r} under 'grow'.",
+            f"It has to be a {option.kind.__name__}.",
+        )
+    return value
 
 
 def read_recipe(path: Path) -> GrowthRequest:

@@ -23,9 +23,9 @@ import numpy.typing as npt
 
 from growkit.core.errors import UsageError, nearest
 from growkit.surgery.exact_split import compute_dtype, split
+from growkit.surgery.operators import SYMMETRIES
 
 Array = npt.NDArray[Any]
-MODES = ("split", "even", "noise")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Symmetry:
     """Choice of shares for all copied axes of a plan.
 
     Attributes:
-        mode: one of ``MODES``.
+        mode: one of ``SYMMETRIES``.
         noise_snr_db: signal-to-noise ratio in decibels, for ``noise``.
         seed: of all randomness of the plan.
     """
@@ -43,10 +43,10 @@ class Symmetry:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
+        if self.mode not in SYMMETRIES:
             raise UsageError(
                 f"--symmetry {self.mode!r} is not known.",
-                f"{nearest(self.mode, MODES)}Valid values: {', '.join(MODES)}.",
+                f"{nearest(self.mode, SYMMETRIES)}Valid values: {', '.join(SYMMETRIES)}.",
             )
         if not math.isfinite(self.noise_snr_db):
             raise UsageError(

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from growkit.core.errors import UsageError
 from growkit.surgery.amount import Amount
+from growkit.surgery.operators.depth import read_placement
 from growkit.surgery.request import GrowthRequest
 
 
@@ -85,7 +86,7 @@ def test_a_recipe_reads_numbers_and_lists() -> None:
         {"layers": 4, "layer_placement": [0, 1], "noise_snr_db": 20, "ffn": None}
     )
     assert request.layers == "4" and request.ffn is None
-    assert request.placement() == (0, 1)
+    assert read_placement(request.layer_placement) == (0, 1)
     assert len(request.operators()) == 1
     assert GrowthRequest.from_mapping(request.to_dict()) == request
 

@@ -14,7 +14,7 @@ from growkit.diff.folders import diff_checkpoints
 from growkit.record.manifest import read_manifest
 from growkit.surgery.amount import Amount
 from growkit.surgery.effect import ModelShape
-from growkit.surgery.operators import Depth
+from growkit.surgery.operators.depth import Depth
 from growkit.surgery.operators.slices import Slices, layers_of, parse_slices
 from growkit.surgery.plan import read_source
 from growkit.surgery.request import GrowthRequest, read_recipe

@@ -1,95 +1,330 @@
-"""Growth operators, one a file. Each turns a request into axis maps; none sees a tensor."""
+"""The table of growths: one row and one file of this folder for each.
+
+From the rows come the flags of ``plan`` and ``grow`` and their help, the keys of a recipe and their
+validation, the names of axes in every table, and what ``inspect`` says can grow. A row is plain
+data and imports nothing, so that ``growkit --help`` stays fast; the file beside it is imported when
+the growth is asked for::
+
+    make(row, value, request) -> Operator    the operator of a request; value is read already
+    grows(row, shape) -> bool                a checkpoint can be grown so; without: it has the axis
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+from typing import Any
 
-from growkit.surgery.effect import Operator
-from growkit.surgery.operators.depth import Depth
-from growkit.surgery.operators.experts import Experts
-from growkit.surgery.operators.ffn import Ffn
-from growkit.surgery.operators.head_dim import HeadDim
-from growkit.surgery.operators.heads import Heads
-from growkit.surgery.operators.hidden import Hidden
-from growkit.surgery.operators.kv_heads import KvHeads
-from growkit.surgery.operators.noise_heads import NoiseHeads
-from growkit.surgery.operators.query_heads import QueryHeads
-from growkit.surgery.operators.signal_heads import SignalHeads
-from growkit.surgery.operators.slices import Slices
-from growkit.surgery.operators.uniform_heads import UniformHeads
-from growkit.surgery.operators.untie import UntieEmbeddings
-from growkit.surgery.symmetry import Symmetry
+from growkit.core.errors import UsageError
+
+SYMMETRIES = ("split", "even", "noise")
+Label = str | Callable[[Mapping[str, int]], str]
 
 
-class Choices(Protocol):
-    """What operators ask of a request beside their own amount (see GrowthRequest)."""
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """A flag of ``plan`` and ``grow``, and a key of a recipe's ``grow`` section.
+
+    Attributes:
+        key: its name; ``expert_reinit`` is the flag ``--expert-reinit``.
+        help: one sentence for ``--help``.
+        kind: ``str``, ``int``, ``float`` or ``bool`` (a switch).
+        values: words that it may be; none: any.
+        check: raises UsageError for a value that it cannot have.
+        needs: key of the growth without which it has no effect.
+        size: it says how large, not how.
+        axis: axis whose number it changes.
+        label: what people call the axis, with the config field where that differs; or made of the
+            model's sizes. Empty where another row names the axis.
+    """
+
+    key: str
+    help: str
+    kind: type = str
+    values: tuple[str, ...] = ()
+    check: Callable[[Any], None] | None = None
+    needs: str = ""
+    size: bool = False
+    axis: str = ""
+    label: Label = ""
 
     @property
-    def new_heads(self) -> str: ...
-    @property
-    def new_units(self) -> str: ...
-    @property
-    def hidden_method(self) -> str: ...
-    @property
-    def depth_method(self) -> str: ...
-    @property
-    def experts_per_token(self) -> int | None: ...
-    @property
-    def expert_reinit(self) -> float: ...
-    @property
-    def ffn(self) -> str | None: ...
-    @property
-    def hidden(self) -> str | None: ...
-    def placement(self) -> str | tuple[int, ...]: ...
-    def symmetry_choice(self) -> Symmetry: ...
+    def flag(self) -> str:
+        return f"--{self.key.replace('_', '-')}"
 
 
-# Recipe key -> how the operator is made of the amount (None for a switch; the text of a key in
-# TEXTS) and the request's choices, in the order of application. One line an operator.
-OPERATORS: dict[str, Callable[[Any, Choices], Operator]] = {
-    "untie_embeddings": lambda amount, request: UntieEmbeddings(),
-    "uniform_heads": lambda amount, request: UniformHeads(amount),
-    "signal_heads": lambda amount, request: SignalHeads(amount, request.new_heads),
-    "noise_heads": lambda amount, request: NoiseHeads(amount),
-    "heads": lambda amount, request: Heads(amount, request.new_heads),
-    "query_heads": lambda amount, request: QueryHeads(amount, request.new_heads),
-    "kv_heads": lambda amount, request: KvHeads(amount),
-    "head_dim": lambda amount, request: HeadDim(amount),
-    "ffn": lambda amount, request: Ffn(amount, request.new_units),
-    "hidden": lambda amount, request: Hidden(amount, request.hidden_method),
-    "layers": lambda amount, request: Depth(amount, request.depth_method, request.placement()),
-    "layers_from": lambda text, request: Slices(text),
-    "decoder_layers": lambda amount, request: Depth(
-        amount, request.depth_method, request.placement(), "decoder_layer"
+@dataclass(frozen=True, kw_only=True)
+class OperatorRow(Option):
+    """A growth.
+
+    Attributes:
+        file: module of this folder that makes the operator.
+        stage: growths of an earlier stage are applied first; within a stage, as the table has them.
+        unit: what the axis counts, in refusals; by default the axis in the plural.
+        is_amount: the value is a size (``x2``, ``+4``, ``48``), else a text or a switch.
+        options: how it may be done. What several growths ask stands at the first of them.
+    """
+
+    file: str
+    stage: int
+    unit: str = ""
+    is_amount: bool = True
+    size: bool = True
+    options: tuple[Option, ...] = ()
+
+    @property
+    def module(self) -> ModuleType:
+        return import_module(f"{__name__}.{self.file}")
+
+
+def _part_of_units(part: float) -> None:
+    if not 0.0 <= part <= 1.0:
+        raise UsageError(
+            f"--expert-reinit {part} is no part of the units.",
+            "Give a number from 0 to 1; 0.5 is usual (Drop-Upcycling).",
+        )
+
+
+ROWS = (
+    OperatorRow(
+        key="signal_heads",
+        file="signal_heads",
+        stage=2,
+        help="Signal heads; the noise heads stay (group-differentiated growth).",
+        axis="signal_head",
+        label="signal heads",
+        options=(
+            Option(
+                key="new_heads",
+                values=("copy", "zero"),
+                help="copy, or zero: random heads with zero output. Default: copy.",
+            ),
+        ),
     ),
-    "experts": lambda amount, request: Experts(
-        amount,
-        request.experts_per_token,
-        request.symmetry_choice(),
-        request.expert_reinit,
-        widened=bool(request.ffn or request.hidden),
+    OperatorRow(
+        key="noise_heads",
+        file="noise_heads",
+        stage=2,
+        help="Noise heads; the signal heads stay.",
+        axis="noise_head",
+        label="noise heads",
     ),
+    OperatorRow(
+        key="uniform_heads",
+        file="uniform_heads",
+        stage=1,
+        help="Signal and noise heads at the same ratio (count both).",
+        axis="signal_head",
+    ),
+    OperatorRow(
+        key="heads",
+        file="heads",
+        stage=2,
+        help="Query and key/value heads at their ratio (count the query heads).",
+        axis="query_head",
+    ),
+    OperatorRow(
+        key="query_heads",
+        file="query_heads",
+        stage=2,
+        help="Query heads; the key/value heads and the KV cache stay.",
+        axis="query_head",
+        label="query heads",
+    ),
+    OperatorRow(
+        key="kv_heads",
+        file="kv_heads",
+        stage=2,
+        help="Key/value heads (pairs, in differential attention); the KV cache grows.",
+        axis="kv_head",
+        label=lambda sizes: "key/value " + ("pairs" if sizes.get("parts") == 2 else "heads"),
+    ),
+    OperatorRow(
+        key="head_dim",
+        file="head_dim",
+        stage=2,
+        help="Channels a head; not under plain rotary position encoding.",
+        axis="head_dim",
+        label="head_dim",
+        unit="channels a head",
+    ),
+    OperatorRow(
+        key="layers",
+        file="depth",
+        stage=4,
+        help="Layers (encoder's, where there are two stacks); see --depth-method.",
+        axis="layer",
+        label=lambda sizes: "encoder layers" if "decoder_layer" in sizes else "layers",
+        options=(
+            Option(
+                key="depth_method",
+                values=("identity", "stack", "interpolate", "solar"),
+                help="identity (exact), stack, interpolate or solar. Default: identity.",
+            ),
+            Option(
+                key="layer_placement",
+                help="auto, even, end, pattern (the class's order of layer kinds goes on), or "
+                "indices such as 3,7,11. Default: auto (pattern where even would break it, else "
+                "even).",
+            ),
+        ),
+    ),
+    OperatorRow(
+        key="layers_from",
+        file="slices",
+        stage=4,
+        help="Slices of the layers, half-open: 0-24,8-32. Another function.",
+        axis="layer",
+        is_amount=False,
+    ),
+    OperatorRow(
+        key="decoder_layers",
+        file="depth",
+        stage=4,
+        help="Layers of an encoder-decoder's decoder.",
+        axis="decoder_layer",
+        label="decoder layers",
+    ),
+    OperatorRow(
+        key="ffn",
+        file="ffn",
+        stage=3,
+        help="FFN width (intermediate_size).",
+        axis="ffn",
+        label=lambda sizes: (
+            "expert width (moe_intermediate_size)"
+            if "expert_step" in sizes
+            else "FFN width (intermediate_size)"
+        ),
+        unit="FFN units",
+        options=(
+            Option(
+                key="new_units",
+                values=("copy", "zero"),
+                help="copy, or zero: random FFN units with zero output. Default: copy.",
+            ),
+        ),
+    ),
+    OperatorRow(
+        key="hidden",
+        file="hidden",
+        stage=3,
+        help="Hidden size: whole multiples by copies, any other by padding.",
+        axis="hidden",
+        label="hidden size",
+        unit="hidden channels",
+        options=(
+            Option(
+                key="hidden_method",
+                values=("auto", "tile", "pad"),
+                help="tile (copies), pad (any size) or auto. Default: auto.",
+            ),
+        ),
+    ),
+    OperatorRow(
+        key="experts",
+        file="experts",
+        stage=5,
+        help="Experts: copies of the FFN with a new router, or copies of experts.",
+        axis="expert",
+        label="experts",
+        options=(
+            Option(
+                key="experts_per_token",
+                kind=int,
+                needs="experts",
+                size=True,
+                axis="active_expert",
+                label="experts per token",
+                help="Experts a token is routed to. Default: 2, or as many times more as experts.",
+            ),
+            Option(
+                key="expert_reinit",
+                kind=float,
+                check=_part_of_units,
+                needs="experts",
+                help="Part of each new expert's FFN units that is drawn anew (Drop-Upcycling); not "
+                "exact. Default: 0.",
+            ),
+        ),
+    ),
+    OperatorRow(
+        key="untie_embeddings",
+        file="untie",
+        stage=0,
+        kind=bool,
+        is_amount=False,
+        help="Write an output projection of its own, equal to the embedding.",
+    ),
+)
+
+# Recipe key -> its row, in the order in which people read them.
+OPERATORS: dict[str, OperatorRow] = {row.key: row for row in ROWS}
+
+# What holds for the whole growth.
+COMMON = (
+    Option(
+        key="symmetry",
+        values=SYMMETRIES,
+        help="Shares of copies: split, even or noise. Default: split.",
+    ),
+    Option(
+        key="noise_snr_db",
+        kind=float,
+        help="Signal-to-noise ratio of --symmetry noise, in dB.",
+    ),
+    Option(key="seed", kind=int, help="Of every random number. Default: 0."),
+    Option(
+        key="optimizer_state",
+        values=("grow", "reset", "reset-new"),
+        help="Of the run that made the checkpoint: grow, reset, or reset-new (copies begin with "
+        "zero moments). Default: grow, where it is found.",
+    ),
+    Option(
+        key="format",
+        help="Family to write: the source's own, or gda for differential checkpoints.",
+    ),
+)
+
+# Axes that no growth is named after, and the order in which a model's sizes are told.
+OTHER_LABELS = {
+    "dense_ffn": "FFN width of layers without experts (intermediate_size)",
+    "vocab": "vocabulary",
 }
+TOLD = (
+    *("layer", "decoder_layer", "hidden", "ffn", "dense_ffn", "expert", "active_expert"),
+    *("query_head", "signal_head", "noise_head", "kv_head", "head_dim", "vocab"),
+)
 
-# Keys whose value is no amount.
-TEXTS = ("layers_from",)
 
-__all__ = [
-    "OPERATORS",
-    "TEXTS",
-    "Depth",
-    "Experts",
-    "Ffn",
-    "HeadDim",
-    "Heads",
-    "Hidden",
-    "KvHeads",
-    "NoiseHeads",
-    "Operator",
-    "QueryHeads",
-    "SignalHeads",
-    "Slices",
-    "UniformHeads",
-    "UntieEmbeddings",
-]
+def all_options() -> list[Option]:
+    """Every flag of a growth, in the order of the help: each row with its options behind it."""
+    rows = [option for row in OPERATORS.values() for option in (row, *row.options)]
+    return [*rows, *COMMON]
+
+
+def rows_as_applied() -> list[OperatorRow]:
+    """The rows in the order in which growths that are asked for together are applied."""
+    return sorted(OPERATORS.values(), key=lambda row: row.stage)
+
+
+def axis_labels(sizes: Mapping[str, int]) -> dict[str, str]:
+    """Axis -> what people call it, for a model of these sizes; in the order in which to tell them.
+
+    Axes that the model has not are in it too.
+    """
+    labels: dict[str, Label] = dict(OTHER_LABELS)
+    for option in all_options():
+        if option.axis and option.label:
+            labels[option.axis] = option.label
+    order = [*TOLD, *(axis for axis in labels if axis not in TOLD)]
+    told = {axis: labels[axis] for axis in order if axis in labels}
+    return {axis: text if isinstance(text, str) else text(sizes) for axis, text in told.items()}
+
+
+def units_of(axis: str) -> str:
+    """What an axis counts: ``FFN units``."""
+    named = (row.unit for row in OPERATORS.values() if row.axis == axis and row.unit)
+    return next(named, axis.replace("_", " ") + "s")

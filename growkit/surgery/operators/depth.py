@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,10 +25,13 @@ from growkit.core.errors import UsageError
 from growkit.surgery.amount import Amount
 from growkit.surgery.effect import Exactness, Growth, LayerMap, LayerSource, ModelShape
 from growkit.surgery.layer_pattern import follows_rule, pattern_layers, pattern_notes
+from growkit.surgery.operators import OperatorRow
 from growkit.surgery.operators.require import require_axis
 from growkit.surgery.operators.slices import Slice, layers_of
 
-METHODS = ("identity", "stack", "interpolate", "solar")
+if TYPE_CHECKING:
+    from growkit.surgery.request import GrowthRequest
+
 PLACEMENTS = ("auto", "even", "end", "pattern")
 
 
@@ -37,7 +41,7 @@ class Depth:
 
     Attributes:
         amount: factor, increment or new number of layers.
-        method: one of ``METHODS``.
+        method: ``identity``, ``stack``, ``interpolate`` or ``solar``.
         placement: where identity blocks go: ``even``ly, at the ``end``, as the class's ``pattern``
             of layer kinds wants, or after the old layers with the given 0-based indices. ``auto``:
             by the pattern where one can be kept that ``even`` breaks, else evenly.
@@ -173,3 +177,20 @@ def _deep_decoder_note(shape: ModelShape, stack: str, target: int) -> tuple[str,
         "fails; pass past_key_values=EncoderDecoderCache(DynamicCache(), DynamicCache()), or grow "
         "the encoder by --layers too",
     )
+
+
+def make(row: OperatorRow, amount: Amount, request: GrowthRequest) -> Depth:
+    return Depth(amount, request.depth_method, read_placement(request.layer_placement), row.axis)
+
+
+def read_placement(text: str) -> str | tuple[int, ...]:
+    """``--layer-placement`` read: a word, or the indices of layers."""
+    if text in PLACEMENTS:
+        return text
+    try:
+        return tuple(int(part) for part in text.strip("[]").split(","))
+    except ValueError:
+        raise UsageError(
+            f"--layer-placement {text!r} is not known.",
+            f"Valid values: {', '.join(PLACEMENTS)}, or layer indices such as 3,7,11.",
+        ) from None

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -34,7 +34,11 @@ from growkit.families.upcycling import UPCYCLINGS
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import AxisMap
 from growkit.surgery.effect import Exactness, Growth, ModelShape
+from growkit.surgery.operators import OperatorRow
 from growkit.surgery.symmetry import Symmetry
+
+if TYPE_CHECKING:
+    from growkit.surgery.request import GrowthRequest
 
 USUAL_PER_TOKEN = 2
 
@@ -220,3 +224,17 @@ def _warnings(experts: int, target: int, before: int, after: int) -> tuple[str, 
         f"every token meets {after} experts instead of {before}; the auxiliary load-balancing loss "
         f"of the same routing is {copies} times as large (router_aux_loss_coef is unchanged)",
     )
+
+
+def make(row: OperatorRow, amount: Amount, request: GrowthRequest) -> Experts:
+    return Experts(
+        amount,
+        request.experts_per_token,
+        request.symmetry_choice(),
+        request.expert_reinit,
+        widened=bool(request.ffn or request.hidden),
+    )
+
+
+def grows(row: OperatorRow, shape: ModelShape) -> bool:
+    return row.axis in shape.sizes or shape.family.name in UPCYCLINGS

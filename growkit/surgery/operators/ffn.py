@@ -8,12 +8,16 @@ whole copies with tiling are exact (mean squares of a whole duplication are unch
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from growkit.core.errors import UsageError
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import AxisMap
 from growkit.surgery.effect import Exactness, Growth, ModelShape
+from growkit.surgery.operators import OperatorRow
+
+if TYPE_CHECKING:
+    from growkit.surgery.request import GrowthRequest
 
 
 @dataclass(frozen=True)
@@ -65,3 +69,7 @@ class Ffn:
         if target % width == 0:
             return AxisMap.tile(width, target // width)
         return AxisMap.spread(width, target)
+
+
+def make(row: OperatorRow, amount: Amount, request: GrowthRequest) -> Ffn:
+    return Ffn(amount, request.new_units)

@@ -21,12 +21,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import frexp, sqrt
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from growkit.core.errors import UsageError
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import AxisMap
 from growkit.surgery.effect import Exactness, Fill, Growth, ModelShape, NewUnits
+from growkit.surgery.operators import OperatorRow
+
+if TYPE_CHECKING:
+    from growkit.surgery.request import GrowthRequest
 
 NEW_CHANNELS = NewUnits(produced=Fill.INIT, consumed=Fill.ZERO, keys=Fill.ZERO)
 
@@ -68,3 +72,11 @@ class HeadDim:
             reason="new key channels and o_proj columns are zero; keys make up for the softmax "
             "scale (arXiv 2308.06103)",
         )
+
+
+def make(row: OperatorRow, amount: Amount, request: GrowthRequest) -> HeadDim:
+    return HeadDim(amount)
+
+
+def grows(row: OperatorRow, shape: ModelShape) -> bool:
+    return not shape.family.head_dim.refusal

@@ -11,7 +11,7 @@ groups with zero o_proj columns are bit-exact.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -19,8 +19,12 @@ from growkit.families.layout import IntArray
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import NEW, AxisMap
 from growkit.surgery.effect import Exactness, Growth, ModelShape
+from growkit.surgery.operators import OperatorRow
 from growkit.surgery.operators.query_heads import reason_of, refuse_uneven, what_is_new
 from growkit.surgery.operators.require import require_axis
+
+if TYPE_CHECKING:
+    from growkit.surgery.request import GrowthRequest
 
 
 @dataclass(frozen=True)
@@ -63,3 +67,7 @@ def _members(groups: IntArray, width: int) -> IntArray:
     """The query heads of each group, in order."""
     first = groups[:, None]
     return np.where(first == NEW, NEW, first * width + np.arange(width)).reshape(-1)
+
+
+def make(row: OperatorRow, amount: Amount, request: GrowthRequest) -> Heads:
+    return Heads(amount, request.new_heads)

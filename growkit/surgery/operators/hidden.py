@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import frexp, sqrt
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -12,6 +12,10 @@ import numpy as np
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import AxisMap
 from growkit.surgery.effect import Exactness, Fill, Growth, ModelShape, NewUnits
+from growkit.surgery.operators import OperatorRow
+
+if TYPE_CHECKING:
+    from growkit.surgery.request import GrowthRequest
 
 ZEROS = NewUnits(produced=Fill.ZERO, consumed=Fill.INIT, normed=Fill.INIT)
 MEANS = NewUnits(produced=Fill.MEAN, consumed=Fill.INIT, normed=Fill.ZERO)
@@ -99,9 +103,6 @@ def bfloat16_warning(width: int, target: int) -> tuple[str, ...]:
     )
 
 
-METHODS = ("auto", "tile", "pad")
-
-
 @dataclass(frozen=True)
 class Hidden:
     """Grow ``hidden_size``.
@@ -153,3 +154,7 @@ class Hidden:
             "(HyperCloning, arXiv 2409.12903)",
             warnings=bfloat16_warning(width, target) if scaled else (),
         )
+
+
+def make(row: OperatorRow, amount: Amount, request: GrowthRequest) -> Hidden:
+    return Hidden(amount, request.hidden_method)

@@ -16,13 +16,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import gcd
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from growkit.core.errors import UsageError
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import AxisMap
 from growkit.surgery.effect import Exactness, Growth, ModelShape
-from growkit.surgery.operators.require import require_axis
+from growkit.surgery.operators import OperatorRow
+from growkit.surgery.operators.require import require_axis, shares_heads
+
+if TYPE_CHECKING:
+    from growkit.surgery.request import GrowthRequest
 
 
 @dataclass(frozen=True)
@@ -68,3 +72,11 @@ class KvHeads:
             exactness=Exactness.EXACT if normed else Exactness.BIT_EXACT,
             reason="every query head meets a copy of its old keys and values",
         )
+
+
+def make(row: OperatorRow, amount: Amount, request: GrowthRequest) -> KvHeads:
+    return KvHeads(amount)
+
+
+def grows(row: OperatorRow, shape: ModelShape) -> bool:
+    return row.axis in shape.sizes and shares_heads(shape)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -25,7 +25,11 @@ from growkit.families.differential import divisors, signal_to_noise
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import AxisMap
 from growkit.surgery.effect import Exactness, Growth, ModelShape
+from growkit.surgery.operators import OperatorRow
 from growkit.surgery.operators.require import require_axis
+
+if TYPE_CHECKING:
+    from growkit.surgery.request import GrowthRequest
 
 
 @dataclass(frozen=True)
@@ -75,3 +79,7 @@ def _fits(target: Fraction, signal: int, noise: int) -> bool:
     if target > signal:
         return target % max(signal, noise) == 0
     return target % noise == 0 and signal % target == 0
+
+
+def make(row: OperatorRow, amount: Amount, request: GrowthRequest) -> NoiseHeads:
+    return NoiseHeads(amount)

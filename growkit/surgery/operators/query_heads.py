@@ -14,13 +14,17 @@ only the same number of copies of every head keeps it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from growkit.core.errors import UsageError
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import AxisMap
 from growkit.surgery.effect import Exactness, Growth, ModelShape
-from growkit.surgery.operators.require import require_axis
+from growkit.surgery.operators import OperatorRow
+from growkit.surgery.operators.require import require_axis, shares_heads
+
+if TYPE_CHECKING:
+    from growkit.surgery.request import GrowthRequest
 
 
 @dataclass(frozen=True)
@@ -78,3 +82,11 @@ def reason_of(new_heads: str) -> str:
         "a copied head meets its old keys and values; the shares of its o_proj columns sum to the "
         "old columns (Net2Net, arXiv 1511.05641, applied to heads)"
     )
+
+
+def make(row: OperatorRow, amount: Amount, request: GrowthRequest) -> QueryHeads:
+    return QueryHeads(amount, request.new_heads)
+
+
+def grows(row: OperatorRow, shape: ModelShape) -> bool:
+    return row.axis in shape.sizes and shares_heads(shape)

@@ -14,13 +14,17 @@ head's o_proj columns sum to the old columns). New heads with zero o_proj column
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from growkit.core.errors import UsageError
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import AxisMap
 from growkit.surgery.effect import Exactness, Growth, ModelShape
+from growkit.surgery.operators import OperatorRow
 from growkit.surgery.operators.require import require_axis
+
+if TYPE_CHECKING:
+    from growkit.surgery.request import GrowthRequest
 
 
 @dataclass(frozen=True)
@@ -56,3 +60,7 @@ class SignalHeads:
             reason="the shares of a head's o_proj columns sum to the old columns; lambda is one "
             "scalar a layer and the norm sees each head alone (arXiv 2510.06949)",
         )
+
+
+def make(row: OperatorRow, amount: Amount, request: GrowthRequest) -> SignalHeads:
+    return SignalHeads(amount, request.new_heads)

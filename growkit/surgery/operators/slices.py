@@ -12,13 +12,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from growkit.core.errors import UsageError
 from growkit.surgery.amount import Amount
 from growkit.surgery.effect import Exactness, Growth, LayerMap, LayerSource, ModelShape
 from growkit.surgery.layer_pattern import pattern_notes
+from growkit.surgery.operators import OperatorRow
 from growkit.surgery.operators.require import require_axis
+
+if TYPE_CHECKING:
+    from growkit.surgery.request import GrowthRequest
 
 Slice = tuple[int, int]
 OPTION = "--layers-from"
@@ -108,3 +112,18 @@ def layers_of(slices: Sequence[Slice]) -> LayerMap:
             result.append(LayerSource(layer, "copy" if layer in seen else "kept"))
             seen.add(layer)
     return tuple(result)
+
+
+def make(row: OperatorRow, text: str, request: GrowthRequest) -> Slices:
+    if request.layers or request.depth_method != "identity":
+        raise UsageError(
+            "--layers-from names every layer of the grown model, so --layers and "
+            "--depth-method have nothing to say.",
+            "Give one or the other.",
+        )
+    return Slices(text)
+
+
+def grows(row: OperatorRow, shape: ModelShape) -> bool:
+    """Every model does, but it is another function: --layers is what to recommend."""
+    return False

@@ -11,14 +11,18 @@ sum to the old columns. (Tiling all groups would move copies to other kv pairs a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import AxisMap
 from growkit.surgery.effect import Exactness, Growth, ModelShape
+from growkit.surgery.operators import OperatorRow
 from growkit.surgery.operators.require import require_axis
+
+if TYPE_CHECKING:
+    from growkit.surgery.request import GrowthRequest
 
 
 @dataclass(frozen=True)
@@ -51,3 +55,7 @@ class UniformHeads:
             reason="whole groups are copied inside their kv pair; the shares of a head's o_proj "
             "columns sum to the old columns",
         )
+
+
+def make(row: OperatorRow, amount: Amount, request: GrowthRequest) -> UniformHeads:
+    return UniformHeads(amount)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from growkit.core.errors import UsageError
 from growkit.surgery.effect import Exactness, Growth, ModelShape
+from growkit.surgery.operators import OperatorRow
+
+if TYPE_CHECKING:
+    from growkit.surgery.request import GrowthRequest
 
 
 @dataclass(frozen=True)
@@ -31,3 +36,11 @@ class UntieEmbeddings:
             exactness=Exactness.BIT_EXACT,
             reason="the output projection keeps its values",
         )
+
+
+def make(row: OperatorRow, value: bool, request: GrowthRequest) -> UntieEmbeddings:
+    return UntieEmbeddings()
+
+
+def grows(row: OperatorRow, shape: ModelShape) -> bool:
+    return bool(shape.sizes["tied"])
