@@ -62,7 +62,7 @@ def study(
     from growkit.cli.study_view import show_plan, show_result
     from growkit.core.errors import GrowkitError, UsageError
     from growkit.recipe.shipped import find_recipe
-    from growkit.study.files import write_study
+    from growkit.study.page import write_study
     from growkit.study.read_recipe import load_study
     from growkit.study.selection import choose
     from growkit.study.study import RECIPE, Study

@@ -5,10 +5,9 @@ from __future__ import annotations
 from math import isfinite
 
 from growkit.core.quantities import human_count, percent
-from growkit.study.arm_figures import savings
-from growkit.study.intervals import CONFIDENCE, t_quantile
 from growkit.study.results import StudyResult
-from growkit.study.statistics import findings, seeds_text
+from growkit.study.savings import savings
+from growkit.study.statistics import CONFIDENCE, findings, seeds_text, t_quantile
 
 # A run that ends this far from the budget was not given the same as the others.
 OFF_BUDGET = 0.02

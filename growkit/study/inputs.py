@@ -1,19 +1,30 @@
 """What all runs of a study read: one tokenizer and one text, with the hashes that keys are made of.
 
-The tokenizer is trained once, in the folder of runs, and named after what it was trained on.
+The tokenizer is trained once, in the folder of runs, and named after what it was trained on. The
+content key of a training run is what its result depends on, and nothing else: finished runs are
+found again by their key, so a value that is added to it makes all of them anew. No torch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from growkit.checkpoint import content_hash, open_checkpoint
 from growkit.core.progress import Reporter
 from growkit.core.whole_file import make_whole
 from growkit.data.sources import Corpus, corpus_of
-from growkit.study.recipe import StudyRecipe
+from growkit.study.recipe import Base, Start, StudyRecipe
 from growkit.study.shapes import digest
+from growkit.training.run_folder import MAY_CHANGE
+
+FORMAT = 1
+# Of the data section: where things are, and how many processes read them. Their content is hashed.
+PLACES = ("files", "eval_files", "cache_dir", "workers")
+# These may differ between a run and its continuation, and yet say what the run is.
+LENGTH = ("max_steps", "max_tokens")
 
 
 @dataclass(frozen=True)
@@ -74,3 +85,52 @@ def _tokenizer(
         train_bpe(corpus.train_documents(), size, folder)
 
     return make_whole(target, make)
+
+
+def content_key(
+    recipe: Mapping[str, Any],
+    start: Start,
+    study: StudyRecipe,
+    fingerprints: Mapping[str, str],
+    parent: str | None,
+) -> str:
+    """A hash of all that the result of a run depends on; intervals of logging and places do not.
+
+    The sources of a mixture are hashed with the paths that the recipe gives them (as the name that
+    a source has), so a mixture under other paths is made again.
+
+    Args:
+        recipe: of the training run.
+        fingerprints: of data, tokenizer and checkpoints (:mod:`growkit.study.inputs`).
+        parent: key of the run that this one goes on from.
+    """
+    training = {
+        key: value
+        for key, value in recipe["training"].items()
+        if f"training.{key}" not in MAY_CHANGE or key in LENGTH
+    }
+    training.pop("use_cpu", None)
+    if start.checkpoint is not None:
+        parent = fingerprints[str(start.checkpoint)]
+    return digest(
+        {
+            **_observed(start, study),
+            "format": FORMAT,
+            "model": recipe["model"],
+            "data": {key: value for key, value in recipe["data"].items() if key not in PLACES},
+            "training": training,
+            "position": recipe.get("position"),
+            "content": fingerprints["data"],
+            "tokenizer": fingerprints.get("tokenizer"),
+            "change": start.change,
+            "parent": parent,
+        }
+    )
+
+
+def _observed(start: Start, study: StudyRecipe) -> dict[str, list[str]]:
+    """Figures besides the loss belong to the result of an arm: a run without them is another."""
+    if isinstance(start, Base):
+        return {}
+    asked: dict[str, list[str]] = {"measures": [*study.measures], "series": [*study.series]}
+    return {name: value for name, value in asked.items() if value}

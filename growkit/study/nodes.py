@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from growkit.core.errors import UsageError
-from growkit.study.keys import content_key
-from growkit.study.lengths import Lengths
+from growkit.study.inputs import content_key
 from growkit.study.recipe import Start, StudyRecipe
 from growkit.study.records import Record, Records
 from growkit.study.results import Sweep
-from growkit.study.shapes import Shape, Shapes
+from growkit.study.shapes import Lengths, Shape, Shapes
 from growkit.training.read_recipe import make_recipe
 
 # Steps of a schedule that may be given as a part of the whole: here, of the budget's FLOPs.

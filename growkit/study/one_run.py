@@ -6,7 +6,8 @@ FOLDER holds ``node.json``, what to do, and gets::
     model/          the run (see growkit.training.run): trained weights at its top
     record.json     what is kept of it
 
-A run that was killed goes on from its last checkpoint, and comes to the same result.
+A run that was killed goes on from its last checkpoint, and comes to the same result. One process
+makes a run; it ends when the study that started it is gone.
 """
 
 from __future__ import annotations
@@ -14,8 +15,12 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -25,20 +30,50 @@ from pydantic import BaseModel, ConfigDict
 
 from growkit import __version__
 from growkit.core.errors import CheckpointError, Diverged, GrowkitError
+from growkit.core.files import open_lock
 from growkit.core.json_files import read_json_object
 from growkit.core.records import checked
+from growkit.core.systems import lock_record
 from growkit.core.terminal_text import printable
 from growkit.core.whole_file import write_whole
 from growkit.core.yaml_files import read_yaml
 from growkit.record.manifest import read_training_record
-from growkit.study import kept_figures as observed
+from growkit.study import records as kept
 from growkit.study.recipe import Start
 from growkit.study.records import MODEL, NODE, RECORD, Record, can_go_on, read_record
-from growkit.study.run_lock import BUSY, end_with_parent, held
 from growkit.study.shapes import apply_change
 from growkit.training.metrics import read_metrics
 from growkit.training.read_recipe import make_recipe
 from growkit.training.recipe import Recipe
+
+# EX_TEMPFAIL of sysexits.h: another process makes this run at the moment.
+BUSY = 75
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[bool]:
+    """Whether this process has the folder to itself for the time being.
+
+    On a file system without locks everybody has it: two studies must not share such a folder.
+    """
+    with open_lock(folder / ".lock") as file:
+        yield lock_record(file.fileno())
+
+
+def end_with_parent(parent: int, interval: float = 2.0) -> None:
+    """Send this process SIGTERM when its parent is gone (killed, too): nobody waits for it.
+
+    Args:
+        parent: process id; the parent says it, for it may be gone before it is asked.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(interval)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
 
 BEGIN_ANEW = "Remove the folder of the run; it is made again."
 
@@ -90,9 +125,9 @@ def work(folder: Path) -> Record:
     except Diverged as error:
         diverged = error.cause
     rows = read_metrics(model / "training" / "metrics.jsonl")
-    diverged = diverged or observed.not_finite(rows)
+    diverged = diverged or kept.not_finite(rows)
     final = _final(model)
-    measures = {} if diverged else observed.measures(model, recipe, rows, node["measures"])
+    measures = {} if diverged else kept.measures(model, recipe, rows, node["measures"])
     record = Record(
         key=node["key"],
         name=node["name"],
@@ -103,10 +138,10 @@ def work(folder: Path) -> Record:
         steps=recipe.total_steps - recipe.first_step,
         tokens=(recipe.total_steps - recipe.first_step) * recipe.tokens_per_step,
         learning_rate=recipe.training.learning_rate,
-        seconds=observed.training_seconds(rows, recipe.first_step * recipe.tokens_per_step),
-        curve=observed.curve(rows, recipe.first_step * recipe.tokens_per_step),
+        seconds=kept.training_seconds(rows, recipe.first_step * recipe.tokens_per_step),
+        curve=kept.curve(rows, recipe.first_step * recipe.tokens_per_step),
         measures=measures,
-        series=observed.series(rows, node["series"]),
+        series=kept.series(rows, node["series"]),
         machine=machine(),
         date=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         held_out_tokens=final.get("held_out_tokens", 0),

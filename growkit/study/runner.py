@@ -21,9 +21,9 @@ from growkit.core.errors import UsageError
 from growkit.core.progress import Progress, Reporter
 from growkit.core.whole_file import write_whole
 from growkit.study.nodes import Node
+from growkit.study.one_run import BUSY
 from growkit.study.recipe import Base, Start
 from growkit.study.records import MODEL, NODE, Records
-from growkit.study.run_lock import BUSY
 from growkit.training.metrics import read_metrics
 
 POLL = 0.5

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from growkit.study.intervals import estimate, holm, spread_of, t_coverage, t_quantile
+from growkit.study.statistics import estimate, holm, spread_of, t_coverage, t_quantile
 
 
 # Two-sided critical values as every table of Student's t prints them (NIST/SEMATECH e-Handbook

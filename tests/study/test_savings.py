@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_up_studies import BUDGET, growth_study, loss_at, made_arm, made_study
 
-from growkit.study.arm_figures import flops_to, savings
 from growkit.study.results import Point
+from growkit.study.savings import flops_to, savings
 
 SCRATCH = {1: 3.50, 2: 3.60, 3: 3.45}
 

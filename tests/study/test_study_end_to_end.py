@@ -176,7 +176,7 @@ def children(pid: int) -> list[int]:
 
 def test_a_run_ends_when_its_study_is_gone(tmp_path: Path) -> None:
     worker = (
-        "import sys, time; from growkit.study.run_lock import end_with_parent\n"
+        "import sys, time; from growkit.study.one_run import end_with_parent\n"
         "end_with_parent(int(sys.argv[1]), 0.05); print('up', flush=True); time.sleep(60)"
     )
     study = (

@@ -17,7 +17,7 @@ from tiny_studies import keep, opened, pretend_trained, record_of, study_of
 
 from growkit.core.progress import Silent
 from growkit.study import runner as runner_module
-from growkit.study.run_lock import held
+from growkit.study.one_run import held
 from growkit.study.runner import Runner, slots
 from growkit.study.selection import choose
 from growkit.study.study import Study
@@ -220,7 +220,7 @@ def test_ctrl_c_ends_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_folder_is_held_by_one_process(tmp_path: Path) -> None:
     child = (
-        "import sys; from pathlib import Path; from growkit.study.run_lock import held\n"
+        "import sys; from pathlib import Path; from growkit.study.one_run import held\n"
         "with held(Path(sys.argv[1])) as alone: sys.exit(0 if alone else 75)"
     )
     command = [sys.executable, "-c", child, str(tmp_path)]

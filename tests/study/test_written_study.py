@@ -18,13 +18,11 @@ import numpy as np
 import pytest
 from made_up_studies import BUDGET, growth_study, made_arm, made_run, made_study, sweep
 
-from growkit.study.arm_figures import arm_figures
 from growkit.study.caveats import limits
-from growkit.study.curves import band_of, common_start, growths, line_look, loss_band
-from growkit.study.figures import draw_figures
-from growkit.study.files import markdown, write_study
-from growkit.study.page import study_page
+from growkit.study.figures import band_of, common_start, draw_figures, growths, line_look, loss_band
+from growkit.study.page import markdown, study_page, write_study
 from growkit.study.results import Phase, StudyResult, result_from
+from growkit.study.savings import arm_figures
 from growkit.study.table import (
     comparisons,
     equal_flops,
@@ -348,7 +346,7 @@ def test_no_torch(tmp_path: Path) -> None:
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from pathlib import Path; from made_up_studies import growth_study\n"
-        "from growkit.study.files import write_study\n"
+        "from growkit.study.page import write_study\n"
         "write_study(growth_study(), Path(sys.argv[2]))\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )

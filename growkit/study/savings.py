@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass
 from math import inf, isfinite
 from typing import Any
 
-from growkit.study.intervals import Estimate, Spread, estimate, spread_of
 from growkit.study.results import Arm, Point, Run, StudyResult
-from growkit.study.statistics import Finding, findings
+from growkit.study.statistics import Estimate, Finding, Spread, estimate, findings, spread_of
 
 
 @dataclass(frozen=True)
