@@ -3,7 +3,7 @@
     python benchmarks/last_word.py held_out.txt other.txt --out tasks
     growkit eval CKPT --include-path tasks --tasks last_word_held_out,last_word_choice_held_out
 
-In the manner of LAMBADA (arXiv 1606.06031): a passage of some sentences whose last word stood in
+In the manner of LAMBADA (arXiv:1606.06031): a passage of some sentences whose last word stood in
 the passage before, though not in its last sentence, so that who has read the passage can guess it
 and who has read the last sentence alone hardly can. No person has filtered them: compare models
 with each other, not with published LAMBADA figures. Two tasks a text:

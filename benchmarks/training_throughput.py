@@ -9,7 +9,7 @@ dimension; the differential one has a quarter of its query heads as noise heads.
 own; the first log lines (warm-up, compilation) are left out and the median of the rest is taken.
 
 MFU is (6 N + 12 L H d T) tokens/s / peak, with N parameters without the input embedding, L layers,
-H query heads of dimension d and sequences of T tokens (PaLM, arXiv 2204.02311, appendix B): the
+H query heads of dimension d and sequences of T tokens (PaLM, arXiv:2204.02311, appendix B): the
 differential model's second set of maps is counted as the heads that it takes.
 """
 

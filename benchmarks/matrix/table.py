@@ -3,7 +3,7 @@
     GROWKIT_MATRIX=/tmp/matrix.jsonl pytest -m matrix -n 2 tests/end_to_end/test_matrix.py
     python benchmarks/matrix/table.py /tmp/matrix.jsonl
 
-A run that was stopped goes on by the same command. Writes ``README.md`` and ``results.json``
+A run that was stopped continues by the same command. Writes ``README.md`` and ``results.json``
 beside this file.
 """
 

@@ -1,6 +1,6 @@
 """HyperCloning as published, run the way its release runs: python hypercloning.py SOURCE OUT FACTOR
 
-The algorithm of arXiv 2409.12903, section 3, written anew from the paper and the description of
+The algorithm of arXiv:2409.12903, section 3, written anew from the paper and the description of
 apple/ml-hypercloning (commit 7c4e80b): a randomly initialised target model is built in memory, then
 every layer's weights are tiled into it and divided by the number of input blocks. As in the
 release, query heads are multiplied and key/value heads only where the source has as many of them,

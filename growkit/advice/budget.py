@@ -13,7 +13,7 @@ from growkit.advice.facts import Facts
 from growkit.record.cost import training_flops
 from growkit.training.growth.rates import thaw_step
 
-# Compute-optimal training of Chinchilla, tokens a parameter (Hoffmann et al., 2203.15556).
+# Compute-optimal training of Chinchilla, tokens per parameter (Hoffmann et al., arXiv:2203.15556).
 OPTIMAL_TOKENS_PER_PARAMETER = 20
 # Adam's second moment is a mean over about 1 / (1 - beta2) steps; after three times that, 95 % of
 # it is of the run's own gradients.
@@ -41,8 +41,9 @@ class Budget:
         tokens: of the run; without a recipe, ``compare_tokens``.
         settled_tokens: warm-ups and thaw are over and Adam's moments are the run's own: an
             evaluation before that says nothing about the growth. None without a recipe.
-        compare_tokens: ``20 x new parameters``, a rule of thumb: what 2203.15556 gives a parameter
-            of a model trained from scratch. 0 where nothing is new.
+        compare_tokens: ``20 x new parameters``, a rule of thumb: what
+            arXiv:2203.15556 gives a parameter of a model trained from scratch. 0 where
+            nothing is new.
         flops: of the run's training steps; None without a family.
         hours: at the given throughput, or None.
     """

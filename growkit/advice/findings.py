@@ -55,7 +55,7 @@ def over_trained(facts: Facts) -> str | None:
     if ratio is None or ratio <= OPTIMAL_TOKENS_PER_PARAMETER or facts.growth is None:
         return None
     return (
-        f"the base has seen {ratio:,.0f} tokens a parameter, {ratio / 20:,.1f} times the "
+        f"the base has seen {ratio:,.0f} tokens per parameter, {ratio / 20:,.1f} times the "
         "compute-optimal 20: the longer a base was trained, the less its reuse gains (log-like); "
         "yet a 410M base at 750B tokens (1,800 a parameter) still gained 31% by stacking"
     )
@@ -190,20 +190,28 @@ def noise(facts: Facts) -> str | None:
 
 _Rule = tuple[str, Callable[[Facts], str | None], str]
 RULES: tuple[_Rule, ...] = (
-    ("identical-copies", identical_copies, "Net2Net 1511.05641; measured"),
-    ("over-trained", over_trained, "2510.06548; G_stack 2405.15319; Chinchilla 2203.15556"),
-    ("width-evidence", width_evidence, "G_stack 2405.15319; HyperCloning 2409.12903"),
-    ("head-evidence", head_evidence, "GDA 2510.06949 (abstract)"),
-    ("loss-jump", loss_jump, "AquilaMoE 2408.06567; G_stack 2405.15319"),
+    ("identical-copies", identical_copies, "Net2Net arXiv:1511.05641; measured"),
+    (
+        "over-trained",
+        over_trained,
+        "arXiv:2510.06548; G_stack arXiv:2405.15319; Chinchilla arXiv:2203.15556",
+    ),
+    ("width-evidence", width_evidence, "G_stack arXiv:2405.15319; HyperCloning arXiv:2409.12903"),
+    ("head-evidence", head_evidence, "GDA arXiv:2510.06949 (abstract)"),
+    ("loss-jump", loss_jump, "AquilaMoE arXiv:2408.06567; G_stack arXiv:2405.15319"),
     ("closed-norm", closed_norm, "measured on Gemma-3 shapes"),
     ("frozen-rate", frozen_rate, "TencentARC/LLaMA-Pro issue 29"),
-    ("frozen-width", frozen_width, "LLaMA-Pro 2401.02415"),
-    ("no-warm-up", no_warmup, "2203.06211; LEMON 2310.07999; SPARKLING 2602.02472"),
+    ("frozen-width", frozen_width, "LLaMA-Pro arXiv:2401.02415"),
+    (
+        "no-warm-up",
+        no_warmup,
+        "arXiv:2203.06211; LEMON arXiv:2310.07999; SPARKLING arXiv:2602.02472",
+    ),
     ("short-run", short_run, "derived"),
     ("clipping", clipping, "derived"),
     ("reader-rate", reader_rate, "derived"),
-    ("bfloat16-weights", bfloat16_weights, "2010.06192"),
-    ("noise", noise, "G_stack 2405.15319"),
+    ("bfloat16-weights", bfloat16_weights, "arXiv:2010.06192"),
+    ("noise", noise, "G_stack arXiv:2405.15319"),
 )
 
 

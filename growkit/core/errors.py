@@ -52,7 +52,7 @@ class FailedElsewhere(GrowkitError):
 
 
 class RunStopped(GrowkitError):
-    """A signal asked the run to stop; its state is saved and the same command goes on."""
+    """A signal asked the run to stop; its state is saved and the same command continues."""
 
     exit_code = 143  # 128 + SIGTERM, as the shell reports it; 129 after SIGHUP
 

@@ -2,7 +2,7 @@
 
 Sample g of a run (g = 0, 1, ...) is sample k of one source (see :mod:`growkit.data.mixture`),
 and that is sequence ``permutation(n, seed, k // n)[k % n]`` of the source's n: one Philox
-permutation an epoch, keyed by seed, source and epoch. Step s with G sequences a step reads samples
+permutation an epoch, keyed by seed, source and epoch. Step s with G sequences reads samples
 ``[s * G, (s + 1) * G)``. So a resumed run needs no replay and no saved sampler state, and a run
 with another batch split or on another number of processes sees the same sequences.
 """

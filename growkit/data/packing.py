@@ -132,7 +132,7 @@ def pack(
 
     Args:
         fingerprint: hash of the tokenizer's files (part of the cache's keys).
-        workers: tokenizing processes; default: one a core.
+        workers: tokenizing processes; default: one per core.
     """
     with TokenizerPool(tokenizer, workers or available_cores()) as pool:
         sources = [

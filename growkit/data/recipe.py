@@ -107,7 +107,7 @@ class DataSection(Section):
         eval_files: held-out text of its own; nothing is then held out of the training text.
         max_eval_tokens: at most so many held-out tokens are evaluated; absent: all.
         cache_dir: where tokens are kept; absent: in the folder of the run.
-        workers: tokenizing processes, absent: one a core. The tokens do not depend on it.
+        workers: tokenizing processes, absent: one per core. The tokens do not depend on it.
     """
 
     files: Literal["sample"] | list[Path] | None = None

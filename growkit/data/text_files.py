@@ -175,7 +175,7 @@ def _read_jsonl(path: Path, text_field: str) -> Iterator[str]:
             if len(line) > LARGEST:
                 raise UsageError(
                     f"{str(path)!r} line {number} is longer than {LARGEST >> 20} MiB.",
-                    "Give shorter documents, one a line: cut this one into several.",
+                    "Give shorter documents, one per line: cut this one into several.",
                 )
             if line.strip():
                 yield _text_of(line, path, number, text_field)

@@ -65,7 +65,7 @@ class TokenStream:
         for shard, a, b in self.segments(start, stop):
             low, high = np.searchsorted(shard.ends, np.array([a, b], np.uint64))
             inside = np.asarray(shard.ends[low:high], np.int64)
-            # The head of a text file goes on in its tail.
+            # The head of a text file continues in its tail.
             closed = inside[np.asarray(shard.records.kinds[low:high]) != HEAD]
             starts += [np.array([done]), closed - a + done]
             done += b - a

@@ -170,7 +170,7 @@ def _missing_characters(
 def _as_letters(
     documents: Iterable[str], old: Tokens, characters: Mapping[str, int]
 ) -> Iterator[str]:
-    """Each document as words of letters, one a token; words of one token teach nothing."""
+    """Each document as words of letters, one per token; words of one token teach nothing."""
 
     @lru_cache(_CACHED_WORDS)
     def words(piece: str) -> tuple[str, ...]:

@@ -158,7 +158,7 @@ def noise_heads(module: Any, count: int) -> Tensor:
 
 
 def layer_lambda(module: Any) -> float | None:
-    """lambda of a layer of differential attention where it is one number a layer, else None."""
+    """lambda of a layer of differential attention where it is one number per layer, else None."""
     if not all(hasattr(module, name) for name in (*LAMBDA_VECTORS, "lambda_init")):
         return None
     q1, k1, q2, k2 = (getattr(module, name).double() for name in LAMBDA_VECTORS)
@@ -193,7 +193,7 @@ def _is_map(tensor: Any) -> TypeGuard[Tensor]:
 
 
 def _strength(module: Any, hidden_states: Tensor) -> Tensor:
-    """lambda as LayerMaps has it: one number a layer, or one a token and signal head."""
+    """lambda as LayerMaps has it: one number per layer, or one per token and signal head."""
     if (fixed := layer_lambda(module)) is not None:
         return torch.full((1, 1, 1, 1), fixed, dtype=torch.float64, device=hidden_states.device)
     gate = torch.sigmoid(module.lambda_proj(hidden_states).double())  # [b, n, signal heads]

@@ -2,7 +2,7 @@
 
 The position that predicts the first token of the answer attends to the whole prompt. How its mass
 divides over the answer, the rest of its needle and everything that does not matter is the measure
-of arXiv 2410.05258, section 3.4 ("attention allocated to the answer span and noise context").
+of arXiv:2410.05258, section 3.4 ("attention allocated to the answer span and noise context").
 
 Shares are of **absolute** weights: |w| on a part over the sum of |w|, so that they are
 between 0 and 1 and sum to 1 for a difference map too, whose weights may be negative (``effective``
@@ -36,7 +36,7 @@ class Shares:
         needle: the other tokens of that needle.
         noise: the text and the needles that are not asked for.
         first_token: the prompt's first token, where many models put attention that they do not
-            need (attention sink, arXiv 2309.17453).
+            need (attention sink, arXiv:2309.17453).
         question: the question at the end.
     """
 
@@ -55,9 +55,9 @@ class MapShares:
         shares: means over layers, heads and prompts.
         signed_answer, signed_noise: the same of w itself; see the head of this module.
         answer_standard_error: of ``shares.answer`` over prompts; None for a single one.
-        answer_by_layer: mean over heads, one number a layer.
+        answer_by_layer: mean over heads, one number per layer.
         answer_of_best_head: largest mean over prompts that a head of the layer has.
-        noise_by_layer: mean over heads, one number a layer.
+        noise_by_layer: mean over heads, one number per layer.
     """
 
     shares: Shares

@@ -4,10 +4,10 @@ Two forms, both read off the end of the text, so that a model which was never ta
 questions can do them:
 
 * ``city``: lines "The magic number of Rome is 4821." stand in the text, and the question is the
-  beginning of one of them (the needles of arXiv 2410.05258, section 3.4, with shorter numbers).
+  beginning of one of them (the needles of arXiv:2410.05258, section 3.4, with shorter numbers).
 * ``copy``: a needle is a random sequence of tokens, a key and a value; the question is a key. A
   model of any size and language can do it that has learned to continue what it has seen before
-  (induction heads, arXiv 2209.11895).
+  (induction heads, arXiv:2209.11895).
 
 Sequences are built of token ids and are a pure function of the arguments and the seed.
 """

@@ -1,6 +1,6 @@
 """Activation outliers: the largest attention logits and hidden states against their median.
 
-The table of arXiv 2410.05258, section 3.7: top-1, 2, 3, 10, 100 and median of absolute values.
+The table of arXiv:2410.05258, section 3.7: top-1, 2, 3, 10, 100 and median of absolute values.
 Attention logits are what the softmax gets (scaled, capped where the model caps them, before the
 mask is added, of visible keys alone); hidden states are the outputs of every layer. Over all
 layers, heads and tokens; the larger the sample, the larger its largest values: compare models on

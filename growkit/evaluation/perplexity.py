@@ -22,7 +22,7 @@ class TextScore:
     Attributes:
         tokens: predicted tokens (all but the first).
         bytes: UTF-8 bytes of the text.
-        loss: mean negative log-likelihood, in nats a token.
+        loss: mean negative log-likelihood, in nats per token.
         perplexity: its exponential.
         bits_per_byte: the whole text's negative log-likelihood in bits over its bytes; comparable
             between tokenizers.

@@ -1,7 +1,7 @@
 """Multi-needle retrieval: how often the model gives the answer that stands in its context.
 
 N needles stand in a text and R of them are asked for, each by a prompt of its own (the protocol of
-arXiv 2410.05258, section 3.4, scaled down). Two measures of the same prompts:
+arXiv:2410.05258, section 3.4, scaled down). Two measures of the same prompts:
 
 * ``exact``: greedy decoding gives the answer, token for token. Read off one pass over the true
   answer: each of its tokens has the largest logit, which is when greedy decoding would give it.

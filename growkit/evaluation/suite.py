@@ -196,7 +196,7 @@ def attention_suite(
     found = _haystacks(loaded, text, options, notes)
 
     def attempt(what: str, measure: Callable[[], Result]) -> Result | None:
-        """A measure that this class of model does not allow is noted; the others go on."""
+        """A measure that this class of model does not allow is noted; the others continue."""
         bar.describe(what)
         try:
             return measure()

@@ -35,7 +35,7 @@ class AxisFactors:
     Attributes:
         mean: E[c] of every unit, 0 for new ones; shape [new size].
         square: E[c^2]; shape [new size].
-        exact: c is one number a unit.
+        exact: c is one number per unit.
         why: the reason when it is not.
     """
 

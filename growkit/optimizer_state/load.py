@@ -22,7 +22,7 @@ class Loaded:
     """What became of the parameters of an optimizer.
 
     Attributes:
-        loaded: names that go on with their state.
+        loaded: names that continue with their state.
         fresh: names that begin anew, because there is no state of them or one of another kind.
         unused: names of the stored state that the optimizer does not have.
     """

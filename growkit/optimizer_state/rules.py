@@ -8,10 +8,10 @@ times the old one, entry by entry: a dimension that *produces* a copied axis bri
 gradient that each copy gets (:mod:`growkit.optimizer_state.axis_factors`), one that *reads* it
 brings 1, and a weight that was multiplied by c brings 1 / c. First moments (AdamW's ``exp_avg``,
 Muon's and SGD's ``momentum_buffer``) are linear in the gradient, second moments (``exp_avg_sq``)
-quadratic. New units begin with zero moments and the old step counter, as in MSG (arXiv 2305.02869);
+quadratic. New units begin with zero moments and the old step counter, as in MSG (arXiv:2305.02869);
 tensors without a source and inserted layers begin without any state.
 
-docs/algebra.md section 10 has the rule; staged training (arXiv 2203.06211) does the same for its
+docs/algebra.md section 10 has the rule; staged training (arXiv:2203.06211) does the same for its
 two operators.
 """
 
@@ -45,7 +45,7 @@ class DimRule:
 
     Attributes:
         map: where its units come from.
-        mean: factor on a first moment, one a unit; 0 for new units.
+        mean: factor on a first moment, one per unit; 0 for new units.
         square: factor on a second moment.
     """
 

@@ -31,7 +31,7 @@ class GrownState:
     Args:
         plan: the growth.
         state: of the source.
-        mode: ``grow``, or ``reset-new``: copies begin with zero moments, the old units go on.
+        mode: ``grow``, or ``reset-new``: copies begin with zero moments, the old units continue.
 
     Raises:
         CheckpointError: the state is not of this checkpoint, or of a kind that cannot be grown.

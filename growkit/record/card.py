@@ -1,4 +1,4 @@
-"""README.md of a grown folder: the model card, with the before/after table and the proof."""
+"""README.md of a grown folder: the model card, with the before/after table and the figures."""
 
 from __future__ import annotations
 

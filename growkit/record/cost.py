@@ -46,7 +46,7 @@ def training_flops(forward: float, trained: float = 1.0, *, recomputed: bool = F
     """FLOPs of a training step a token, from those of a forward pass.
 
     Forward once, once more for the gradients of activations and once for those of weights (Kaplan
-    et al. 2020, arXiv 2001.08361, section 2.1): three passes where everything is trained.
+    et al. 2020, arXiv:2001.08361, section 2.1): three passes where everything is trained.
 
     Args:
         trained: part of the weights that get gradients of their own.

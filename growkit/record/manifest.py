@@ -1,4 +1,4 @@
-"""growkit.json: where a grown folder comes from, how it was made, what in it is new, its proof."""
+"""growkit.json: where a grown folder comes from, how it was made, what in it is new."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from growkit.surgery.tensor_plans import TensorPlan
 
 MANIFEST = "growkit.json"
 FORMAT = 1
-REMEDY = "Copy the file from where the folder was grown, or remove it to go on without."
+REMEDY = "Copy the file from where the folder was grown, or remove it to continue without."
 
 
 def read_manifest(folder: Path, *, tolerant: bool = False) -> dict[str, Any] | None:

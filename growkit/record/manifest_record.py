@@ -35,7 +35,7 @@ class PlanRecord(Record):
 
 
 class VerificationRecord(Record):
-    """What the proof said."""
+    """What the verification said."""
 
     summary: str | None = None
 

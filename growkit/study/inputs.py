@@ -102,7 +102,7 @@ def content_key(
     Args:
         recipe: of the training run.
         fingerprints: of data, tokenizer and checkpoints (:mod:`growkit.study.inputs`).
-        parent: key of the run that this one goes on from.
+        parent: key of the run that this one continues from.
     """
     training = {
         key: value

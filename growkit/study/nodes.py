@@ -45,9 +45,9 @@ class Node:
         name: for people: arm, seed, and what it is a trial of.
         start: what the recipe says of it.
         seed: of initialisation and order.
-        parent: the run that it goes on from, or None.
+        parent: the run that it continues from, or None.
         shape: of its model.
-        recipe: a training recipe without ``model.checkpoint`` where it goes on from something.
+        recipe: a training recipe without ``model.checkpoint`` where it continues from something.
         first_step: steps before it, those of its parents.
         key: content key.
     """

@@ -6,7 +6,7 @@ FOLDER holds ``node.json``, what to do, and gets::
     model/          the run (see growkit.training.run): trained weights at its top
     record.json     what is kept of it
 
-A run that was killed goes on from its last checkpoint, and comes to the same result. One process
+A run that was killed continues from its last checkpoint, and comes to the same result. One process
 makes a run; it ends when the study that started it is gone.
 """
 
@@ -102,7 +102,7 @@ def _node(folder: Path) -> dict[str, Any]:
 
 
 def work(folder: Path) -> Record:
-    """Make the run that ``folder/node.json`` describes, or go on with it.
+    """Make the run that ``folder/node.json`` describes, or continue with it.
 
     Raises:
         GrowkitError: whatever the growth or the training raises, but not for a loss that is NaN:
@@ -158,7 +158,7 @@ PLACES = {"model": ["checkpoint"], "data": ["files", "eval_files"], "tokenizer":
 
 
 def _move(stored: Path, recipe: Recipe) -> None:
-    """A run that was begun elsewhere (the folder of runs or its text was moved) may go on."""
+    """A run that was begun elsewhere (the folder of runs or its text was moved) may continue."""
     if not stored.is_file():
         return
     old, new = read_yaml(stored, error=CheckpointError, remedy=BEGIN_ANEW), recipe.to_dict()
@@ -185,7 +185,7 @@ def _source(start: Start, parent: Path, target: Path) -> tuple[Path, dict[str, A
 
 
 def carry_over(source: Path, target: Path) -> None:
-    """A copy of a trained folder with its optimizer state, so that a run goes on as it was.
+    """A copy of a trained folder with its optimizer state, so that a run continues as it was.
 
     It is the growth that changes nothing.
     """
@@ -224,7 +224,7 @@ def _final(model: Path) -> dict[str, Any]:
 
 
 def _clean(folder: Path, *, keep_state: bool) -> None:
-    """Leave the weights, and optimizer state where another run goes on from them."""
+    """Leave the weights, and optimizer state where another run continues from them."""
     shutil.rmtree(folder / "source", ignore_errors=True)
     if not keep_state:
         shutil.rmtree(folder / "model" / "training" / "checkpoints", ignore_errors=True)

@@ -26,7 +26,7 @@ OWN = (
     "save_steps",
     "save_total_limit",
 )
-# A base and what goes on from it read one order of samples.
+# A base and what continues from it read one order of samples.
 SHARED = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
@@ -54,7 +54,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyRecipe:
 
 
 def check_references(study: StudyRecipe, source: str) -> None:
-    """Every name that a section mentions exists, and nothing goes on from itself.
+    """Every name that a section mentions exists, and nothing continues from itself.
 
     Raises:
         UsageError: naming the section.
@@ -150,7 +150,7 @@ def _no_circle(study: StudyRecipe, name: str, where: str) -> None:
     ) -> None:
         if name in path:
             raise UsageError(
-                f"{where} goes on from itself: {' -> '.join((*path, name))}.",
+                f"{where} continues from itself: {' -> '.join((*path, name))}.",
                 "Let one of them start from a config, or give its learning rate.",
             )
         for other in links(study.start(name)):
@@ -189,7 +189,7 @@ def check_training(study: StudyRecipe, source: str) -> None:
         schedule = {**study.training, **start.training}.get("schedule", "wsd")
         if start.base is not None and schedule not in ("wsd", "constant"):
             raise UsageError(
-                f"{source}: {_kind(study, name)}.{name} goes on from a base with schedule "
+                f"{source}: {_kind(study, name)}.{name} continues from a base with schedule "
                 f"{schedule!r}.",
                 "Use wsd or constant, whose course does not depend on what came before.",
             )

@@ -1,7 +1,7 @@
 """The study recipe: what a YAML file may say, checked before anything else happens. No torch.
 
 A study is one budget of training FLOPs and several *arms*, each a way to spend it. An arm (and a
-*base*, which several arms go on from) says what it starts from and what differs in its training.
+*base*, which several arms continue from) says what it starts from and what differs in its training.
 docs/running-studies.md explains them.
 """
 
@@ -76,13 +76,13 @@ class Start(Section):
         label: name in tables and figures; absent: the key of the recipe.
         config: from scratch, as in a training recipe.
         checkpoint: an existing folder; what its training cost is not known and not counted.
-        base: goes on from a base of the recipe.
+        base: continues from a base of the recipe.
         shape_of: from scratch, in the final shape of another arm.
         grow: as in a growth recipe; without it a base is trained on as it is.
         convert: as the options of ``growkit convert``.
         training: changes to the training section; ``learning_rate`` may be a list, or
             ``{of: NAME}`` for the rate that another base or arm uses.
-        optimizer_state: ``reset`` goes on from a base with a fresh optimizer (a conversion always
+        optimizer_state: ``reset`` continues from a base with a fresh optimizer (a conversion always
             does; of a growth, ``grow.optimizer_state`` says it).
         rewarm_steps: the learning rate rises from 0 again over so many steps after the change.
         attn_implementation: as in a training recipe's model section.
@@ -150,7 +150,7 @@ class Start(Section):
 
 
 class Base(Start):
-    """A model that several arms go on from; every seed has its own.
+    """A model that several arms continue from; every seed has its own.
 
     Attributes:
         training_flops: what it may spend; this or ``tokens``.
@@ -191,7 +191,7 @@ class StudyRecipe(Section):
         training: as in a training recipe, for all runs; ``schedule`` is ``wsd`` by default.
             Lengths, seed and intervals are the study's.
         budget: training FLOPs of every arm.
-        bases: models that several arms go on from, by name.
+        bases: models that several arms continue from, by name.
         arms: what is compared, by name.
         compare: pairs of arms; absent: every arm against from-scratch in its shape and the first.
         sweep: how a learning rate is chosen from a list.

@@ -125,7 +125,7 @@ class Records:
         return self._known[key]
 
     def trained(self, key: str) -> Path | None:
-        """The folder of the trained model, if it is still there for a run to go on from."""
+        """The folder of the trained model, if it is still there for a run to continue from."""
         folder = self.runs / key / MODEL
         return folder if can_go_on(folder) else None
 

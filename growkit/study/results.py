@@ -1,6 +1,6 @@
 """What a study found: plain data, the content of ``study.json``. No torch.
 
-Losses are in nats a held-out token. FLOPs are training FLOPs: three forward passes a token,
+Losses are in nats per held-out token. FLOPs are training FLOPs: three forward passes per token,
 attention included (:mod:`growkit.record.cost`), counted from the first step of the first model,
 so a grown model carries what its source cost.
 """
@@ -34,7 +34,7 @@ class Phase:
     """One training run of an arm: from scratch, or on from a grown or converted model.
 
     Attributes:
-        key: content key of the run: recipe, data, and the key of what it goes on from.
+        key: content key of the run: recipe, data, and the key of what it continues from.
         change: what was done to the model before it (``signal_heads x2``), or None.
         exactness: what the growth promised and verification found (``exact``), or None.
         parameters: all of them, a tied output projection counted once.

@@ -172,7 +172,7 @@ class Runner:
         parent = node.start.checkpoint
         if node.parent is not None:
             parent = self.records.trained(node.parent.key)
-            assert parent is not None, "a run starts after what it goes on from"
+            assert parent is not None, "a run starts after what it continues from"
         content = {
             "key": node.key,
             "name": node.name,
@@ -225,7 +225,7 @@ class Runner:
         return f"{rows[-1]['step'] - node.first_step} of {node.steps} steps{loss}"
 
     def _end(self) -> None:
-        """Stop what runs: it saves its last step and goes on from there the next time."""
+        """Stop what runs: it saves its last step and continues from there the next time."""
         for running in self.running:
             running.process.terminate()
         for running in self.running:

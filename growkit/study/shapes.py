@@ -1,4 +1,4 @@
-"""Shapes and lengths of a study before anything is trained: parameters, FLOPs a token, steps.
+"""Shapes and lengths of a study before anything is trained: parameters, FLOPs per token, steps.
 
 A shape is found by doing what the study will do, on untrained weights: the model is made from its
 config, and a growth or a conversion is planned on it. Nothing is estimated. From the shapes
@@ -212,7 +212,7 @@ class Lengths:
         return self.shapes.of(name).flops_per_token * self.tokens_per_step
 
     def steps(self, name: str, share: float = 1.0) -> int:
-        """Optimizer steps of a base or an arm, without those of what it goes on from.
+        """Optimizer steps of a base or an arm, without those of what it continues from.
 
         The last step is the last whole one within the budget.
 
@@ -236,7 +236,7 @@ class Lengths:
             raise UsageError(
                 f"{name!r} has {left:.3g} training FLOPs, less than one step of it "
                 f"({step:.3g} FLOPs, {self.tokens_per_step:,} tokens).",
-                "Raise the budget, shorten what it goes on from, or make its steps smaller.",
+                "Raise the budget, shorten what it continues from, or make its steps smaller.",
             )
         raise UsageError(
             f"A trial of the learning rate of {name!r} has less than one step: sweep.share "
@@ -245,7 +245,7 @@ class Lengths:
         )
 
     def before(self, name: str) -> tuple[float, int]:
-        """(training FLOPs, steps) of what a base or an arm goes on from."""
+        """(training FLOPs, steps) of what a base or an arm continues from."""
         base = self.study.start(name).base
         if base is None:
             return 0.0, 0

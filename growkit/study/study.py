@@ -39,7 +39,7 @@ class Study:
         recipe: checked.
         out: folder of the results.
         runs: folder of the trained models; several studies may share one.
-        reporter: told what goes on.
+        reporter: told what continues.
 
     Raises:
         UsageError, CheckpointError: the recipe names what cannot be used, or ``out`` holds

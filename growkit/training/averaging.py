@@ -1,4 +1,4 @@
-"""The mean of the last checkpoints' weights (SWA, 1803.05407; LAWA, 2209.14981)."""
+"""The mean of the last checkpoints' weights (SWA, arXiv:1803.05407; LAWA, arXiv:2209.14981)."""
 
 from __future__ import annotations
 

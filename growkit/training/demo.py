@@ -1,6 +1,6 @@
-"""The main job on the text that comes with growkit: train, grow, prove, train on, compare.
+"""The main job on the text that comes with growkit: train, grow, verify, train on, compare.
 
-Folders, each whole or absent, so that a second call goes on where the first one stopped::
+Folders, each whole or absent, so that a second call continues where the first one stopped::
 
     OUT/base/        a small GDA model, 3 signal heads to 1 noise head, trained from scratch
     OUT/grown/       its signal heads doubled (6 to 1), verified by grow itself
@@ -8,8 +8,8 @@ Folders, each whole or absent, so that a second call goes on where the first one
     OUT/grown-trained/  grown, trained on              } the same schedule, a fresh optimizer each
     OUT/loss.png, OUT/demo.json
 
-A run this short shows that the loss goes on without a jump. It does not show which model is better:
-that takes more tokens, several seeds, and the same compute rather than the same tokens.
+A run this short shows that the loss continues without a jump. It does not show which model is
+better: that takes more tokens, several seeds, and the same compute rather than the same tokens.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from growkit.training.metrics import draw_losses, read_metrics
 from growkit.training.read_recipe import make_recipe
 from growkit.training.recipe import Recipe
 
-# Largest difference of held-out losses (nats a token) that float32 rounding explains.
+# Largest difference of held-out losses (nats per token) that float32 rounding explains.
 JUMP = 1e-5
 GROWTH = "x2"
 
@@ -48,7 +48,7 @@ class DemoSettings:
 
 @dataclass(frozen=True)
 class DemoModel:
-    """One row of the result. Losses in nats a held-out token."""
+    """One row of the result. Losses in nats per held-out token."""
 
     name: str
     folder: Path
@@ -285,7 +285,7 @@ def _grow(source: Path, target: Path, overwrite: bool, reporter: Reporter) -> di
         _, manifest = grow_checkpoint(
             source,
             target,
-            # The ungrown model beside it goes on with a fresh optimizer too.
+            # The ungrown model beside it continues with a fresh optimizer too.
             GrowthRequest(signal_heads=GROWTH, optimizer_state="reset"),
             overwrite=overwrite,
             open_progress=lambda name, total, unit: reporter.progress(name, total, unit=unit),

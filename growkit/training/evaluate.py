@@ -32,8 +32,8 @@ def evaluate(
         processes: they take the batches in turn, and all get the result.
 
     Returns:
-        ``eval_loss`` (nats a token), ``perplexity`` (its exponential, at most e^700) and, when the
-        bytes of the held-out text are known, ``bits_per_byte``; with several sources also
+        ``eval_loss`` (nats per token), ``perplexity`` (its exponential, at most e^700) and, when
+        the bytes of the held-out text are known, ``bits_per_byte``; with several sources also
         ``eval_loss/NAME`` of each.
     """
     training = model.training

@@ -7,7 +7,7 @@ router_aux_loss, without its coefficient and in no loss (growkit.training.router
 Keys of an evaluation line: step, tokens, eval_loss, perplexity, bits_per_byte; where the weights
 are a mean of checkpoints, averaged_checkpoints says of how many.
 Of a mixture also eval_loss/NAME of each source. A line with the key probe: growth/probes.py.
-Losses are in nats a token; a training loss is the mean over the steps since the line before.
+Losses are in nats per token; a training loss is the mean over the steps since the line before.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def plot_losses(
         axes.axvline(tokens, color="0.4", linestyle="--", linewidth=1, label=label)
     axes.set_xlabel("tokens")
     axes.xaxis.set_major_formatter(EngFormatter())
-    axes.set_ylabel("loss (nats a token)")
+    axes.set_ylabel("loss (nats per token)")
     axes.set_title(f"{title}\nheld-out: dots; training: pale line", fontsize=10)
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[1]:

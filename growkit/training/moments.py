@@ -17,7 +17,7 @@ from growkit.core.errors import CheckpointError
 COUNTER = "step"
 # What each kind of optimizer keeps of a parameter, beside the step counter.
 _KEPT = {"adamw": {"exp_avg", "exp_avg_sq"}, "muon": {"momentum_buffer"}}
-REMEDY = "Remove that checkpoint's folder: the same command goes on from the one before."
+REMEDY = "Remove that checkpoint's folder: the same command continues from the one before."
 State = Mapping[str, Any]
 
 

@@ -23,7 +23,7 @@ class ModelSection(Section):
     """Either an existing checkpoint folder, or a configuration to start from scratch.
 
     Attributes:
-        checkpoint: folder to go on from, grown or not.
+        checkpoint: folder to continue from, grown or not.
         config: fields of a config.json, ``model_type`` among them, for random initial weights.
         dtype: of the weights while training; ``auto``: as stored. ``training.bf16`` is another
             thing: float32 weights, bfloat16 arithmetic.

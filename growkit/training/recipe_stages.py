@@ -24,7 +24,7 @@ from growkit.surgery.request import GrowthRequest
 
 
 class Plateau(Section):
-    """The slope rule of staged training (arXiv 2203.06211): grow when the loss falls too slowly.
+    """The slope rule of staged training (arXiv:2203.06211): grow when the loss falls too slowly.
 
     The slope is that of the least-squares line through the logged training losses of the last
     ``window_tokens``, all after the growth before.

@@ -2,7 +2,7 @@
 """The auxiliary loss that balances experts: it reaches the gradient, never the reported loss.
 
 transformers makes it of the router's logits where ``output_router_logits`` asks for it (Switch
-Transformer, arXiv 2101.03961, eq. 4-6)::
+Transformer, arXiv:2101.03961, eq. 4-6)::
 
     aux = experts x sum_e (choices of e / tokens) x (mean probability of e)
 
@@ -61,7 +61,7 @@ class RouterLoss:
         return self.sum, self.count
 
     def load(self, total: float, count: int) -> None:
-        """Go on summing from what a checkpoint says."""
+        """Continue summing from what a checkpoint says."""
         self.sum, self.count = total, count
         self._pending.clear()
 

@@ -14,8 +14,8 @@ What it leaves in OUT::
       data/                  packed tokens, unless data.cache_dir says where
       checkpoints/           see growkit.training.checkpoints
 
-The same command goes on where a killed run stopped, and the result is the same: on one machine with
-the same number of threads, losses and weights are bit for bit those of the uninterrupted run.
+The same command continues where a killed run stopped, and the result is the same: on one machine
+with the same number of threads, losses and weights are bit for bit those of the uninterrupted run.
 
 Started by torchrun, several processes make the same run together: the first one (rank 0) writes and
 reports, the sequences of a step are shared (see docs/distributed.md).
@@ -65,7 +65,7 @@ def train(
     reporter: Reporter | None = None,
     callbacks: tuple[Sequence[Any], Sequence[Any]] = ((), ()),
 ) -> TrainingResult:
-    """Run a recipe, or go on with it.
+    """Run a recipe, or continue with it.
 
     Args:
         resume: ``auto`` (the newest whole checkpoint in ``out``, if any), ``never``, or the path of
@@ -173,7 +173,7 @@ class _Run:
         return make_result(record, self.out, self.folder, self.started, begin)
 
     def _where_to_begin(self) -> tuple[Path | None, dict[str, Any] | None]:
-        """The checkpoint to go on from, and the record of a run that is finished."""
+        """The checkpoint to continue from, and the record of a run that is finished."""
         folder = self.folder
         checkpoint = resume_point(folder / "checkpoints", self.resume, self.reporter)
         step = checkpoints.step_of(checkpoint) if checkpoint else -1
@@ -233,7 +233,7 @@ class _Run:
             step = trainer.state.global_step
             stopped = RunStopped(
                 f"{stop.signal.name} at step {step} of {recipe.end_step}, which is saved.",
-                "The same command goes on from there.",
+                "The same command continues from there.",
             )
             stopped.exit_code = 128 + stop.signal
             raise stopped

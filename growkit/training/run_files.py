@@ -87,7 +87,7 @@ class TrainerStateFile(RunFile):
 
 
 class RunRecord(RunFile):
-    """``growkit_training.json``: what a finished run came to. Losses in nats a token."""
+    """``growkit_training.json``: what a finished run came to. Losses in nats per token."""
 
     steps: int = Count
     tokens: int = Count
@@ -111,7 +111,7 @@ class DataKey(RunFile):
 
 
 class MetricsLine(RunFile):
-    """A line of ``metrics.jsonl``: what is reckoned with; losses in nats a token."""
+    """A line of ``metrics.jsonl``: what is reckoned with; losses in nats per token."""
 
     step: int = Count
     tokens: int = Count

@@ -1,4 +1,4 @@
-"""The folder of a run: made once, recognised as the same run later, and where to go on from."""
+"""The folder of a run: made once, recognised as the same run later, and where to continue from."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def check_source(recipe: Recipe, out: Path) -> None:
     if source.resolve() == out:
         raise UsageError(
             f"The output {str(out)!r} is the checkpoint that the run starts from.",
-            "Choose another --out; to go on with an interrupted run, repeat its own command.",
+            "Choose another --out; to continue with an interrupted run, repeat its own command.",
         )
 
 
@@ -129,7 +129,7 @@ def _prepare(
         if resume == "never":
             raise UsageError(
                 f"{str(out)!r} holds a run already.",
-                "Choose another --out, go on with --resume auto, or begin anew with --overwrite.",
+                "Choose another --out, continue with --resume auto, or begin anew: --overwrite.",
             )
         _check_same(recipe, stored, reporter)
     remove(folder / "checkpoints" / checkpoints.PARTIAL)
@@ -179,7 +179,7 @@ def _check_same(recipe: Recipe, stored: Path, reporter: Reporter) -> None:
 
 
 def check_data(folder: Path, key: str) -> None:
-    """Refuse to go on with other data than the run began with."""
+    """Refuse to continue with other data than the run began with."""
     path = folder / DATA
     if path.exists():
         if read_file(path, DataKey).packed != key:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from growkit.training.parallel.processes import Processes
 
 
-# Muennighoff et al. 2023, "Scaling Data-Constrained Language Models" (arXiv 2305.16264): up to
+# Muennighoff et al. 2023, "Scaling Data-Constrained Language Models" (arXiv:2305.16264): up to
 # about four epochs are nearly as good as new text, beyond that the return falls off.
 MANY_EPOCHS = 4
 
@@ -55,7 +55,7 @@ def warn_of_repeats(recipe: Recipe, dataset: PackedDataset, reporter: Reporter) 
             of = "the training text" if len(dataset.streams) == 1 else f"source {name!r}"
             reporter.warn(
                 f"{of} is read {use['epochs']:.1f} times: beyond about {MANY_EPOCHS} epochs "
-                "repeated text helps little (arXiv 2305.16264)"
+                "repeated text helps little (arXiv:2305.16264)"
             )
 
 

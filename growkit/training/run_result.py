@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a run came to. Losses in nats a token; None without held-out text."""
+    """What a run came to. Losses in nats per token; None without held-out text."""
 
     out: Path
     steps: int

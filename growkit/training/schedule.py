@@ -5,10 +5,10 @@ Every schedule begins with a linear warm-up from 0 over ``warmup_steps``, and co
 (``get_scheduler``; the tests compare them), and WSD with restarts besides:
 
 * ``constant``;
-* ``cosine``: half a cosine from 1 to ``min_learning_rate_ratio`` (SGDR, 1608.03983);
-* ``wsd``: warm-up, stable, decay (MiniCPM, 2404.06395). With ``restarts``, a decay ends at each of
-  them, and the rate rises to the peak again over ``restart_warmup_steps`` (WSD-S, 2410.05192): one
-  run, with a decayed model at every restart that can be compared with others;
+* ``cosine``: half a cosine from 1 to ``min_learning_rate_ratio`` (SGDR, arXiv:1608.03983);
+* ``wsd``: warm-up, stable, decay (MiniCPM, arXiv:2404.06395). With ``restarts``, a decay ends at
+  each of them, and the rate rises to the peak again over ``restart_warmup_steps`` (WSD-S,
+  arXiv:2410.05192): one run, with a decayed model to compare at every restart;
 * ``inverse_sqrt``: ``sqrt(t0 / (t0 + t))`` after the warm-up, with t0 its length.
 """
 
@@ -53,8 +53,8 @@ def cycles(recipe: Recipe) -> list[tuple[int, int, int, int]]:
 def learning_rate_factor(recipe: Recipe) -> Callable[[int], float]:
     """The factor as a function of the number of optimizer steps already taken.
 
-    A stage counts its own steps: they go on with the schedule of the whole run, which a stage may
-    warm up once more.
+    A stage counts its own steps: they continue with the schedule of the whole run, which a stage
+    may warm up once more.
     """
     section, total = recipe.training, recipe.total_steps
     warmup, floor = recipe.steps(section.warmup_steps), section.min_learning_rate_ratio

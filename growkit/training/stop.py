@@ -1,4 +1,4 @@
-"""SIGTERM and SIGHUP: finish the step, save a checkpoint, end; the same command goes on.
+"""SIGTERM and SIGHUP: finish the step, save a checkpoint, end; the same command continues.
 
 A terminal that is closed sends SIGHUP (unless it is ignored, as under nohup).
 Schedulers send SIGTERM before they take a machine away (Slurm's ``--signal=TERM@120``, Kubernetes,

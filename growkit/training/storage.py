@@ -37,7 +37,7 @@ def writing(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def says_what_is_kept(run: Path) -> Iterator[None]:
-    """Turn an OSError into a sentence that ends with the checkpoint that the run goes on from.
+    """Turn an OSError into a sentence that ends with the checkpoint that the run continues from.
 
     Args:
         run: ``OUT/training``.
@@ -103,5 +103,5 @@ def _kept(run: Path) -> str:
     for path in sorted(found, key=checkpoints.step_of, reverse=True):
         with suppress(OSError):
             if checkpoints.damage(path, contents=False) is None:
-                return f"{path.name} is whole: the same command goes on from there."
+                return f"{path.name} is whole: the same command continues from there."
     return "No checkpoint is lost: the same command begins again."

@@ -63,7 +63,7 @@ def _differences(
 
 
 def _size_fields(a: Folder, left: Mapping[str, Any], right: Mapping[str, Any]) -> frozenset[str]:
-    """Fields that hold sizes, and lists with one entry a layer where the depths differ."""
+    """Fields that hold sizes, and lists with one entry per layer where the depths differ."""
     free = {"head_dim", "hidden_size", "intermediate_size", "num_hidden_layers"}
     try:
         family = family_of(a.config, a.tensors)

@@ -138,7 +138,7 @@ class HalfPrecision:
 
 @dataclass(frozen=True)
 class VerificationReport:
-    """Figures of one comparison. Differences are absolute, in logits; KL is in nats a token.
+    """Figures of one comparison. Differences are absolute, in logits; KL is in nats per token.
 
     ``passed`` is None when growth is declared not exact: the figures then inform, and judge
     nothing. ``cause`` is one sentence, empty unless ``passed`` is False.

@@ -136,7 +136,7 @@ def test_plan_prints_it(grown: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for part in ("Muon + AdamW", "over-trained", "1.000 B tokens seen", "a new parameter", "hours"):
         assert part in text
-    assert "[2510.06548; G_stack 2405.15319" in text
+    assert "[arXiv:2510.06548; G_stack arXiv:2405.15319" in text
 
 
 def test_train_says_it_before_the_first_step(

@@ -1,4 +1,4 @@
-"""A run that starts from a grown folder goes on with the optimizer state that grew with it."""
+"""A run that starts from a grown folder continues with the optimizer state that grew with it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_grown_run_goes_on(run: Path, text_file: Path, tmp_path: Path) -> None:
     assert told["source"]["step"] == 12 and told["source"]["groups"][0]["kind"] == "adamw"
     newest, notes = continued(tmp_path / "grown", tmp_path / "on", text_file)
     said = next(note for note in notes if note.startswith("Optimizer state grown"))
-    assert "30 of 44 parameters go on at step 12; begin anew: model.layers.2." in said
+    assert "30 of 44 parameters continue at step 12; begin anew: model.layers.2." in said
     assert any("Moments of q are estimates" in note for note in notes)
     assert counters(newest) == {13.0, 1.0}
 

@@ -100,7 +100,7 @@ def head_norms(model: Any) -> Iterator[dict[str, list[float]]]:
     """Collects, while a forward pass runs, the root mean square of each head's part of o_proj(x).
 
     Yields:
-        o_proj's name -> one number a head, in the order of its columns.
+        o_proj's name -> one number per head, in the order of its columns.
     """
     found: dict[str, list[float]] = {}
     hooks = []

@@ -62,7 +62,7 @@ def tokens_with_source(recipe: Recipe, tokens: int) -> int | None:
 
 
 def loss_before_growth(recipe: Recipe, rows: Sequence[dict[str, Any]]) -> float | None:
-    """Held-out loss of the parent in nats a token; None where the source is not freshly grown.
+    """Held-out loss of the parent in nats per token; None where the source is not freshly grown.
 
     A run of the parent beside the source that was measured on the same data section says it.
     Otherwise growth that keeps the function says it too: then it is the loss at the first step.
@@ -102,7 +102,7 @@ class GrownOptimizer(TrainerCallback):
     """Loads ``growkit_optimizer/`` of the run's checkpoint at its first step, never at a resume.
 
     The trainer calls it when the optimizer is prepared, so sharded parameters get their own part.
-    Step counters go on (bias correction does not start again); the learning-rate schedule is the
+    Step counters continue (bias correction does not start again); the learning-rate schedule is the
     recipe's own and starts at its beginning, with the warm-up that it states.
     """
 
@@ -129,8 +129,8 @@ class GrownOptimizer(TrainerCallback):
         count = len(result.loaded) + len(result.fresh)
         step = "" if stored.step is None else f" at step {stored.step:.0f}"
         text = (
-            f"Optimizer state grown with the model: {len(result.loaded)} of {count} parameters go "
-            f"on{step}"
+            f"Optimizer state grown with the model: {len(result.loaded)} of {count} parameters "
+            f"continue{step}"
         )
         if result.fresh:
             rest = len(result.fresh) - SHOWN

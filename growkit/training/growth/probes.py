@@ -177,7 +177,7 @@ def probe(
 
 
 def lambdas(model: Any) -> list[float] | None:
-    """lambda of each layer of differential attention; None where lambda is no number a layer."""
+    """lambda of each layer of differential attention; None where lambda is no number per layer."""
     found = [layer_lambda(module) for module in model.modules()]
     return [value for value in found if value is not None] or None
 

@@ -96,7 +96,7 @@ class NoJump(TrainerCallback):
     Args:
         before: loss before the growth.
         reporter: told both losses.
-        tolerance: of the difference, in nats a token; None for a growth that changes the function.
+        tolerance: of the difference, in nats per token; None where the function changes.
         stage: its number, for the error.
     """
 

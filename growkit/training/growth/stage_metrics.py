@@ -2,7 +2,7 @@
 
 Every line has its ``stage``. Between two stages stands a line of the growth: ``step``, ``tokens``,
 ``stage`` (the one that begins), ``growth`` (the request), ``parameters_before``, ``parameters``,
-``loss_before`` and ``loss_after`` (held out, in nats a token).
+``loss_before`` and ``loss_after`` (held out, in nats per token).
 """
 
 from __future__ import annotations

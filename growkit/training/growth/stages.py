@@ -1,4 +1,4 @@
-"""A run with growths: train, grow, train on, as one command that goes on wherever it was killed.
+"""A run with growths: train, grow, train on, as one command that continues wherever it was killed.
 
 What it leaves in OUT, beside the final model as any run leaves it::
 
@@ -11,7 +11,7 @@ What it leaves in OUT, beside the final model as any run leaves it::
 
 There is no other state: every part appears under its name when it is whole, and what is missing is
 made next. Steps and tokens count through all stages, so the sample order (a pure function of the
-step), the schedule and the mixture go on over a growth, and no sample is read twice for it.
+step), the schedule and the mixture continue over a growth, and no sample is read twice for it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ from growkit.training.run_folder import open_run
 from growkit.training.run_result import TrainingResult, make_result
 from growkit.training.storage import says_what_is_kept
 
-# What rounding may change in a held-out loss (nats a token), by the dtype that is computed in.
+# What rounding may change in a held-out loss (nats per token), by the dtype that is computed in.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
 TrainOne = Callable[..., TrainingResult]
 
@@ -71,7 +71,7 @@ def train_stages(
     overwrite: bool,
     reporter: Reporter,
 ) -> TrainingResult:
-    """Run a recipe with stages, or go on with it.
+    """Run a recipe with stages, or continue with it.
 
     Args:
         train_one: :func:`growkit.training.run.train`.
@@ -91,7 +91,7 @@ def train_stages(
     if resume not in ("auto", "never"):
         raise UsageError(
             f"--resume {resume!r} with a recipe of stages.",
-            "Use auto: the run goes on where it was.",
+            "Use auto: the run continues where it was.",
         )
     rehearse(recipe)
     folder = out / "training"

@@ -99,7 +99,7 @@ class GrowthTraining:
     gradient nor optimizer memory.
 
     Args:
-        steps_done: optimizer steps already taken; a resumed run goes on counting.
+        steps_done: optimizer steps already taken; a resumed run continues counting.
 
     Raises:
         UsageError: the new-parameter map does not fit the model.

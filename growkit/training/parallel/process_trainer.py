@@ -2,10 +2,10 @@
 
 * a checkpoint is published whole, once every process has written its part
   (:mod:`growkit.training.checkpoints`);
-* random numbers go on where they were; with another number of processes than the checkpoint has,
+* random numbers continue where they were; with another number of processes than the checkpoint has,
   every process gets numbers of its own from (seed, step, rank);
-* the loss that was summed since the last log line goes on being summed, so that a stop between two
-  lines does not change the next one;
+* the loss that was summed since the last log line continues being summed, so that a stop between
+  two lines does not change the next one;
 * of a sharded model every process saves and loads its own part; nothing is gathered.
 """
 

@@ -75,7 +75,7 @@ def load_optimizer(optimizer: Any, checkpoint: Path, processes: Processes) -> No
         if name not in parameters:
             raise CheckpointError(
                 f"{checkpoint.name} has optimizer state of {name!r}, which is not trained.",
-                "Begin anew with --overwrite, or go on with the recipe that wrote it.",
+                "Begin anew with --overwrite, or continue with the recipe that wrote it.",
             )
         parameter, dtype = parameters[name].detach(), entry.properties.dtype
         if slot == COUNTER and entry.size.numel() == 1:
