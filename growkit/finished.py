@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from growkit.checkpoint import ShardPlan, open_checkpoint, staging
 from growkit.checkpoint.comparison import DifferentError, ShardComparison
 from growkit.core.errors import GrowkitError
-from growkit.record.manifest import MANIFEST, read_manifest, to_json
+from growkit.record.manifest import MANIFEST, expanded, manifest_text, read_manifest
 from growkit.surgery.execute import execute
 from growkit.surgery.plan import Plan
 
@@ -49,7 +49,7 @@ def finished_output(
     The marker of an unfinished publication is removed from a folder that is recognised.
     """
     found = read_manifest(out) if (out / MANIFEST).is_file() else None
-    expected = json.loads(to_json(manifest)) | {"verification": None}
+    expected = expanded(json.loads(manifest_text(manifest)), MANIFEST) | {"verification": None}
     if found is None or found | {"verification": None} != expected:
         return None
     if verify and not found.get("verification"):

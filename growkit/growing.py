@@ -32,7 +32,7 @@ from growkit.finished import finished_output
 from growkit.model_code.files import MODEL_TYPES, export_code
 from growkit.record.card import model_card
 from growkit.record.inspect import layer_lambdas
-from growkit.record.manifest import MANIFEST, build_manifest, config_block, to_json
+from growkit.record.manifest import MANIFEST, build_manifest, config_block, manifest_text
 from growkit.surgery.execute import execute
 from growkit.surgery.plan import Plan, build_plan
 from growkit.surgery.request import GrowthRequest
@@ -282,7 +282,7 @@ def _side_file_bytes(plan: Plan, manifest: dict[str, Any]) -> int:
     source = plan.checkpoint.path
     names = [name for name in manifest["copied_files"] if (source / name).is_file()]
     sizes = [(source / name).stat().st_size for name in names]
-    return sum(sizes) + 2 * len(to_json(manifest)) + SIDE_FILE_BYTES
+    return sum(sizes) + 2 * len(manifest_text(manifest)) + SIDE_FILE_BYTES
 
 
 def _write_side_files(plan: Plan, folder: Path, manifest: dict[str, Any], name: str) -> None:
@@ -300,7 +300,7 @@ def _write_side_files(plan: Plan, folder: Path, manifest: dict[str, Any], name: 
 
 
 def _write_manifest_and_card(plan: Plan, folder: Path, manifest: dict[str, Any], name: str) -> None:
-    write_file(folder / MANIFEST, to_json(manifest))
+    write_file(folder / MANIFEST, manifest_text(manifest))
     card = model_card(plan.checkpoint.path, manifest, name)
     write_file(folder / "README.md", card)
 

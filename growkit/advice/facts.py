@@ -15,7 +15,8 @@ from growkit.core.errors import GrowkitError
 from growkit.families import family_of
 from growkit.optimizer_state.store import FOLDER, INDEX
 from growkit.record.cost import cost_of
-from growkit.record.manifest import new_parameters, read_manifest, trained_tokens
+from growkit.record.manifest import read_manifest, trained_tokens
+from growkit.record.new_parameters import new_parameters
 from growkit.record.plan_report import cost_context, main_dtype, plan_report, stored_dtypes
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,17 @@ from growkit.checkpoint import Checkpoint, identity
 from growkit.checkpoint.hub import origin
 from growkit.core.errors import CheckpointError
 from growkit.core.json_files import read_json_object
+from growkit.record.new_parameters import abbreviated, new_parameters, written_out
 from growkit.record.plan_report import plan_report
-from growkit.surgery.dim_map import DimMap
 from growkit.surgery.plan import Plan
-from growkit.surgery.tensor_plans import TensorPlan
 
 MANIFEST = "growkit.json"
-FORMAT = 1
+FORMAT = 2  # 2: new_parameters abbreviated, see growkit.record.new_parameters
 REMEDY = "Copy the file from where the folder was grown, or remove it to continue without."
 
 
 def read_manifest(folder: Path, *, tolerant: bool = False) -> dict[str, Any] | None:
-    """The manifest of a folder, or None when it has none.
+    """The manifest of a folder, or None when it has none; ``new_parameters`` are written out.
 
     Args:
         tolerant: a damaged manifest is none; for what can be told without it.
@@ -35,17 +34,34 @@ def read_manifest(folder: Path, *, tolerant: bool = False) -> dict[str, Any] | N
     path = folder / MANIFEST
     if not os.path.lexists(path):
         return None
-    from growkit.core.records import checked
-    from growkit.record.manifest_record import ManifestRecord
-
     try:
         content = read_json_object(path, non_finite=True, remedy=REMEDY)
-        checked(ManifestRecord, content, str(path), remedy=REMEDY)
+        return expanded(content, str(path))
     except CheckpointError:
         if tolerant:
             return None
         raise
-    return content
+
+
+def expanded(content: dict[str, Any], file: str) -> dict[str, Any]:
+    """The manifest that a growkit.json of any format says.
+
+    Raises:
+        CheckpointError: a key holds what it cannot, or a later growkit wrote it.
+    """
+    from growkit.core.records import checked
+    from growkit.record.manifest_record import ManifestRecord
+
+    record = checked(ManifestRecord, content, file, remedy=REMEDY)
+    if record.format > FORMAT:
+        raise CheckpointError(
+            f"{file!r} has format {record.format}, and this growkit reads up to {FORMAT}.",
+            "Update growkit.",
+        )
+    new = content.get("new_parameters")
+    if new is None:
+        return content
+    return content | {"new_parameters": written_out(new, file, REMEDY)}
 
 
 def parent_identity(checkpoint: Checkpoint, content_sha256: str | None) -> dict[str, Any]:
@@ -110,10 +126,15 @@ def config_block(manifest: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def to_json(value: Any) -> str:
-    """JSON as we write it to files."""
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+def manifest_text(manifest: dict[str, Any]) -> str:
+    """The content of growkit.json: ``new_parameters`` abbreviated, lists of numbers on one line."""
+    short = manifest | {"new_parameters": abbreviated(manifest["new_parameters"])}
+    text = json.dumps(short, indent=2, ensure_ascii=False) + "\n"
+    return _NUMBERS.sub(lambda found: " ".join(found[0].split()), text)
 
+
+# A string of JSON has no line break of its own, so only lists are found.
+_NUMBERS = re.compile(r"(?<=\[)\n\s*-?\d+(?:,\n\s*-?\d+)*\n\s*(?=\])")
 
 TRAINING_RECORD = "growkit_training.json"
 
@@ -157,44 +178,3 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _whole(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
-
-
-def new_parameters(plan: Plan, tensors: Iterable[TensorPlan] | None = None) -> dict[str, Any]:
-    """Map from written tensor to what in it has no old counterpart; ``tensors``: of these alone.
-
-    The value is ``"all"`` for a tensor of an inserted layer, of a further copy of an expert, or one
-    without a source; otherwise an object with ``rows`` and/or ``columns`` (and ``experts`` of a
-    stack [experts, rows, columns]): lists of [start, end) element ranges that hold further copies
-    or new units (the first copy of a unit counts as the old one). Tensors without new parts are
-    absent. Names are those on disk: transformers stacks the experts of a layer when it loads them.
-    """
-    result: dict[str, Any] = {}
-    known: dict[tuple[DimMap | None, ...], dict[str, Any]] = {}
-    for tensor in plan.tensors if tensors is None else tensors:
-        part = _new_part(plan, tensor, known)
-        if part:
-            result[tensor.output.name] = part
-    return result
-
-
-def _new_part(
-    plan: Plan, tensor: TensorPlan, ranges: dict[tuple[DimMap | None, ...], dict[str, Any]]
-) -> Any:
-    """``ranges`` are those of the maps met before: tensors with the same maps share one entry."""
-    if tensor.computed is not None:
-        # Made of old weights, or a tensor that the source's attention has not.
-        known = plan.source_family.tensor(tensor.role)
-        return {} if known is not None and known.when(plan.source_sizes) else "all"
-    if tensor.redrawn and tensor.expert is not None:
-        return "all"  # a mixture of old and new: none of the experts is the old FFN
-    if tensor.source is None or tensor.expert_copy or tensor.action in ("zero", "closed"):
-        return "all"
-    if tensor.in_new_layer:
-        return "all"
-    if tensor.dims not in ranges:
-        ranges[tensor.dims] = {
-            label: [list(r) for r in dim.new_ranges]
-            for label, dim in zip(tensor.dim_labels, tensor.dims, strict=True)
-            if dim is not None and dim.new_ranges
-        }
-    return ranges[tensor.dims]

@@ -43,6 +43,7 @@ class VerificationRecord(Record):
 class ManifestRecord(Record):
     """The whole file."""
 
+    format: int = 1
     parent: ParentRecord | None = None
     request: dict[str, Any] | None = None
     plan: PlanRecord | None = None

@@ -16,6 +16,7 @@ from transformers import AutoModelForSeq2SeqLM
 from growkit.cli.main import main
 from growkit.core.errors import CheckpointError, UsageError
 from growkit.growing import grow_checkpoint
+from growkit.record.manifest import read_manifest
 from growkit.surgery.plan import Plan
 from growkit.surgery.request import GrowthRequest
 from growkit.verification import verify_checkpoints
@@ -246,7 +247,7 @@ def test_commands(
     assert "decoder layers 3 -> 5" in text and "growkit train" not in text
     assert "past_key_values=EncoderDecoderCache" in text
 
-    manifest = json.loads((out / "growkit.json").read_text())
+    manifest = read_manifest(out) or {}
     kinds = [layer["kind"] for layer in manifest["plan"]["decoder_layer_sources"]]
     assert kinds.count("identity") == manifest["plan"]["inserted_layers"] == 2
     new = manifest["new_parameters"]

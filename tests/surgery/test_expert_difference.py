@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from expert_checkpoints import LAYOUTS, changed, source_folder, unstacked, verif
 from growkit.checkpoint import open_checkpoint
 from growkit.core.errors import UsageError
 from growkit.diff.folders import diff_checkpoints
+from growkit.record.manifest import read_manifest
 from growkit.surgery.plan import build_plan
 from growkit.surgery.request import GrowthRequest
 
@@ -110,7 +110,7 @@ def test_half_of_the_units_of_every_expert_are_drawn_anew(tmp_path: Path) -> Non
         assert values.std() == pytest.approx(before.std(), rel=0.1)
         assert values.mean() == pytest.approx(before.mean(), abs=float(0.1 * before.std()))
     assert as_grown(source, tmp_path / "b")
-    listed = json.loads((tmp_path / "b" / "growkit.json").read_text())["new_parameters"]
+    listed = (read_manifest(tmp_path / "b") or {})["new_parameters"]
     assert all(listed[EXPERT.format(0, name)] == "all" for name in NAMES.values())
     for seed, same in ((0, True), (1, False)):
         tiny.grow(source, tmp_path / f"again{seed}", experts="4", expert_reinit=0.5, seed=seed)

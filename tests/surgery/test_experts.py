@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from growkit.checkpoint import open_checkpoint
 from growkit.core.errors import UsageError
+from growkit.record.manifest import read_manifest
 from growkit.surgery.plan import Plan, build_plan
 from growkit.surgery.request import GrowthRequest
 
@@ -314,9 +315,7 @@ def test_new_parameters_of_experts(tmp_path: Path) -> None:
 
 
 def _new(folder: Path) -> dict[str, Any]:
-    import json
-
-    found: dict[str, Any] = json.loads((folder / "growkit.json").read_text())["new_parameters"]
+    found: dict[str, Any] = (read_manifest(folder) or {})["new_parameters"]
     return found
 
 

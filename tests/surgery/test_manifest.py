@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,13 @@ import pytest
 import tiny_checkpoints as tiny
 
 from growkit.growing import grow_checkpoint
+from growkit.record.manifest import read_manifest
 from growkit.surgery.request import GrowthRequest
 
 
 def manifest_of(folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / "growkit.json").read_text())
+    content = read_manifest(folder)
+    assert content is not None
     return content
 
 

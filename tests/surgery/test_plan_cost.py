@@ -13,7 +13,7 @@ import pytest
 from growkit.advice import facts_of_plan
 from growkit.advice.memory import training_memory
 from growkit.checkpoint import open_checkpoint
-from growkit.record.manifest import new_parameters
+from growkit.record.new_parameters import new_parameters
 from growkit.surgery import tensor_plans
 from growkit.surgery.plan import Plan, build_plan, declare_tensors
 from growkit.surgery.request import GrowthRequest

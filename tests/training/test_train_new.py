@@ -13,6 +13,7 @@ from grown_runs import changed, continue_recipe, grow, make_source
 from training_runs import make, recipe_values
 
 from growkit.core.errors import UsageError
+from growkit.record.manifest import read_manifest
 from growkit.training import train
 from growkit.training.metrics import read_metrics
 from growkit.training.read_recipe import make_recipe
@@ -50,7 +51,7 @@ def test_frozen_bytes_are_unchanged(
     result = train(recipe, tmp_path / "run")
     counts = changed(grown, result.out)
     assert old_and_new(counts)[0] == 0
-    for name, part in json.loads((grown / "growkit.json").read_text())["new_parameters"].items():
+    for name, part in (read_manifest(grown) or {})["new_parameters"].items():
         assert part and counts[name][1] > 0, f"{name} was not trained"
     rows = [row for row in read_metrics(result.metrics) if "loss" in row]
     assert all(row["grad_norm_old"] == 0 and row["grad_norm_new"] > 0 for row in rows)

@@ -138,7 +138,7 @@ def map_slots(
     """The new-parameter map of a model whose parameters have the names that are on the disk.
 
     Args:
-        new_parameters: see :func:`growkit.record.manifest.new_parameters`.
+        new_parameters: see :func:`growkit.record.new_parameters.new_parameters`.
         shapes: of the model's parameters.
         source: named in errors.
 
