@@ -8,9 +8,8 @@ from typing import Any
 
 from growkit.checkpoint import open_checkpoint
 from growkit.growing import no_progress, publish_plan
-from growkit.surgery.conversion_plan import build_conversion_plan
 from growkit.surgery.effect import ModelShape
-from growkit.surgery.plan import Plan
+from growkit.surgery.plan import Plan, build_conversion_plan
 from growkit.surgery.tied_head import check_tied_head
 from growkit.variants.gqa.aligned import check_alignable
 from growkit.variants.gqa.alignment import FILE, Alignment
@@ -54,8 +53,8 @@ def convert_checkpoint(
                 checkpoint, request.conversion(alignment), symmetry=request.symmetry_choice()
             )
             writing["side_files"] = {FILE: alignment.to_bytes()}
-        if plan.growth.conversion is not None and plan.growth.conversion.measure is not None:
-            measured = plan.growth.conversion.measure(checkpoint)
+        if plan.growth.measure is not None:
+            measured = plan.growth.measure(checkpoint)
             plan = replace(plan, warnings=(*plan.warnings, *measured))
         check_tied_head(checkpoint, plan.source_family, plan.source_sizes)
         manifest = publish_plan(plan, out, {"convert": request.to_dict()}, **writing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -25,7 +26,7 @@ from growkit.surgery.lambdas import change_lambda
 from growkit.surgery.new_weights import NewRows, block_rows
 from growkit.surgery.plan import Plan
 from growkit.surgery.redrawn import Redrawn
-from growkit.surgery.tensor_plans import TensorPlan
+from growkit.surgery.tensor_plans import Action, TensorPlan
 
 Ranges = list[tuple[int, int]]
 NEW_LABELS = {Fill.ZERO: "zero", Fill.MEAN: "mean", Fill.INIT: "new"}
@@ -50,23 +51,25 @@ def explain(plan: Plan, tensor: TensorPlan, grown: Checkpoint) -> Difference:
     with zero or with the mean of the old entries, where the plan says so; random ones are not
     compared.
     """
-    name = tensor.output.name
-    if tensor.computed is not None:
-        return _computed(plan, tensor, grown)
-    if tensor.source is None:
-        return Difference()
-    if tensor.action in ("zero", "closed"):
-        return _constant(grown, name, 0.0 if tensor.action == "zero" else -tensor.gain_offset)
-    if tensor.action == "copied":
-        return compare_tensors(plan.checkpoint, tensor.source, grown, name)
-    if tensor.lambda_change is not None:
-        return _lambdas(plan, tensor, grown)
-    if len(tensor.output.shape) == 3:
-        result = Difference()
-        for matrix in tensor.matrices():
-            result.add(explain(plan, matrix, grown))
-        return result
-    return _Walk(plan, tensor, grown).run()
+    return EXPLAINERS[tensor.action](plan, tensor, grown)
+
+
+def _new(plan: Plan, tensor: TensorPlan, grown: Checkpoint) -> Difference:
+    return Difference()
+
+
+def _copied(plan: Plan, tensor: TensorPlan, grown: Checkpoint) -> Difference:
+    assert tensor.source is not None
+    return compare_tensors(plan.checkpoint, tensor.source, grown, tensor.output.name)
+
+
+def _mapped(plan: Plan, tensor: TensorPlan, grown: Checkpoint) -> Difference:
+    if len(tensor.output.shape) != 3:
+        return _Walk(plan, tensor, grown).run()
+    result = Difference()
+    for matrix in tensor.matrices():
+        result.add(explain(plan, matrix, grown))
+    return result
 
 
 def _computed(plan: Plan, tensor: TensorPlan, grown: Checkpoint) -> Difference:
@@ -78,8 +81,10 @@ def _computed(plan: Plan, tensor: TensorPlan, grown: Checkpoint) -> Difference:
     return result
 
 
-def _constant(grown: Checkpoint, name: str, value: float) -> Difference:
-    result = Difference()
+def _constant(plan: Plan, tensor: TensorPlan, grown: Checkpoint) -> Difference:
+    """Zeros, or the closed gain of a norm that adds an offset."""
+    result, name = Difference(), tensor.output.name
+    value = -tensor.gain_offset if tensor.action is Action.CLOSED else 0.0
     shape = grown.tensors[name].shape
     count, step = prod(shape), _step((1, 1))
     for first in range(0, count, step):
@@ -287,3 +292,16 @@ class _Walk:
         unit = np.spacing(np.abs(target).astype(found.dtype)).astype(np.float64)
         near = np.abs(wide - target) <= 0.51 * unit
         self.result.look(found, np.where(near, found, target.astype(found.dtype)), by_value=True)
+
+
+EXPLAINERS: dict[Action, Callable[[Plan, TensorPlan, Checkpoint], Difference]] = {
+    Action.COPIED: _copied,
+    Action.GROWN: _mapped,
+    Action.RESCALED: _mapped,
+    Action.REDRAWN: _mapped,
+    Action.LAMBDA: _lambdas,
+    Action.COMPUTED: _computed,
+    Action.NEW: _new,
+    Action.ZERO: _constant,
+    Action.CLOSED: _constant,
+}

@@ -87,11 +87,10 @@ def _by_plan(plan: Plan, b: Checkpoint, advance: Advance) -> list[Group]:
     for tensor in plan.tensors:
         info = plan.checkpoint.tensors.get(tensor.source or "")
         layer = tensor.layer_source
-        moved = tensor.lambda_change is not None
         groups.append(
             Group(
                 tensor.output.name if layer is None else _pattern(tensor.output.name),
-                "lambda" if moved else tensor.action,
+                tensor.action.value,
                 [] if tensor.layer is None else [tensor.layer],
                 [] if layer is None else [layer.source],
                 tensor.in_new_layer,
@@ -121,7 +120,7 @@ def _dims(tensor: TensorPlan) -> dict[str, dict[str, Any]]:
     return {
         label: {"shared": dim.shares or dim.perturbed is not None, **dim_parts(dim)}
         for label, dim in zip(labels, tensor.dims, strict=False)
-        if dim is not None and tensor.action not in ("zero", "closed")
+        if dim is not None and not tensor.action.all_new
     }
 
 

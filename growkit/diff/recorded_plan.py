@@ -10,8 +10,7 @@ from growkit.checkpoint import Checkpoint, identity
 from growkit.core.errors import GrowkitError
 from growkit.record.manifest import read_manifest
 from growkit.record.plan_report import layer_sources
-from growkit.surgery.conversion_plan import build_conversion_plan
-from growkit.surgery.plan import Plan, build_plan
+from growkit.surgery.plan import Plan, build_conversion_plan, build_plan
 from growkit.surgery.request import GrowthRequest
 from growkit.variants.gqa.alignment import read_alignment
 from growkit.variants.request import ConversionRequest

@@ -12,10 +12,9 @@ from growkit.families.differential import LAMBDA_ROLES
 from growkit.record.cost import cost_of
 from growkit.record.manifest import read_manifest
 from growkit.record.plan_report import cost_context, main_dtype, stored_dtypes
-from growkit.surgery.effect import ModelShape
+from growkit.surgery.effect import ModelShape, growable
 from growkit.surgery.lambdas import lambda_value
 from growkit.surgery.operators import axis_labels
-from growkit.surgery.operators.require import growable
 
 
 def layer_lambdas(checkpoint: Checkpoint, family: Family, layers: int) -> list[dict[str, float]]:

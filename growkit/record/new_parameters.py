@@ -20,7 +20,7 @@ from growkit.core.errors import CheckpointError
 from growkit.core.json_files import MAX_VALUES
 from growkit.surgery.dim_map import DimMap
 from growkit.surgery.plan import Plan
-from growkit.surgery.tensor_plans import TensorPlan
+from growkit.surgery.tensor_plans import Action, TensorPlan
 
 Range = list[int]
 Box = tuple[tuple[int, int], ...]  # first and last of every number in a name
@@ -53,15 +53,13 @@ def _new_part(
     plan: Plan, tensor: TensorPlan, ranges: dict[tuple[DimMap | None, ...], dict[str, Any]]
 ) -> Any:
     """``ranges`` are those of the maps met before: tensors with the same maps share one entry."""
-    if tensor.computed is not None:
+    if tensor.action is Action.COMPUTED:
         # Made of old weights, or a tensor that the source's attention has not.
         known = plan.source_family.tensor(tensor.role)
         return {} if known is not None and known.when(plan.source_sizes) else "all"
     if tensor.redrawn and tensor.expert is not None:
         return "all"  # a mixture of old and new: none of the experts is the old FFN
-    if tensor.source is None or tensor.expert_copy or tensor.action in ("zero", "closed"):
-        return "all"
-    if tensor.in_new_layer:
+    if tensor.action.all_new or tensor.expert_copy or tensor.in_new_layer:
         return "all"
     if tensor.dims not in ranges:
         ranges[tensor.dims] = {

@@ -47,10 +47,10 @@ def plan_report(plan: Plan) -> dict[str, Any]:
     before, after = costs(plan)
     actions: Counter[str] = Counter()
     for group in plan.tensors.groups:
-        actions[group.first.action] += group.count
+        actions[group.first.told] += group.count
     stacks = plan.growth.stacks.values()
     # A dense FFN is one expert that every token meets; a head of another kind there is not.
-    absent = 1 if plan.growth.conversion is None else 0
+    absent = 0 if plan.growth.converts else 1
     inserted = sum(layer.kind == "identity" for layers in stacks for layer in layers)
     return {
         "source_family": plan.source_family.name,
@@ -117,7 +117,7 @@ def tensor_report(plan: Plan) -> list[dict[str, Any]]:
         entries.append(
             {
                 "name": tensor.output.name,
-                "action": tensor.action,
+                "action": tensor.told,
                 "dtype": tensor.output.dtype,
                 "shape": list(tensor.output.shape),
                 "source": tensor.source,

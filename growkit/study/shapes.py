@@ -22,8 +22,7 @@ from growkit.core.whole_file import make_whole
 from growkit.families import Family, family_of
 from growkit.record.cost import cost_of, training_flops
 from growkit.study.recipe import Base, Start, StudyRecipe
-from growkit.surgery.conversion_plan import build_conversion_plan
-from growkit.surgery.plan import Plan, build_plan
+from growkit.surgery.plan import Plan, build_conversion_plan, build_plan
 from growkit.surgery.request import GrowthRequest
 
 if TYPE_CHECKING:

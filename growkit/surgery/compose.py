@@ -2,98 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import reduce
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from math import prod
-from typing import Any
 
 import numpy as np
 
 from growkit.core.errors import GrowkitError, UsageError
+from growkit.families import Family
 from growkit.families.experts import moved_layers
 from growkit.families.layout import Sizes
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import NEW, AxisMap
-from growkit.surgery.conversion import Converted
 from growkit.surgery.effect import (
+    Alias,
+    Effect,
     Exactness,
-    Growth,
     LayerMap,
     LayerSource,
     ModelShape,
-    NewUnits,
     Operator,
 )
 from growkit.surgery.operators import units_of
 
 
-@dataclass(frozen=True)
-class ComposedGrowth:
-    """The joint effect of all operators of a plan.
-
-    Attributes:
-        steps: what each operator returned, in order.
-        sizes: sizes of the grown model.
-        axes: map of every axis that grew, from the source to the grown model.
-        stacks: for each stack of layers, the source of every layer of the grown model.
-        new_units: what new units of an axis hold, where it is not random and read with zero.
-        noise_copies: copies of each old noise map that a signal head subtracts.
-        expert_copies: copies of every old expert that are chosen together and share its output.
-        noisy_experts: experts made of one, each with noise of its own.
-        expert_reinit: part of each new expert's FFN units that is drawn anew.
-        family: name of the family of the grown model, when it is another one.
-        final_norm_factor: factor on the final norm's gain.
-        embedding_factor: factor on the input embedding.
-        norm_factor: factor on the gain of every norm over the residual stream.
-        stream_factor: factor on everything that writes the residual stream.
-        key_factor: factor on whatever makes attention keys.
-        config: config fields to rewrite, beside the sizes.
-        exactness: the worst of the steps.
-        conversion: the other attention that the model is written in, if it is not growth.
-        perturbed: axes whose copies nobody shares a weight among, so that noise on what produces
-            them has to part them.
-    """
-
-    steps: tuple[Growth, ...]
-    sizes: dict[str, int]
-    axes: dict[str, AxisMap]
-    stacks: dict[str, LayerMap]
-    new_units: dict[str, NewUnits]
-    noise_copies: int
-    final_norm_factor: float
-    embedding_factor: float
-    norm_factor: float
-    stream_factor: float
-    key_factor: float
-    config: dict[str, Any]
-    exactness: Exactness
-    expert_copies: int = 1
-    noisy_experts: int = 1
-    expert_reinit: float = 0.0
-    family: str | None = None
-    conversion: Converted | None = None
-    perturbed: frozenset[str] = frozenset()
-
-    @property
-    def tied(self) -> tuple[str, ...]:
-        """Axes whose copies get equal gradients whatever the shares: past 1:1 the copies of a noise
-        head have equal rows, equal readers and one lambda, and their maps are added after the
-        softmax, so that no split of their rows keeps the sum."""
-        return ("noise_head",) if self.noise_copies > 1 and not self.perturbed else ()
-
-    @property
-    def layers(self) -> LayerMap:
-        """Source of every layer of the first stack (the only one of a decoder)."""
-        return self.stacks["layer"]
-
-    @property
-    def layers_moved(self) -> bool:
-        """Some layer of the first stack stands at another index than its source."""
-        return any(step.layers is not None and step.stack == "layer" for step in self.steps)
-
-
-def compose(operators: Sequence[Operator], shape: ModelShape) -> ComposedGrowth:
+def compose(operators: Sequence[Operator], shape: ModelShape) -> Effect:
     """Apply the operators one after another on paper.
 
     Raises:
@@ -101,51 +34,59 @@ def compose(operators: Sequence[Operator], shape: ModelShape) -> ComposedGrowth:
         GrowkitError: when the maps would connect a head to another noise or kv head than its
             source (a defect of an operator; the check is the proof on paper).
     """
-    old_sizes = dict(shape.sizes)
-    sizes = dict(old_sizes)
-    axes: dict[str, AxisMap] = {}
-    stacks: dict[str, LayerMap] = {
-        stack.axis: tuple(LayerSource(i, "kept") for i in range(sizes[stack.axis]))
-        for stack in shape.family.stacks
-    }
-    new_units: dict[str, NewUnits] = {}
-    config: dict[str, Any] = {}
-    steps = []
+    effect = Effect(
+        sizes=dict(shape.sizes),
+        stacks=kept_layers((stack.axis for stack in shape.family.stacks), shape.sizes),
+        exactness=Exactness.BIT_EXACT,
+    )
     for operator in operators:
-        reached = replace(shape, sizes=dict(sizes), config={**shape.config, **config})
+        config = {**shape.config, **effect.fields}
+        reached = replace(shape, sizes=dict(effect.sizes), config=config)
         check_affordable(operator, reached)
-        growth = operator.apply(reached)
-        steps.append(growth)
-        new_units.update(growth.new_units)
-        config.update(growth.config)
-        for axis, axis_map in growth.axes.items():
-            axes[axis] = axes[axis].then(axis_map) if axis in axes else axis_map
-            sizes[axis] = axis_map.new_size
-        if growth.layers is not None:
-            stacks[growth.stack] = _chain_layers(stacks[growth.stack], growth.layers)
-            sizes[growth.stack] = len(growth.layers)
-            sizes |= moved_layers(sizes, [layer.source for layer in growth.layers])
-        sizes.update(growth.sizes)
-    noise_copies = prod(step.noise_copies for step in steps)
-    check_links(shape, old_sizes, sizes, axes, noise_copies)
-    return ComposedGrowth(
-        steps=tuple(steps),
-        sizes=sizes,
+        effect = _then(effect, operator.apply(reached))
+    check_links(shape, dict(shape.sizes), effect.sizes, effect.axes, effect.noise_copies)
+    return effect
+
+
+def kept_layers(stacks: Iterable[str], sizes: Sizes) -> dict[str, LayerMap]:
+    """Every layer of every stack from itself."""
+    return {
+        axis: tuple(LayerSource(layer, "kept") for layer in range(sizes[axis])) for axis in stacks
+    }
+
+
+def _then(before: Effect, step: Effect) -> Effect:
+    """The joint effect of what came before and one operator more."""
+    sizes, axes, stacks = dict(before.sizes), dict(before.axes), dict(before.stacks)
+    for axis, axis_map in step.axes.items():
+        axes[axis] = axes[axis].then(axis_map) if axis in axes else axis_map
+        sizes[axis] = axis_map.new_size
+    for stack, layers in step.stacks.items():
+        stacks[stack] = _chain_layers(stacks[stack], layers)
+        sizes[stack] = len(layers)
+        sizes |= moved_layers(sizes, [layer.source for layer in layers])
+    factors = dict(before.factors)
+    for role, factor in step.factors.items():
+        factors[role] = factors.get(role, 1.0) * factor
+    return Effect(
+        steps=(*before.steps, step),
+        warnings=(*before.warnings, *step.warnings),
+        exactness=before.exactness.worst(step.exactness),
+        sizes={**sizes, **step.sizes},
         axes=axes,
         stacks=stacks,
-        new_units=new_units,
-        noise_copies=noise_copies,
-        final_norm_factor=prod(step.final_norm_factor for step in steps),
-        embedding_factor=prod(step.embedding_factor for step in steps),
-        expert_copies=prod(step.expert_copies for step in steps),
-        noisy_experts=max((step.noisy_experts for step in steps), default=1),
-        expert_reinit=max((step.expert_reinit for step in steps), default=0.0),
-        family=next((step.family for step in steps if step.family), None),
-        norm_factor=prod(step.norm_factor for step in steps),
-        stream_factor=prod(step.stream_factor for step in steps),
-        key_factor=prod(step.key_factor for step in steps),
-        config=config,
-        exactness=reduce(Exactness.worst, (s.exactness for s in steps), Exactness.BIT_EXACT),
+        kinds_by_rule=before.kinds_by_rule or step.kinds_by_rule,
+        new_units={**before.new_units, **step.new_units},
+        fields={**before.fields, **step.fields},
+        family=before.family or step.family,
+        expert_copies=before.expert_copies * step.expert_copies,
+        noisy_experts=max(before.noisy_experts, step.noisy_experts),
+        expert_reinit=max(before.expert_reinit, step.expert_reinit),
+        noise_copies=before.noise_copies * step.noise_copies,
+        factors=factors,
+        norm_factor=before.norm_factor * step.norm_factor,
+        stream_factor=before.stream_factor * step.stream_factor,
+        key_factor=before.key_factor * step.key_factor,
     )
 
 
@@ -159,7 +100,7 @@ def _chain_layers(first: LayerMap, second: LayerMap) -> LayerMap:
 
 
 def check_links(
-    shape: ModelShape, old: Sizes, new: Sizes, axes: dict[str, AxisMap], noise_copies: int
+    shape: ModelShape, old: Sizes, new: Sizes, axes: Mapping[str, AxisMap], noise_copies: int
 ) -> None:
     """Every copied head has to work with copies of the heads that its source works with."""
     for link in shape.family.links:
@@ -176,6 +117,31 @@ def check_links(
                 f"{link.target.replace('_', ' ')}s.",
                 "This combination of operators does not keep the function; grow in two steps.",
             )
+
+
+def check_converted_links(shape: ModelShape, family: Family, converted: Effect) -> None:
+    """Every written head has to read a copy of what its source reads (the proof on paper)."""
+    known = {(link.source, link.target): link for link in shape.family.links}
+    for link in family.links:
+        heads, read = (_in_source(axis, converted) for axis in (link.source, link.target))
+        before = known.get((heads[0], read[0]))
+        if before is None:
+            continue
+        copied = heads[1].source != NEW
+        expected = before.indices(shape.sizes)[heads[1].source[copied]]
+        found = read[1].source[link.indices(converted.sizes)[copied]]
+        if expected.shape != found.shape or (expected != found).any():
+            raise GrowkitError(
+                f"The conversion would move {link.source.replace('_', ' ')}s to other "
+                f"{link.target.replace('_', ' ')}s.",
+                "Please report this: it is a defect of the conversion.",
+            )
+
+
+def _in_source(axis: str, converted: Effect) -> tuple[str, AxisMap]:
+    """(axis of the source, map from it) of a written axis."""
+    name = converted.aliases.get(axis, Alias(axis)).axis
+    return name, converted.axes.get(axis) or AxisMap.identity(converted.sizes[axis])
 
 
 # A plan holds several numbers for each unit of an axis, and an object for each tensor of a layer.

@@ -13,8 +13,7 @@ from growkit.core.errors import GrowkitError
 from growkit.families.base import Dim
 from growkit.families.layout import IntArray, Units
 from growkit.surgery.axis_map import NEW, AxisMap, copy_multiplicity, copy_rank
-from growkit.surgery.conversion import Alias
-from growkit.surgery.effect import SILENT, Fill, NewUnits
+from growkit.surgery.effect import SILENT, Alias, Fill, NewUnits
 
 Run = tuple[int, int, int]
 Mask = npt.NDArray[np.bool_]

@@ -1,15 +1,23 @@
-"""What an operator is given and what it returns, and what units without a source hold."""
+"""What a change of a model is given and what it returns: growths and conversions alike, as data."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
+from growkit.checkpoint import Checkpoint
+from growkit.core.errors import UsageError
 from growkit.families import Family
 from growkit.families.base import Dim
-from growkit.surgery.axis_map import AxisMap
+from growkit.surgery.axis_map import NEW, AxisMap
+from growkit.surgery.operators import OPERATORS, OperatorRow
+
+Array = npt.NDArray[Any]
 
 
 class Fill(IntEnum):
@@ -92,20 +100,69 @@ class ModelShape:
 
 
 @dataclass(frozen=True)
-class Growth:
-    """The effect of one operator.
+class Alias:
+    """Units of a written axis are units of another axis of the source.
 
     Attributes:
-        operator: its name, for plan and manifest.
+        axis: the source's axis.
+        parts: part of a unit in the written layout -> part of it in the source; None: the same. A
+            part that is not named is new.
+    """
+
+    axis: str
+    parts: Mapping[int, int] | None = None
+
+    def part(self, written: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Source part of each written part, or ``NEW``."""
+        if self.parts is None:
+            return written
+        return np.array([self.parts.get(int(p), NEW) for p in written], dtype=np.int64)
+
+
+UnitMaps = tuple[Mapping[str, Alias], Mapping[str, AxisMap]]
+
+
+@dataclass(frozen=True)
+class Computed:
+    """Entries of a written tensor that are calculated, not looked up.
+
+    Attributes:
+        rows: (checkpoint, source layer, first row, rows) -> block [rows, columns], wide enough
+            (float32 or float64) to be rounded once to the stored dtype. Must not depend on how the
+            rows are cut into blocks. A vector is a matrix of one column.
+        reads: roles of the source that it is made of; the first one gives the dtype.
+    """
+
+    rows: Callable[[Checkpoint, int, int, int], Array]
+    reads: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What becomes of a model: by one operator, by several together, or by a conversion.
+
+    Attributes:
+        operator: name of the operator, for plan and manifest.
         summary: one sentence for the plan.
-        axes: map of every axis that grows.
-        layers: source of every layer of ``stack``, when depth changes.
-        stack: the axis that counts these layers.
+        exactness: how far the written model computes the same.
+        reason: one line of algebra and its source.
+        warnings: what a user should know before training.
+        steps: what a composition was made of, in order.
+        axes: map of every axis that changes, from the source to the written model.
+        new_units: what new units of an axis hold, where it is not random and read with zero.
+        perturbed: axes whose copies nobody shares a weight among, so that noise on what produces
+            them has to part them.
+        stacks: axis that counts layers -> source of every written layer, where depth changes; of a
+            composition for every stack.
         kinds_by_rule: every layer is of the kind that the class gives to its index, also where the
             layer that it copies is of another.
-        new_units: what new units of an axis hold, where it is not random and read with zero.
-        sizes: further facts that change (``tied``).
-        family: name of the family of the grown model, when it is another one (dense to experts).
+        sizes: of an operator, further sizes and facts that change (``tied``); of a composition or
+            conversion, all sizes of the written model.
+        fields: config fields to rewrite, beside the sizes.
+        config: the written config.json, where it is another (a conversion), complete but for
+            ``auto_map``; else empty.
+        family: name of the family of the grown model, when growth makes it another one (dense to
+            experts).
         expert_copies: copies of every expert that the router always chooses together; what they
             write is their mean, so the weight may be shared among them.
         noisy_experts: experts made of one that get noise of their own, without being chosen
@@ -113,44 +170,132 @@ class Growth:
         expert_reinit: part of each new expert's FFN units that is drawn anew.
         noise_copies: each signal head subtracts this many copies of each old noise map, so lambda
             is divided by it.
-        final_norm_factor: factor on the final norm's gain (hidden growth with tied embeddings).
-        embedding_factor: factor on the input embedding (its class scales by sqrt(hidden_size)).
+        factors: role -> factor on its weight.
         norm_factor: factor on the gain of every norm over the residual stream.
         stream_factor: factor on everything that writes the residual stream.
         key_factor: factor on whatever makes attention keys.
-        config: config fields that it rewrites, beside the sizes.
-        exactness: of the operator alone.
-        reason: one line of algebra and its source.
-        warnings: what a user should know before training.
+        aliases: written axes that are another axis of the source.
+        by_role: role -> (aliases, axes) that hold for it instead.
+        starts: role -> how a tensor that the source has not starts (``zeros``, ``ones``,
+            ``normal``), where the family's own start would change the function.
+        computed: role -> how its entries are calculated.
+        verbatim: roles whose bytes are the source's, whatever the two formats call their units.
+        shared_rows: roles of which the model adds up the copies of a row: each gets a share.
+        measure: further lines to say, from the source's weights; calculated when it is written.
     """
 
-    operator: str
-    summary: str
+    operator: str = ""
+    summary: str = ""
+    exactness: Exactness = Exactness.EXACT
+    reason: str = ""
+    warnings: tuple[str, ...] = ()
+    steps: tuple[Effect, ...] = ()
     axes: Mapping[str, AxisMap] = field(default_factory=dict)
     new_units: Mapping[str, NewUnits] = field(default_factory=dict)
-    layers: LayerMap | None = None
-    stack: str = "layer"
+    perturbed: frozenset[str] = frozenset()
+    stacks: Mapping[str, LayerMap] = field(default_factory=dict)
     kinds_by_rule: bool = False
     sizes: Mapping[str, int] = field(default_factory=dict)
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
     family: str | None = None
     expert_copies: int = 1
     noisy_experts: int = 1
     expert_reinit: float = 0.0
     noise_copies: int = 1
-    final_norm_factor: float = 1.0
-    embedding_factor: float = 1.0
+    factors: Mapping[str, float] = field(default_factory=dict)
     norm_factor: float = 1.0
     stream_factor: float = 1.0
     key_factor: float = 1.0
-    config: Mapping[str, Any] = field(default_factory=dict)
-    exactness: Exactness = Exactness.EXACT
-    reason: str = ""
-    warnings: tuple[str, ...] = ()
+    aliases: Mapping[str, Alias] = field(default_factory=dict)
+    by_role: Mapping[str, UnitMaps] = field(default_factory=dict)
+    starts: Mapping[str, str] = field(default_factory=dict)
+    computed: Mapping[str, Computed] = field(default_factory=dict)
+    verbatim: frozenset[str] = frozenset()
+    shared_rows: frozenset[str] = frozenset()
+    measure: Callable[[Checkpoint], tuple[str, ...]] | None = None
+
+    @property
+    def converts(self) -> bool:
+        """It writes the model in another attention, and does not grow it."""
+        return bool(self.config)
+
+    @property
+    def layers(self) -> LayerMap:
+        """Source of every layer of the first stack (the only one of a decoder)."""
+        return self.stacks["layer"]
+
+    @property
+    def layers_moved(self) -> bool:
+        """Some layer of the first stack stands at another index than its source."""
+        return any("layer" in step.stacks for step in self.steps)
+
+    @property
+    def tied(self) -> tuple[str, ...]:
+        """Axes whose copies get equal gradients whatever the shares: past 1:1 the copies of a noise
+        head have equal rows, equal readers and one lambda, and their maps are added after the
+        softmax, so that no split of their rows keeps the sum."""
+        return ("noise_head",) if self.noise_copies > 1 and not self.perturbed else ()
 
 
 class Operator(Protocol):
-    """A request that becomes axis maps: a small pure object, no tensor in sight."""
+    """A request that becomes an effect: a small pure object, no tensor in sight.
 
-    def apply(self, shape: ModelShape) -> Growth:
-        """Raises UsageError when the model cannot be grown that way."""
+    A conversion is one too.
+    """
+
+    def apply(self, shape: ModelShape) -> Effect:
+        """Raises UsageError when the model cannot be changed that way."""
         ...
+
+
+# -- what operators and conversions need to say it -------------------------------------------------
+
+
+def growable(shape: ModelShape) -> list[str]:
+    """The flags that this checkpoint can be grown by."""
+    return [row.flag for row in OPERATORS.values() if _grows(row, shape)]
+
+
+def _grows(row: OperatorRow, shape: ModelShape) -> bool:
+    if row.flag in shape.family.refused:
+        return False
+    own = getattr(row.module, "grows", None)
+    return bool(own(row, shape)) if own else row.axis in shape.sizes
+
+
+def shares_heads(shape: ModelShape) -> bool:
+    """The family can hold more query than key/value heads."""
+    if "query_head" not in shape.sizes:
+        return True
+    sizes = {**shape.sizes, "query_head": 2 * shape.sizes["query_head"]}
+    wider = {**sizes, "hidden": 2 * sizes["hidden"]}
+    return any(shape.family.refusal(shape.config, tried) is None for tried in (sizes, wider))
+
+
+def require_axis(shape: ModelShape, axis: str, option: str) -> None:
+    """Raise UsageError when the family has no such axis, or refuses the operator by name."""
+    if reason := shape.family.refused.get(option):
+        cause = f"{option} cannot grow a {shape.family.name} checkpoint: {reason}."
+    elif axis not in shape.sizes:
+        cause = (
+            f"A {shape.family.name} checkpoint has no {axis.replace('_', ' ')}s, so {option} "
+            "cannot grow it."
+        )
+    else:
+        return
+    raise UsageError(cause, f"It can be grown by: {', '.join(growable(shape))}.")
+
+
+def constant_rows(make: Callable[[], Array], like: str = "q") -> Computed:
+    """The same small tensor in every layer, in the dtype of the role ``like``."""
+
+    def rows(checkpoint: Checkpoint, layer: int, first: int, count: int) -> Array:
+        return np.asarray(make()[first : first + count], np.float64)
+
+    return Computed(rows, (like,))
+
+
+def filled(shape: tuple[int, ...], value: float) -> Computed:
+    """One number everywhere."""
+    return constant_rows(lambda: np.full(shape, value))

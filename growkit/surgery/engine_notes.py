@@ -8,12 +8,10 @@ from typing import Any
 
 from growkit.core.engines import derived_head_dim
 from growkit.families.layout import Sizes
-from growkit.surgery.compose import ComposedGrowth
+from growkit.surgery.effect import Effect
 
 
-def head_dim_note(
-    config: Mapping[str, Any], before: Sizes, growth: ComposedGrowth
-) -> tuple[str, ...]:
+def head_dim_note(config: Mapping[str, Any], before: Sizes, growth: Effect) -> tuple[str, ...]:
     """Engines that would read other heads out of the written config, and the way round them."""
     sizes = growth.sizes
     if not {"query_head", "head_dim", "hidden"} <= sizes.keys():
@@ -23,7 +21,7 @@ def head_dim_note(
     if not engines:
         return ()
     combination = ""
-    if growth.conversion is None and before["query_head"] * before["head_dim"] == before["hidden"]:
+    if not growth.converts and before["query_head"] * before["head_dim"] == before["hidden"]:
         factor = max(Fraction(sizes[axis], before[axis]) for axis in ("hidden", "query_head"))
         by = f"x{factor}" if factor.denominator == 1 else f"x{float(factor):g}"
         combination = f". --hidden {by} --heads {by} together load everywhere"

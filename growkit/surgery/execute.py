@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from growkit.checkpoint import DTYPES, ShardWriter, TensorInfo
 from growkit.checkpoint.comparison import ShardComparison
+from growkit.families.differential import LAMBDA_ROLES
 from growkit.surgery.effect import Fill
 from growkit.surgery.expand import (
     ColumnMoves,
@@ -40,7 +41,7 @@ from growkit.surgery.new_weights import (
 from growkit.surgery.non_finite import FiniteCheck
 from growkit.surgery.plan import Plan
 from growkit.surgery.redrawn import Moments, Redrawn
-from growkit.surgery.tensor_plans import TensorPlan
+from growkit.surgery.tensor_plans import Action, TensorPlan
 
 Array = npt.NDArray[Any]
 Advance = Callable[[int], None]
@@ -113,18 +114,17 @@ class _Work:
         self.local = threading.local()
 
     def write(self, tensor: TensorPlan) -> None:
-        """Write one tensor by the cheapest way that its plan allows."""
+        """Write one tensor."""
         if self.stop.is_set():
             raise Stopped
-        if tensor.action == "zero":
-            self.advance(tensor.nbytes)
-        elif tensor.computed is not None:
-            self._write_computed(tensor)
-        elif tensor.source is None or tensor.action == "closed":
-            self._write_new(tensor)
-        elif tensor.lambda_change is not None:
-            self._write_lambda(tensor)
-        elif len(tensor.output.shape) == 1:
+        WRITERS[tensor.action](self, tensor)
+
+    def _leave_zero(self, tensor: TensorPlan) -> None:
+        """Zeros stay a hole."""
+        self.advance(tensor.nbytes)
+
+    def _write_mapped(self, tensor: TensorPlan) -> None:
+        if len(tensor.output.shape) == 1:
             self._write_vector(tensor)
         elif not tensor.redrawn and tensor.factor == 1.0 and not _computes(tensor):
             self._copy_rows(tensor)
@@ -205,17 +205,13 @@ class _Work:
     def _write_lambda(self, tensor: TensorPlan) -> None:
         assert tensor.source is not None and tensor.lambda_change is not None
         base = tensor.source.removesuffix(tensor.role)
-        roles = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
-        q1, k1, q2, k2 = (self.plan.checkpoint.read(base + role) for role in roles)
+        q1, k1, q2, k2 = (self.plan.checkpoint.read(base + role) for role in LAMBDA_ROLES)
         changed = change_lambda(q1, k1, q2, k2, tensor.lambda_change)
-        self.writer.write(tensor.output.name, 0, changed[roles.index(tensor.role)])
+        self.writer.write(tensor.output.name, 0, changed[LAMBDA_ROLES.index(tensor.role)])
         self.advance(tensor.nbytes)
 
     def _write_vector(self, tensor: TensorPlan) -> None:
         assert tensor.source is not None
-        if tensor.dims[0] is None and tensor.factor == 1.0:
-            self._copy_rows(tensor)
-            return
         vector = self.plan.checkpoint.read(tensor.source)[None, :]
         if self.finite.claim(tensor.source):
             self.finite.look(tensor.source, vector)
@@ -318,3 +314,17 @@ def _stored(tensor: TensorPlan) -> np.dtype[Any]:
 def _computes(tensor: TensorPlan) -> bool:
     rows, columns = tensor.dims[0], tensor.dims[-1]
     return columns is not None or (rows is not None and rows.computes)
+
+
+# By the cheapest way that each allows.
+WRITERS: dict[Action, Callable[[_Work, TensorPlan], None]] = {
+    Action.COPIED: _Work._copy_rows,
+    Action.GROWN: _Work._write_mapped,
+    Action.RESCALED: _Work._write_mapped,
+    Action.REDRAWN: _Work._write_mapped,
+    Action.LAMBDA: _Work._write_lambda,
+    Action.COMPUTED: _Work._write_computed,
+    Action.NEW: _Work._write_new,
+    Action.CLOSED: _Work._write_new,
+    Action.ZERO: _Work._leave_zero,
+}

@@ -8,7 +8,7 @@ from typing import Any
 from growkit.core.errors import GrowkitError, UsageError
 from growkit.families import Family
 from growkit.families.upcycling import UPCYCLINGS
-from growkit.surgery.compose import ComposedGrowth
+from growkit.surgery.effect import Effect
 from growkit.surgery.layer_pattern import moved_counts, rule_lists
 
 
@@ -17,7 +17,7 @@ def grown_config(
     source_family: Family,
     family: Family,
     source_sizes: Mapping[str, int],
-    growth: ComposedGrowth,
+    growth: Effect,
 ) -> dict[str, Any]:
     """The config of the grown model, in the key order of the source."""
     if family is not source_family:
@@ -39,11 +39,10 @@ def grown_config(
     if "head_dim" in after and (heads_grow or "hidden" in growth.axes):
         # From here on hidden_size / num_attention_heads is no longer the head_dim.
         grown["head_dim"] = growth.sizes["head_dim"]
-    grown.update(growth.config)
+    grown.update(growth.fields)
     if growth.layers_moved:
-        by_rule = any(step.kinds_by_rule for step in growth.steps)
         sources = [layer.source for layer in growth.layers]
-        _map_layers(grown, family, source_sizes["layer"], sources, by_rule)
+        _map_layers(grown, family, source_sizes["layer"], sources, growth.kinds_by_rule)
     if not _reads_back(grown, family, growth):
         # A field that the source left to a default now has to be stated.
         grown.update(after)
@@ -91,7 +90,7 @@ def _map_layers(
             grown[name] = mapped
 
 
-def _reads_back(config: Mapping[str, Any], family: Family, growth: ComposedGrowth) -> bool:
+def _reads_back(config: Mapping[str, Any], family: Family, growth: Effect) -> bool:
     """The written config means the sizes that were planned."""
     # What names tell (tied, fused experts) one name of each kind tells.
     written = {tensor.name for tensor in family.present(growth.sizes)}

@@ -15,7 +15,7 @@ from growkit.surgery.dim_map import DimMap, ranges_of
 from growkit.surgery.effect import Fill
 from growkit.surgery.plan import Plan
 from growkit.surgery.symmetry import random_bits
-from growkit.surgery.tensor_plans import TensorPlan
+from growkit.surgery.tensor_plans import Action, TensorPlan
 
 Array = npt.NDArray[Any]
 
@@ -123,7 +123,7 @@ def fresh_rows(
 
 def constant(tensor: TensorPlan) -> Array | None:
     """A tensor of ones, or the closed gain of a norm that adds an offset; None: neither."""
-    if tensor.action == "closed":
+    if tensor.action is Action.CLOSED:
         return np.full(tensor.output.shape, -tensor.gain_offset).astype(_dtype(tensor))
     return np.ones(tensor.output.shape, _dtype(tensor)) if tensor.init == "ones" else None
 

@@ -13,14 +13,13 @@ from growkit.checkpoint import DTYPES, Checkpoint, TensorInfo, check_unquantised
 from growkit.core.errors import UsageError
 from growkit.families import FAMILIES, Family, family_of
 from growkit.families.config_fields import MAX_TENSORS
-from growkit.surgery.compose import ComposedGrowth, compose
-from growkit.surgery.effect import Exactness, ModelShape, Operator
+from growkit.surgery.compose import check_converted_links, compose, kept_layers
+from growkit.surgery.effect import Effect, Exactness, ModelShape, Operator
 from growkit.surgery.engine_notes import head_dim_note
 from growkit.surgery.grown_config import grown_config
-from growkit.surgery.planned_tensors import PlannedTensors
+from growkit.surgery.plan_builder import PlanBuilder, PlannedTensors
 from growkit.surgery.remedy import sizes_that_load
 from growkit.surgery.symmetry import Symmetry
-from growkit.surgery.tensor_plans import PlanBuilder
 from growkit.surgery.tied_head import tied_head_note
 
 
@@ -44,7 +43,7 @@ class Plan:
     source_family: Family
     family: Family
     source_sizes: Mapping[str, int]
-    growth: ComposedGrowth
+    growth: Effect
     config: dict[str, Any]
     tensors: PlannedTensors
     symmetry: Symmetry
@@ -100,10 +99,43 @@ def build_plan(
     family = _choose_family(source_family, growth, checkpoint.config, target)
     if family is not source_family and family.name == "gda":
         normed = checkpoint.config.get("sub_layer_norm") is not False
-        growth.sizes["sub_layer_norm"] = int(normed)
+        growth = replace(growth, sizes={**growth.sizes, "sub_layer_norm": int(normed)})
     config = grown_config(checkpoint.config, source_family, family, source_sizes, growth)
     builder = PlanBuilder(checkpoint, source_family, family, source_sizes, growth, config)
     return plan_of(builder, symmetry)
+
+
+def build_conversion_plan(
+    checkpoint: Checkpoint, conversion: Operator, *, symmetry: Symmetry | None = None
+) -> Plan:
+    """Decide what every tensor of the converted checkpoint is made of.
+
+    Args:
+        checkpoint: opened source; only headers and config are read.
+        conversion: to what.
+        symmetry: how copies of a unit share its weight, and the seed of new weights.
+
+    Raises:
+        UsageError: the model cannot be converted that way.
+        CheckpointError: tensors that the family does not declare, or with wrong shapes.
+    """
+    source_family, source_sizes = read_source(checkpoint)
+    shape = ModelShape(source_family, source_sizes, checkpoint.config)
+    step = conversion.apply(shape)
+    family = family_of(step.config)
+    sizes = family.sizes(step.config)
+    if family.ties_by_values:
+        sizes["tied"] = source_sizes["tied"]  # what the source stores decides, not its config
+    effect = replace(
+        step,
+        steps=(replace(step, operator="convert"),),
+        sizes=sizes,
+        stacks=kept_layers((stack.axis for stack in family.stacks), sizes),
+    )
+    if effect.exactness is not Exactness.NOT_EXACT:
+        check_converted_links(shape, family, effect)
+    builder = PlanBuilder(checkpoint, source_family, family, source_sizes, effect, step.config)
+    return plan_of(builder, symmetry or Symmetry())
 
 
 def read_source(checkpoint: Checkpoint) -> tuple[Family, dict[str, int]]:
@@ -150,7 +182,7 @@ def plan_of(builder: PlanBuilder, symmetry: Symmetry) -> Plan:
 
 
 def _choose_family(
-    source: Family, growth: ComposedGrowth, config: Mapping[str, Any], target: str | None
+    source: Family, growth: Effect, config: Mapping[str, Any], target: str | None
 ) -> Family:
     if growth.family is not None:
         twin = FAMILIES[growth.family]
@@ -183,8 +215,8 @@ def _choose_family(
     return source
 
 
-def _check_refusal(family: Family, growth: ComposedGrowth, config: Mapping[str, Any]) -> None:
-    config = {**config, **growth.config}
+def _check_refusal(family: Family, growth: Effect, config: Mapping[str, Any]) -> None:
+    config = {**config, **growth.fields}
     refusal = family.refusal(config, growth.sizes)
     if refusal:
         raise UsageError(
@@ -195,7 +227,7 @@ def _check_refusal(family: Family, growth: ComposedGrowth, config: Mapping[str, 
         )
 
 
-def shared_copies(tensors: PlannedTensors, growth: ComposedGrowth) -> set[int]:
+def shared_copies(tensors: PlannedTensors, growth: Effect) -> set[int]:
     """Numbers of copies that share the weight of what reads them; experts among them."""
     return _shared_among(tensors) | ({growth.expert_copies} - {1})
 
@@ -215,14 +247,14 @@ def _rounds(symmetry: Symmetry, shared: set[int]) -> bool:
 
 def _warnings(
     symmetry: Symmetry,
-    growth: ComposedGrowth,
+    growth: Effect,
     shared: bool,
     source: Family,
     family: Family,
     config: Mapping[str, Any],
 ) -> tuple[str, ...]:
-    warnings = [warning for step in growth.steps for warning in step.warnings]
-    if family is not source and growth.conversion is None:
+    warnings = list(growth.warnings)
+    if family is not source and not growth.converts:
         held = source.refusal(config, growth.sizes) is None
         why = "asked for" if held else f"the {source.name} format cannot hold this model"
         if growth.family is not None:

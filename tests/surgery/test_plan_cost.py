@@ -14,7 +14,7 @@ from growkit.advice import facts_of_plan
 from growkit.advice.memory import training_memory
 from growkit.checkpoint import open_checkpoint
 from growkit.record.new_parameters import new_parameters
-from growkit.surgery import tensor_plans
+from growkit.surgery import plan_builder
 from growkit.surgery.plan import Plan, build_plan, declare_tensors
 from growkit.surgery.request import GrowthRequest
 
@@ -76,13 +76,13 @@ def test_maps_and_plans_do_not_grow_with_the_experts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[int] = []
-    real = tensor_plans.map_dim
+    real = plan_builder.map_dim
 
     def counted(*arguments: Any) -> Any:
         made[-1] += 1
         return real(*arguments)
 
-    monkeypatch.setattr(tensor_plans, "map_dim", counted)
+    monkeypatch.setattr(plan_builder, "map_dim", counted)
     groups = []
     for experts in (8, 64):
         made.append(0)

@@ -23,10 +23,16 @@ import numpy as np
 
 from growkit.core.errors import UsageError
 from growkit.surgery.amount import Amount
-from growkit.surgery.effect import Exactness, Growth, LayerMap, LayerSource, ModelShape
+from growkit.surgery.effect import (
+    Effect,
+    Exactness,
+    LayerMap,
+    LayerSource,
+    ModelShape,
+    require_axis,
+)
 from growkit.surgery.layer_pattern import follows_rule, pattern_layers, pattern_notes
 from growkit.surgery.operators import OperatorRow
-from growkit.surgery.operators.require import require_axis
 from growkit.surgery.operators.slices import Slice, layers_of
 
 if TYPE_CHECKING:
@@ -63,7 +69,7 @@ class Depth:
     def option(self) -> str:
         return f"--{self.stack.replace('_', '-')}s"
 
-    def apply(self, shape: ModelShape) -> Growth:
+    def apply(self, shape: ModelShape) -> Effect:
         require_axis(shape, self.stack, self.option)
         layers = shape.sizes[self.stack]
         label = "layers"
@@ -75,13 +81,12 @@ class Depth:
             sources, by_rule = self._identity(shape, layers, target)
         else:
             sources, by_rule = self._slices(layers, target), False
-        return Growth(
+        return Effect(
             operator=f"{self.stack}s",
             summary=f"{label} {layers} -> {target} ({self.method}"
             + (f"; the order of layer kinds of {shape.family.name} goes on)" if by_rule else ")"),
-            layers=sources,
+            stacks={self.stack: sources},
             kinds_by_rule=by_rule,
-            stack=self.stack,
             exactness=Exactness.BIT_EXACT if exact else Exactness.NOT_EXACT,
             reason="inserted blocks write zero to the residual stream (LLaMA Pro, arXiv 2401.02415)"
             if exact

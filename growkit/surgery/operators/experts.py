@@ -33,7 +33,7 @@ from growkit.core.errors import UsageError
 from growkit.families.upcycling import UPCYCLINGS
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import AxisMap
-from growkit.surgery.effect import Exactness, Growth, ModelShape
+from growkit.surgery.effect import Effect, Exactness, ModelShape
 from growkit.surgery.operators import OperatorRow
 from growkit.surgery.symmetry import Symmetry
 
@@ -63,7 +63,7 @@ class Experts:
     reinit: float = 0.0
     widened: bool = False
 
-    def apply(self, shape: ModelShape) -> Growth:
+    def apply(self, shape: ModelShape) -> Effect:
         dense = "expert" not in shape.sizes
         experts = 1 if dense else shape.sizes["expert"]
         target = self.amount.resolve(experts, "--experts", "experts")
@@ -77,7 +77,7 @@ class Experts:
             return self._upcycled(shape, target)
         return self._more(shape, experts, target)
 
-    def _upcycled(self, shape: ModelShape, target: int) -> Growth:
+    def _upcycled(self, shape: ModelShape, target: int) -> Effect:
         upcycling = UPCYCLINGS.get(shape.family.name)
         if upcycling is None:
             raise UsageError(
@@ -98,7 +98,7 @@ class Experts:
                 "Ask for 2 or more.",
             )
         per_token = self._checked(target, min(USUAL_PER_TOKEN, target))
-        return Growth(
+        return Effect(
             operator="experts",
             summary=f"FFN -> {target} experts, {per_token} per token; new router",
             axes={"expert": AxisMap.tile(1, target)},
@@ -122,7 +122,7 @@ class Experts:
             ),
         )
 
-    def _more(self, shape: ModelShape, experts: int, target: int) -> Growth:
+    def _more(self, shape: ModelShape, experts: int, target: int) -> Effect:
         before = shape.sizes["active_expert"]
         copies, uneven = divmod(target, experts)
         per_token = self._checked(target, before if uneven else before * copies)
@@ -133,7 +133,7 @@ class Experts:
                 f"is no whole multiple of {experts}.",
                 f"Ask for {_multiples(experts, target)} experts, or for --symmetry split.",
             )
-        return Growth(
+        return Effect(
             operator="experts",
             summary=f"experts {experts} -> {target}, {before} -> {per_token} per token",
             axes={"expert": AxisMap(np.arange(target) % experts, experts)},

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 from growkit.core.errors import UsageError
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import AxisMap
-from growkit.surgery.effect import Exactness, Growth, ModelShape
+from growkit.surgery.effect import Effect, Exactness, ModelShape
 from growkit.surgery.operators import OperatorRow
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Ffn:
     amount: Amount
     new_units: str = "copy"
 
-    def apply(self, shape: ModelShape) -> Growth:
+    def apply(self, shape: ModelShape) -> Effect:
         width = shape.sizes["ffn"]
         whole = "ffn" in shape.family.full_copies_only(shape.sizes)
         target = self.amount.resolve(width, "--ffn", "FFN units", width if whole else 1)
@@ -54,7 +54,7 @@ class Ffn:
             other = self.amount.resolve(dense, "--ffn", "FFN units of layers without experts")
             axes["dense_ffn"] = self._map(dense, other)
             summary += f" of the experts, {dense} -> {other} of layers without"
-        return Growth(
+        return Effect(
             operator="ffn",
             summary=summary,
             axes=axes,

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, ClassVar
 from growkit.core.errors import UsageError
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import AxisMap
-from growkit.surgery.effect import Exactness, Fill, Growth, ModelShape, NewUnits
+from growkit.surgery.effect import Effect, Exactness, Fill, ModelShape, NewUnits
 from growkit.surgery.operators import OperatorRow
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class HeadDim:
     axis: ClassVar[str] = "head_dim"
     amount: Amount
 
-    def apply(self, shape: ModelShape) -> Growth:
+    def apply(self, shape: ModelShape) -> Effect:
         size, rule = shape.sizes["head_dim"], shape.family.head_dim
         if rule.refusal:
             instead = "--signal-heads" if shape.family.differential else "--query-heads or --heads"
@@ -60,14 +60,14 @@ class HeadDim:
         if factor != 1.0:
             notes.append(f"keys x {factor:.5g}")
         rounds = frexp(factor)[0] != 0.5
-        return Growth(
+        return Effect(
             operator="head_dim",
             summary=", ".join([f"head_dim {size} -> {target}", *notes]),
             axes={"head_dim": AxisMap.with_new(size, target, 1)},
             new_units={"head_dim": NEW_CHANNELS},
             sizes={"value_dim": target},
             key_factor=factor,
-            config=config,
+            fields=config,
             exactness=Exactness.ROUNDED if rounds else Exactness.EXACT,
             reason="new key channels and o_proj columns are zero; keys make up for the softmax "
             "scale (arXiv 2308.06103)",

@@ -18,10 +18,9 @@ import numpy as np
 from growkit.families.layout import IntArray
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import NEW, AxisMap
-from growkit.surgery.effect import Exactness, Growth, ModelShape
+from growkit.surgery.effect import Effect, Exactness, ModelShape, require_axis
 from growkit.surgery.operators import OperatorRow
 from growkit.surgery.operators.query_heads import reason_of, refuse_uneven, what_is_new
-from growkit.surgery.operators.require import require_axis
 
 if TYPE_CHECKING:
     from growkit.surgery.request import GrowthRequest
@@ -40,7 +39,7 @@ class Heads:
     amount: Amount
     new_heads: str = "copy"
 
-    def apply(self, shape: ModelShape) -> Growth:
+    def apply(self, shape: ModelShape) -> Effect:
         require_axis(shape, "query_head", "--heads")
         require_axis(shape, "kv_head", "--heads")
         heads, kv = shape.sizes["query_head"], shape.sizes["kv_head"]
@@ -50,7 +49,7 @@ class Heads:
         groups = target // width
         make = AxisMap.grouped if self.new_heads == "copy" else AxisMap.with_new
         group_map = make(kv, groups, 1)
-        return Growth(
+        return Effect(
             operator="heads",
             summary=f"query heads {heads} -> {target} and key/value heads {kv} -> {groups} "
             f"({what_is_new(self.new_heads)})",

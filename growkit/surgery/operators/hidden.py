@@ -11,7 +11,7 @@ import numpy as np
 
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import AxisMap
-from growkit.surgery.effect import Exactness, Fill, Growth, ModelShape, NewUnits
+from growkit.surgery.effect import Effect, Exactness, Fill, ModelShape, NewUnits
 from growkit.surgery.operators import OperatorRow
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ ZEROS = NewUnits(produced=Fill.ZERO, consumed=Fill.INIT, normed=Fill.INIT)
 MEANS = NewUnits(produced=Fill.MEAN, consumed=Fill.INIT, normed=Fill.ZERO)
 
 
-def pad_hidden(shape: ModelShape, target: int) -> Growth:
+def pad_hidden(shape: ModelShape, target: int) -> Effect:
     """Grow ``hidden_size`` to ``target`` by new channels that carry nothing yet."""
     width, norm = shape.sizes["hidden"], shape.family.norm
     ratio = width / target
@@ -45,16 +45,15 @@ def pad_hidden(shape: ModelShape, target: int) -> Growth:
     if shared:
         rounds = True
         notes.append(f"which {norm.shared_with} share")
-    return Growth(
+    return Effect(
         operator="hidden",
         summary=f"hidden size {width} -> {target} (padded; {', '.join(notes)})",
         axes={"hidden": AxisMap.with_new(width, target, 1)},
         new_units={"hidden": MEANS if norm.centred else ZEROS},
-        final_norm_factor=final,
-        embedding_factor=embedding,
+        factors=stream_ends(embedding, final),
         norm_factor=sqrt(ratio),
         stream_factor=stream,
-        config=config,
+        fields=config,
         exactness=Exactness.ROUNDED if rounds else Exactness.EXACT,
         reason=_reason(norm.centred, norm.eps_field),
         warnings=(
@@ -62,6 +61,11 @@ def pad_hidden(shape: ModelShape, target: int) -> Growth:
             *(bfloat16_warning(width, target) if scaled else ()),
         ),
     )
+
+
+def stream_ends(embedding: float, final: float) -> dict[str, float]:
+    """Factors on what begins the residual stream and on the norm that ends it."""
+    return {"embed": embedding, "final_norm": final, "final_norm_bias": final}
 
 
 def _reason(centred: bool, eps_field: str | None) -> str:
@@ -116,7 +120,7 @@ class Hidden:
     amount: Amount
     method: str = "auto"
 
-    def apply(self, shape: ModelShape) -> Growth:
+    def apply(self, shape: ModelShape) -> Effect:
         width = shape.sizes["hidden"]
         multiple = width if self.method == "tile" else 1
         target = self.amount.resolve(width, "--hidden", "hidden channels", multiple)
@@ -125,7 +129,7 @@ class Hidden:
         return self._tile(shape, target)
 
     @staticmethod
-    def _tile(shape: ModelShape, target: int) -> Growth:
+    def _tile(shape: ModelShape, target: int) -> Effect:
         width = shape.sizes["hidden"]
         copies = target // width
         tied = bool(shape.sizes["tied"])
@@ -143,12 +147,11 @@ class Hidden:
             if final_factor > 1:
                 change = f"multiplied by {final_factor:.5g}"
             notes.append(f"final norm gain {change}" + (" (tied embeddings)" if tied else ""))
-        return Growth(
+        return Effect(
             operator="hidden",
             summary=", ".join([f"hidden size {width} -> {target}", *notes]),
             axes={"hidden": AxisMap.tile(width, copies)},
-            final_norm_factor=final_factor,
-            embedding_factor=embedding_factor,
+            factors=stream_ends(embedding_factor, final_factor),
             exactness=Exactness.ROUNDED if rounds else Exactness.EXACT,
             reason="whole copies keep mean and mean square; readers share the weight "
             "(HyperCloning, arXiv 2409.12903)",

@@ -21,9 +21,8 @@ from typing import TYPE_CHECKING, ClassVar
 from growkit.core.errors import UsageError
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import AxisMap
-from growkit.surgery.effect import Exactness, Growth, ModelShape
+from growkit.surgery.effect import Effect, Exactness, ModelShape, require_axis, shares_heads
 from growkit.surgery.operators import OperatorRow
-from growkit.surgery.operators.require import require_axis, shares_heads
 
 if TYPE_CHECKING:
     from growkit.surgery.request import GrowthRequest
@@ -41,7 +40,7 @@ class KvHeads:
     axis: ClassVar[str] = "kv_head"
     amount: Amount
 
-    def apply(self, shape: ModelShape) -> Growth:
+    def apply(self, shape: ModelShape) -> Effect:
         require_axis(shape, "kv_head", "--kv-heads")
         kv = shape.sizes["kv_head"]
         readers = {
@@ -65,7 +64,7 @@ class KvHeads:
         target = self.amount.resolve(kv, "--kv-heads", unit, kv)
         # Where a norm runs over all key heads, its mean square is summed in another order.
         normed = "kv_head" in shape.family.full_copies_only(shape.sizes)
-        return Growth(
+        return Effect(
             operator="kv_heads",
             summary=f"{unit} {kv} -> {target}, the heads that read them unchanged",
             axes={"kv_head": AxisMap.spread(kv, target)},

@@ -24,9 +24,8 @@ from growkit.core.errors import UsageError
 from growkit.families.differential import divisors, signal_to_noise
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import AxisMap
-from growkit.surgery.effect import Exactness, Growth, ModelShape
+from growkit.surgery.effect import Effect, Exactness, ModelShape, require_axis
 from growkit.surgery.operators import OperatorRow
-from growkit.surgery.operators.require import require_axis
 
 if TYPE_CHECKING:
     from growkit.surgery.request import GrowthRequest
@@ -43,7 +42,7 @@ class NoiseHeads:
     axis: ClassVar[str] = "noise_head"
     amount: Amount
 
-    def apply(self, shape: ModelShape) -> Growth:
+    def apply(self, shape: ModelShape) -> Effect:
         require_axis(shape, "noise_head", "--noise-heads")
         signal, noise = shape.sizes["signal_head"], shape.sizes["noise_head"]
         asked = self.amount.exact(noise)
@@ -62,7 +61,7 @@ class NoiseHeads:
         copies = new_links.shape[1] // old_links.shape[1]
         source = np.empty(target, dtype=np.int64)
         source[new_links] = np.repeat(old_links, copies, axis=1)
-        return Growth(
+        return Effect(
             operator="noise_heads",
             summary=f"noise heads {noise} -> {target}, signal heads {signal} unchanged"
             + (f", lambda divided by {copies}" if copies > 1 else ""),

@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, ClassVar
 from growkit.core.errors import UsageError
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import AxisMap
-from growkit.surgery.effect import Exactness, Growth, ModelShape
+from growkit.surgery.effect import Effect, Exactness, ModelShape, require_axis, shares_heads
 from growkit.surgery.operators import OperatorRow
-from growkit.surgery.operators.require import require_axis, shares_heads
 
 if TYPE_CHECKING:
     from growkit.surgery.request import GrowthRequest
@@ -40,14 +39,14 @@ class QueryHeads:
     amount: Amount
     new_heads: str = "copy"
 
-    def apply(self, shape: ModelShape) -> Growth:
+    def apply(self, shape: ModelShape) -> Effect:
         require_axis(shape, "query_head", "--query-heads")
         require_axis(shape, "kv_head", "--query-heads")
         heads, kv = shape.sizes["query_head"], shape.sizes["kv_head"]
         whole = refuse_uneven(shape, self.new_heads)
         target = self.amount.resolve(heads, "--query-heads", "query heads", heads if whole else kv)
         make = AxisMap.grouped if self.new_heads == "copy" else AxisMap.with_new
-        return Growth(
+        return Effect(
             operator="query_heads",
             summary=f"query heads {heads} -> {target} ({what_is_new(self.new_heads)}), "
             f"key/value heads {kv} unchanged",

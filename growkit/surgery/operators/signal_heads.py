@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, ClassVar
 from growkit.core.errors import UsageError
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import AxisMap
-from growkit.surgery.effect import Exactness, Growth, ModelShape
+from growkit.surgery.effect import Effect, Exactness, ModelShape, require_axis
 from growkit.surgery.operators import OperatorRow
-from growkit.surgery.operators.require import require_axis
 
 if TYPE_CHECKING:
     from growkit.surgery.request import GrowthRequest
@@ -40,7 +39,7 @@ class SignalHeads:
     amount: Amount
     new_heads: str = "copy"
 
-    def apply(self, shape: ModelShape) -> Growth:
+    def apply(self, shape: ModelShape) -> Effect:
         require_axis(shape, "signal_head", "--signal-heads")
         signal, noise = shape.sizes["signal_head"], shape.sizes["noise_head"]
         if signal < noise:
@@ -52,7 +51,7 @@ class SignalHeads:
         target = self.amount.resolve(signal, "--signal-heads", "signal heads", noise)
         make = AxisMap.grouped if self.new_heads == "copy" else AxisMap.with_new
         what = "copies" if self.new_heads == "copy" else "new heads with zero output"
-        return Growth(
+        return Effect(
             operator="signal_heads",
             summary=f"signal heads {signal} -> {target} ({what}), noise heads {noise} unchanged",
             axes={"signal_head": make(signal, target, noise)},

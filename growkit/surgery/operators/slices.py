@@ -16,10 +16,16 @@ from typing import TYPE_CHECKING, ClassVar
 
 from growkit.core.errors import UsageError
 from growkit.surgery.amount import Amount
-from growkit.surgery.effect import Exactness, Growth, LayerMap, LayerSource, ModelShape
+from growkit.surgery.effect import (
+    Effect,
+    Exactness,
+    LayerMap,
+    LayerSource,
+    ModelShape,
+    require_axis,
+)
 from growkit.surgery.layer_pattern import pattern_notes
 from growkit.surgery.operators import OperatorRow
-from growkit.surgery.operators.require import require_axis
 
 if TYPE_CHECKING:
     from growkit.surgery.request import GrowthRequest
@@ -46,7 +52,7 @@ class Slices:
         """Layers that are asked for."""
         return Amount.parse(str(sum(end - start for start, end in parse_slices(self.text))), OPTION)
 
-    def apply(self, shape: ModelShape) -> Growth:
+    def apply(self, shape: ModelShape) -> Effect:
         require_axis(shape, "layer", "--layers")
         layers = shape.sizes["layer"]
         slices = parse_slices(self.text)
@@ -71,10 +77,10 @@ class Slices:
             )
         absent = sorted(set(range(layers)) - {layer.source for layer in sources})
         missing = f"; left out: {', '.join(map(str, absent))}" if absent else ""
-        return Growth(
+        return Effect(
             operator="layers",
             summary=f"layers {layers} -> {len(sources)} (slices {written(slices)}{missing})",
-            layers=sources,
+            stacks={"layer": sources},
             exactness=Exactness.NOT_EXACT,
             reason="slices repeat computing layers: another function, to be trained",
             warnings=(

@@ -17,9 +17,8 @@ import numpy as np
 
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import AxisMap
-from growkit.surgery.effect import Exactness, Growth, ModelShape
+from growkit.surgery.effect import Effect, Exactness, ModelShape, require_axis
 from growkit.surgery.operators import OperatorRow
-from growkit.surgery.operators.require import require_axis
 
 if TYPE_CHECKING:
     from growkit.surgery.request import GrowthRequest
@@ -32,7 +31,7 @@ class UniformHeads:
     axis: ClassVar[str] = "signal_head"
     amount: Amount
 
-    def apply(self, shape: ModelShape) -> Growth:
+    def apply(self, shape: ModelShape) -> Effect:
         require_axis(shape, "signal_head", "--uniform-heads")
         signal, noise, kv = (shape.sizes[a] for a in ("signal_head", "noise_head", "kv_head"))
         heads, groups = signal + noise, min(signal, noise)
@@ -47,7 +46,7 @@ class UniformHeads:
                 size,
             )
 
-        return Growth(
+        return Effect(
             operator="uniform_heads",
             summary=f"heads {heads} -> {target} at ratio {signal}:{noise}",
             axes={"signal_head": members(signal), "noise_head": members(noise)},

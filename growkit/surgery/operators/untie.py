@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from growkit.core.errors import UsageError
-from growkit.surgery.effect import Exactness, Growth, ModelShape
+from growkit.surgery.effect import Effect, Exactness, ModelShape
 from growkit.surgery.operators import OperatorRow
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class UntieEmbeddings:
     """Write ``lm_head.weight`` as a copy of the embedding (Motif 2.6B -> Motif-2-12.7B)."""
 
-    def apply(self, shape: ModelShape) -> Growth:
+    def apply(self, shape: ModelShape) -> Effect:
         if not shape.sizes["tied"]:
             raise UsageError(
                 "--untie-embeddings: the embeddings of this checkpoint are not tied.",
@@ -29,7 +29,7 @@ class UntieEmbeddings:
                 "long as both tensors hold the same values.",
                 "Leave the option out.",
             )
-        return Growth(
+        return Effect(
             operator="untie_embeddings",
             summary="embeddings untied: lm_head starts as a copy of the embedding",
             sizes={"tied": 0},
