@@ -3,7 +3,7 @@
 ARG BASE=python:3.12-slim
 FROM ${BASE}
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY growkit growkit
 COPY recipes recipes
 # An image that brings torch keeps its own.

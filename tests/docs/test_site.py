@@ -106,3 +106,15 @@ def test_every_page_stands_in_the_navigation() -> None:
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     for path in PAGES:
         assert f": {path.relative_to(ROOT / 'docs').as_posix()}\n" in navigation
+
+
+def test_the_long_description_links_to_the_repository() -> None:
+    """A package page shows README.md without the repository beside it."""
+    import runpy
+
+    text = runpy.run_path(str(ROOT / "setup.py"))["absolute_links"](FRONT[0].read_text("utf-8"))
+    targets = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", text, flags=re.S))
+    assert len(targets) > 20
+    assert all(target.startswith("https://") for target in targets), targets
+    assert text.count("![") == len(re.findall(r"!\[[^\]]*\]\(https://raw\.", text)) == 2
+    assert len(FRONT[0].read_text("utf-8").splitlines()) <= 200
