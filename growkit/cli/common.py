@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -80,6 +81,22 @@ ShardSizeOption = Annotated[
 ]
 
 
+def complete_recipe(kind: str | None = None) -> Callable[[str], list[str]]:
+    """Completion in the shell: the shipped recipes of a kind (files complete as ever)."""
+
+    def complete(incomplete: str) -> list[str]:
+        from growkit.recipe.shipped import recipe_names
+
+        return [name for name in recipe_names(kind) if name.startswith(incomplete)]
+
+    return complete
+
+
+def complete_words(*words: str) -> Callable[[str], list[str]]:
+    """Completion in the shell: one of a few words."""
+    return lambda incomplete: [word for word in words if word.startswith(incomplete)]
+
+
 def open_output(json_mode: bool, quiet: bool, verbose: bool) -> Output:
     """The sink of this run; remembered so that the error handler prints the same way."""
     global current
@@ -117,6 +134,22 @@ def wrote(out: Path, manifest: dict[str, Any]) -> str:
     if manifest.get("already_there"):
         return f"{out} was there already, whole, from the same command: nothing was left to do"
     return f"wrote {out}"
+
+
+TOY_PARAMETERS = 10_000_000  # below: made for a first try, as the built-in text is
+
+
+def next_steps(out: Path, manifest: dict[str, Any]) -> list[str]:
+    """The last line of a growth or conversion: the command that trains the folder on."""
+    import shlex
+
+    plan = manifest["plan"]
+    if "decoder_layer" in plan["axes"]:  # training is for decoders
+        return []
+    if plan["after"]["parameters"] < TOY_PARAMETERS:
+        key = shlex.quote(f"model.checkpoint={out}")
+        return [f"next: growkit train train-continue --set {key}"]
+    return [f"next: growkit recipes new-run {shlex.quote(str(out))} --text YOUR_TEXT"]
 
 
 current: Output | None = None

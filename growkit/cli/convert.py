@@ -18,6 +18,7 @@ from growkit.cli.common import (
     RevisionOption,
     ShardSizeOption,
     VerboseOption,
+    complete_words,
     local_folder,
     open_output,
     wrote,
@@ -38,7 +39,13 @@ TARGETS = (
 
 def convert(
     checkpoint: CheckpointArgument,
-    to: Annotated[str, typer.Option(help=TARGETS)],
+    to: Annotated[
+        str,
+        typer.Option(
+            help=TARGETS,
+            autocompletion=complete_words(*TARGETS.partition(" or ")[0].strip(", ").split(", ")),
+        ),
+    ],
     out: OutOption,
     ratio: Annotated[
         int | None,
@@ -168,7 +175,7 @@ def run_conversion(
     output.show(*plan_tables(manifest["plan"]))
     proof = manifest["verification"]
     output.show(f"verification {proof['summary']}" if proof else "not verified (--no-verify)")
-    output.show(wrote(out, manifest))
     for message in manifest["plan"]["warnings"]:
         output.warn(message)
+    output.show(wrote(out, manifest))
     output.result({"out": str(out), **manifest})

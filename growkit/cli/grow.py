@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +20,7 @@ from growkit.cli.common import (
     ShardSizeOption,
     VerboseOption,
     local_folder,
+    next_steps,
     open_output,
     wrote,
 )
@@ -111,10 +111,7 @@ def grow(
         output.show(f"verification {proof['summary']}" if proof else "not verified (--no-verify)")
         if "optimizer_state" in manifest:
             output.show(manifest["optimizer_state"]["summary"])
-        checkpoint_key = shlex.quote(f"model.checkpoint={out}")
-        output.show(wrote(out, manifest))
-        if "decoder_layer" not in manifest["plan"]["axes"]:  # training is for decoders
-            output.show(f"next: growkit train train-continue --set {checkpoint_key}")
     for message in manifest["plan"]["warnings"]:
         output.warn(message)
+    output.show(wrote(out, manifest), *next_steps(out, manifest))
     output.result({"out": str(out), "warnings": warnings, **manifest})

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from growkit.cli.common import complete_recipe, complete_words
 from growkit.surgery.operators import all_options
 
 if TYPE_CHECKING:
@@ -27,7 +28,10 @@ def flags() -> dict[str, Any]:
     for option in all_options():
         name = [option.flag] if option.kind is bool else []  # without --no-...
         shown = typer.Option(
-            *name, help=option.help, rich_help_panel=SIZES if option.size else CHOICES
+            *name,
+            help=option.help,
+            rich_help_panel=SIZES if option.size else CHOICES,
+            autocompletion=complete_words(*option.values) if option.values else None,
         )
         annotations[option.key] = Annotated[option.kind | None, shown]
     return annotations
@@ -51,7 +55,8 @@ def growth_options(command: Callable[..., None]) -> Callable[..., None]:
             Path | None,
             typer.Option(
                 help="YAML file with a 'grow' section, or a name from 'growkit recipes'; flags win "
-                "over it."
+                "over it.",
+                autocompletion=complete_recipe("grow"),
             ),
         ],
     )
@@ -82,4 +87,6 @@ def _request(given: dict[str, Any], recipe: Path | None) -> GrowthRequest:
     asked = GrowthRequest.from_mapping(values)
     if recipe is None:
         return asked
-    return replace(read_recipe(find_recipe(recipe)), **{key: getattr(asked, key) for key in values})
+    return replace(
+        read_recipe(find_recipe(recipe, "grow")), **{key: getattr(asked, key) for key in values}
+    )

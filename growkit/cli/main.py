@@ -43,12 +43,39 @@ def _said_elsewhere(error: GrowkitError) -> bool:
     )
 
 
+# What Ctrl-C leaves of a command, and so what its repetition does.
+AGAIN = {
+    "train": "to continue from the last checkpoint",
+    "study": "to continue (finished runs stay, the others continue from their last checkpoint)",
+    "demo": "to continue",
+    "grow": "nothing was written; to begin again",
+    "convert": "nothing was written; to begin again",
+}
+
+
+def _again(given: list[str]) -> str:
+    """The line that says how to resume, or nothing; of several processes the launcher knows it."""
+    if not given or given[0] not in AGAIN or "RANK" in os.environ:
+        return ""
+    import shlex
+
+    words = list(given)
+    if given[0] in ("train", "demo"):  # these would throw away what is to be continued
+        words = [word for word in words if word != "--overwrite"]
+        for i, word in enumerate(words):
+            if word == "--resume" and words[i + 1 : i + 2] == ["never"]:
+                del words[i : i + 2]
+        words = [word for word in words if word != "--resume=never"]
+    return f"{AGAIN[given[0]]}: {shlex.join(['growkit', *words])}"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code.
 
     0, 1 failure, 2 usage, 3 verification, 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         from growkit.cli.app import build_app
         from growkit.cli.signals import terminated_in_order
@@ -56,15 +83,16 @@ def main(arguments: list[str] | None = None) -> int:
 
         wait_passively()
         with terminated_in_order():
-            given = sys.argv[1:] if arguments is None else arguments
-            given = ["--overwrite-all" if word == "--overwrite=all" else word for word in given]
-            if given[:1] == ["help"]:  # growkit help COMMAND
-                given = [*given[1:], "--help"]
-            build_app()(args=given, standalone_mode=True)
+            asked = ["--overwrite-all" if word == "--overwrite=all" else word for word in given]
+            if asked[:1] == ["help"]:  # growkit help COMMAND
+                asked = [*asked[1:], "--help"]
+            build_app()(args=asked, standalone_mode=True)
     except (SystemExit, KeyboardInterrupt) as stop:
         # typer turns Ctrl-C within a command into SystemExit(130)
         exit_code = 130 if isinstance(stop, KeyboardInterrupt) else stop.code
         if exit_code in (129, 130, 143):
+            if again := _again(given):
+                print(again, file=sys.stderr)
             print("interrupted" if exit_code == 130 else "terminated", file=sys.stderr)
         return exit_code if isinstance(exit_code, int) else 0
     except Exception as error:
@@ -90,6 +118,8 @@ def main(arguments: list[str] | None = None) -> int:
         label, color = ("stopped: ", "yellow") if stopped else ("error: ", "red")
         typer.secho(label, fg=color, err=True, nl=False)
         typer.echo(f"{cause}\n       {remedy}" if remedy else cause, err=True)
+        if stopped and (again := _again(given)):
+            typer.echo(printable(again), err=True)
         return code
     return 0
 

@@ -16,6 +16,7 @@ from growkit.cli.common import (
     RevisionOption,
     TokensPerSecondOption,
     VerboseOption,
+    complete_recipe,
     local_folder,
     open_output,
 )
@@ -42,6 +43,7 @@ def plan(
         Path | None,
         typer.Option(
             help="Training recipe that the advice is for, as for 'growkit train'.",
+            autocompletion=complete_recipe("train"),
             rich_help_panel=ADVICE,
         ),
     ] = None,
@@ -79,7 +81,7 @@ def plan(
     if train_recipe is not None:
         from growkit.training import load_recipe
 
-        training = load_recipe(find_recipe(train_recipe))
+        training = load_recipe(find_recipe(train_recipe, "train"))
     with open_checkpoint(folder, require_tensors=False) as source:
         has_weights = bool(source.tensors)
         if not has_weights:

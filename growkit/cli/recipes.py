@@ -8,14 +8,17 @@ from typing import Annotated
 
 import typer
 
-from growkit.cli.common import JsonOption, QuietOption, VerboseOption, open_output
+from growkit.cli.common import JsonOption, QuietOption, VerboseOption, complete_recipe, open_output
 
 PANEL = "Grow"
 
 
 def recipes(
     name: Annotated[
-        str | None, typer.Argument(help="Print this recipe's file instead of the list.")
+        str | None,
+        typer.Argument(
+            help="Print this recipe's file instead of the list.", autocompletion=complete_recipe()
+        ),
     ] = None,
     json_mode: JsonOption = False,
     quiet: QuietOption = False,

@@ -13,6 +13,8 @@ from growkit.cli.common import (
     JsonOption,
     QuietOption,
     VerboseOption,
+    complete_recipe,
+    complete_words,
     open_output,
 )
 
@@ -20,7 +22,13 @@ PANEL = "Train"
 
 
 def study(
-    recipe: Annotated[Path, typer.Argument(help="YAML recipe, or a name from 'growkit recipes'.")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            help="YAML recipe, or a name from 'growkit recipes'.",
+            autocompletion=complete_recipe("study"),
+        ),
+    ],
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Folder of the results; default: studies/ and its name."),
@@ -35,7 +43,12 @@ def study(
     seeds: Annotated[str | None, typer.Option(metavar="0,1", help="Only these seeds.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Runs at a time on every device.")] = 1,
     devices: Annotated[
-        str, typer.Option(metavar="LIST", help="auto, cpu, or cuda:0,cuda:1 ...")
+        str,
+        typer.Option(
+            metavar="LIST",
+            help="auto, cpu, or cuda:0,cuda:1 ...",
+            autocompletion=complete_words("auto", "cpu", "cuda:0"),
+        ),
     ] = "auto",
     overrides: Annotated[
         list[str] | None,
@@ -67,7 +80,7 @@ def study(
     from growkit.study.selection import choose
     from growkit.study.study import RECIPE, Study
 
-    recipe = find_recipe(recipe)
+    recipe = find_recipe(recipe, "study")
     loaded = load_study(recipe, overrides or [])
     choice = choose(loaded, _words(arms), _numbers(seeds))
     places = _devices(devices)

@@ -15,6 +15,8 @@ from growkit.cli.common import (
     QuietOption,
     TokensPerSecondOption,
     VerboseOption,
+    complete_recipe,
+    complete_words,
     open_output,
 )
 from growkit.cli.output import Output
@@ -28,7 +30,13 @@ PANEL = "Train"
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="YAML recipe, or a name from 'growkit recipes'.")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            help="YAML recipe, or a name from 'growkit recipes'.",
+            autocompletion=complete_recipe("train"),
+        ),
+    ],
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Output folder; default: the recipe's, or its name."),
@@ -37,7 +45,11 @@ def train(
         int | None, typer.Option(min=1, help="Instead of the recipe's number of steps.")
     ] = None,
     resume: Annotated[
-        str, typer.Option(help="auto (newest whole checkpoint), never, or a checkpoint folder.")
+        str,
+        typer.Option(
+            help="auto (newest whole checkpoint), never, or a checkpoint folder.",
+            autocompletion=complete_words("auto", "never"),
+        ),
     ] = "auto",
     overrides: Annotated[
         list[str] | None,
@@ -69,7 +81,7 @@ def train(
     from growkit.training import load_recipe
     from growkit.training import train as run
 
-    recipe = find_recipe(recipe)
+    recipe = find_recipe(recipe, "train")
     loaded = load_recipe(recipe, overrides or [], max_steps)
     target = out or loaded.out or Path("checkpoints") / recipe.stem
     if grow_now:
@@ -129,7 +141,7 @@ def show(output: Output, result: TrainingResult) -> None:
         rows.add_row("held-out bits per byte", f"{result.bits_per_byte:.3f}")
     rows.add_row("seconds", f"{result.seconds:.1f}")
     output.show(rows)
-    output.note(f"Metrics: {result.metrics}")
+    output.note(f"metrics: {result.metrics}")
     if result.plot is not None:
-        output.note(f"Plot:    {result.plot}")
-    output.note(f"Next:    growkit inspect {shlex.quote(str(result.out))}")
+        output.note(f"plot: {result.plot}")
+    output.note(f"next: growkit report {shlex.quote(str(result.out))}")

@@ -13,7 +13,7 @@ _PLACES = (Path(__file__).parent / "recipes", Path(__file__).parents[1] / "recip
 
 KINDS = ("grow", "train", "study")
 # What only a recipe of the kind has.
-KEYS = {"study": "arms", "grow": "grow"}
+KEYS = {"study": {"arms", "budget", "compare"}, "grow": {"grow"}, "train": {"training"}}
 
 
 @dataclass(frozen=True)
@@ -53,22 +53,74 @@ def shipped_recipes() -> list[RecipeFile]:
     return sorted(found, key=lambda recipe: (KINDS.index(recipe.kind), recipe.name))
 
 
-def find_recipe(given: Path) -> Path:
+def recipe_names(kind: str | None = None) -> list[str]:
+    """Names of the shipped recipes, of one kind or of all."""
+    paths = sorted(recipe_folder().glob("*.yaml"))
+    return [path.stem for path in paths if kind is None or kind == _kind_of(_content(path))]
+
+
+def find_recipe(given: Path, kind: str | None = None) -> Path:
     """The file of ``--recipe``: a file that exists, or a shipped recipe by its name.
 
+    Args:
+        kind: ``grow``, ``train`` or ``study``: what the command can run.
+
     Raises:
-        UsageError: neither; the shipped names are listed.
+        UsageError: neither, and the shipped names are listed; or it is of another kind, and the
+            command that runs it is named.
     """
-    if given.exists():
-        return given
-    names = [path.stem for path in sorted(recipe_folder().glob("*.yaml"))]
-    if str(given) in names:
-        return recipe_folder() / f"{given}.yaml"
+    names = recipe_names()
+    path = given
+    if not given.exists() and str(given) in names:
+        path = recipe_folder() / f"{given}.yaml"
+    if path.exists():
+        if kind is not None:
+            _check_kind(given, path, kind)
+        return path
     raise UsageError(
         f"There is no recipe {str(given)!r}.",
         f"{nearest(given.stem, names)}Give a YAML file, or the name of one that comes with "
         f"growkit: {', '.join(names)}.",
     )
+
+
+# How each kind is run.
+COMMANDS = {
+    "grow": "growkit grow CKPT --recipe {} --out GROWN",
+    "train": "growkit train {} --out RUN",
+    "study": "growkit study {} --out STUDY",
+}
+
+
+def _check_kind(given: Path, path: Path, kind: str) -> None:
+    content = _content(path)
+    found = _kind_of(content)
+    if found not in (None, kind):
+        import shlex
+
+        raise UsageError(
+            f"{str(given)!r} is a {found} recipe, not a {kind} recipe.",
+            f"Run it with: {COMMANDS[str(found)].format(shlex.quote(str(given)))}",
+        )
+
+
+def _content(path: Path) -> Any:
+    """What a YAML file holds; None where it cannot be read, which its reader explains."""
+    from growkit.core.errors import GrowkitError
+    from growkit.core.files import read_text
+    from growkit.core.yaml_files import MAX_YAML_BYTES, IncrementLoader, parse_yaml
+
+    try:
+        return parse_yaml(read_text(path, limit=MAX_YAML_BYTES), str(path), IncrementLoader)
+    except GrowkitError:
+        return None
+
+
+def _kind_of(content: Any) -> str | None:
+    """The kind of a recipe; None where its keys do not tell."""
+    if not isinstance(content, dict):
+        return None
+    return next((kind for kind, keys in KEYS.items() if keys & content.keys()), None)
 
 
 def save(path: Path, grow: dict[str, Any], source: str, revision: str | None = None) -> None:
@@ -123,7 +175,7 @@ def _read(path: Path) -> RecipeFile:
     said = " ".join(line for line in comment if line and line not in commands)
     return RecipeFile(
         name=path.stem,
-        kind=next((kind for kind, key in KEYS.items() if key in content), "train"),
+        kind=_kind_of(content) or "train",
         description=" ".join(str(content.get("description", said)).split()),
         source=" ".join(str(content.get("source", "")).split()),
         purpose=" ".join(str(content.get("purpose", content.get("question", ""))).split()),

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from growkit.core.errors import UsageError, nearest
-from growkit.recipe.problems import validated
+from growkit.recipe.problems import by_override, nearest_key, validated
 from growkit.study.recipe import Start, StudyRecipe
 from growkit.surgery.request import GrowthRequest
 from growkit.training.read_recipe import read_values
@@ -30,15 +30,17 @@ OWN = (
 SHARED = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
-def make_study(values: Any, source: str = "study", text: str = "") -> StudyRecipe:
-    """Check a mapping; ``text`` is the YAML it came from, for line numbers in errors.
+def make_study(
+    values: Any, source: str = "study", text: str = "", overrides: Sequence[str] = ()
+) -> StudyRecipe:
+    """Check a mapping; arguments as of :func:`growkit.training.read_recipe.make_recipe`.
 
     Raises:
         UsageError: naming the key, its line, and the nearest valid key of an unknown one.
     """
-    study = validated(StudyRecipe, values, source, text)
+    study = validated(StudyRecipe, values, source, text, overrides)
     check_data(study, source)
-    check_training(study, source)
+    check_training(study, source, overrides)
     check_references(study, source)
     return study
 
@@ -50,7 +52,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyRecipe:
         UsageError: the file cannot be read, is not YAML, or says something that no study can.
     """
     values, text = read_values(path, overrides)
-    return make_study(values, str(path), text)
+    return make_study(values, str(path), text, overrides)
 
 
 def check_references(study: StudyRecipe, source: str) -> None:
@@ -161,7 +163,7 @@ def _no_circle(study: StudyRecipe, name: str, where: str) -> None:
     follow(name, (), lambda start: [start.base, _rate_of(study, start)])
 
 
-def check_training(study: StudyRecipe, source: str) -> None:
+def check_training(study: StudyRecipe, source: str, overrides: Sequence[str] = ()) -> None:
     """Every training section is one that a run can have.
 
     Raises:
@@ -175,9 +177,10 @@ def check_training(study: StudyRecipe, source: str) -> None:
         for key in section:
             if key not in valid:
                 why = "is set by the study itself" if key in OWN else "is not known"
+                place = by_override((*where.split("."), key), overrides) or source
                 raise UsageError(
-                    f"{source}: {where} has {key!r}, which {why}.",
-                    f"{nearest(str(key), valid)}Valid keys: {', '.join(valid)}.",
+                    f"{place}: {where} has {key!r}, which {why}.",
+                    f"{nearest_key(str(key), valid)}Valid keys: {', '.join(valid)}.",
                 )
             if key in SHARED and where != "training":
                 raise UsageError(

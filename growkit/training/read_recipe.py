@@ -19,13 +19,19 @@ from growkit.training.recipe_checks import (
 )
 
 
-def make_recipe(values: Any, source: str = "recipe", text: str = "") -> Recipe:
-    """Check a mapping; ``text`` is the YAML it came from, for line numbers in errors.
+def make_recipe(
+    values: Any, source: str = "recipe", text: str = "", overrides: Sequence[str] = ()
+) -> Recipe:
+    """Check a mapping.
+
+    Args:
+        text: the YAML it came from, for line numbers in errors.
+        overrides: those that were applied to it, to be named in errors.
 
     Raises:
         UsageError: naming the key, its line, and the nearest valid key of an unknown one.
     """
-    recipe = validated(Recipe, values, source, text)
+    recipe = validated(Recipe, values, source, text, overrides)
     check_schedule(recipe, source)
     check_thaw(recipe, source)
     check_averaging(recipe, source)
@@ -45,7 +51,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), max_steps: int | None
         if isinstance(training, dict):
             training.pop("max_tokens", None)
             training["max_steps"] = max_steps
-    return make_recipe(values, str(path), text)
+    return make_recipe(values, str(path), text, overrides)
 
 
 def read_values(path: Path, overrides: Sequence[str]) -> tuple[Any, str]:

@@ -340,7 +340,9 @@ def test_interrupt_leaves_nothing(
     monkeypatch.setattr(target, interrupt)
     before = snapshot(source.parent)
     run = growkit("grow", source, *SIGNAL, "--out", source.parent / "out")
-    assert (run.code, run.err) == (130, "interrupted\n")
+    again, said = run.err.splitlines()
+    assert (run.code, said) == (130, "interrupted")
+    assert again.startswith(f"nothing was written; to begin again: growkit grow {source} --signal")
     assert snapshot(source.parent) == before
     assert not (source.parent / "out").exists()
 
