@@ -10,7 +10,7 @@ from growkit.checkpoint import open_checkpoint
 from growkit.growing import no_progress, publish_plan
 from growkit.surgery.effect import ModelShape
 from growkit.surgery.plan import Plan, build_conversion_plan
-from growkit.surgery.tied_head import check_tied_head
+from growkit.surgery.source_checks import check_tied_head
 from growkit.variants.gqa.aligned import check_alignable
 from growkit.variants.gqa.alignment import FILE, Alignment
 from growkit.variants.request import ConversionRequest

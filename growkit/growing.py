@@ -31,12 +31,12 @@ from growkit.core.writing import write_file
 from growkit.finished import finished_output
 from growkit.model_code.files import MODEL_TYPES, export_code
 from growkit.record.card import model_card
-from growkit.record.inspect import layer_lambdas
 from growkit.record.manifest import MANIFEST, build_manifest, config_block, manifest_text
 from growkit.surgery.execute import execute
+from growkit.surgery.lambdas import check_lambdas, layer_lambdas
 from growkit.surgery.plan import Plan, build_plan
 from growkit.surgery.request import GrowthRequest
-from growkit.surgery.tied_head import check_tied_head
+from growkit.surgery.source_checks import check_tied_head
 
 if TYPE_CHECKING:
     from growkit.optimizer_state.write import GrownState
@@ -105,7 +105,9 @@ def grow_checkpoint(
             symmetry=request.symmetry_choice(),
             target=request.format,
         )
-        layer_lambdas(checkpoint, plan.source_family, plan.source_sizes["layer"])
+        layers = plan.source_sizes["layer"]
+        lambdas = layer_lambdas(checkpoint, plan.source_family, layers)
+        check_lambdas(plan.source_family, lambdas)
         check_tied_head(checkpoint, plan.source_family, plan.source_sizes)
         optimizer = _grown_optimizer(plan, request, optimizer_from)
         manifest = publish_plan(

@@ -14,8 +14,8 @@ from tiny_checkpoints import NUMPY, Array, Tensors
 from growkit.surgery.axis_map import NEW
 from growkit.surgery.dim_map import DimMap
 from growkit.surgery.effect import Fill
-from growkit.surgery.exact_split import compute_dtype
 from growkit.surgery.plan import Plan
+from growkit.surgery.symmetry import compute_dtype
 from growkit.surgery.tensor_plans import TensorPlan
 
 Mask = npt.NDArray[np.bool_]

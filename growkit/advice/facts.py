@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,11 +53,12 @@ class Facts:
     recipe: Recipe | None = None
     optimizer_goes_on: bool = False
     counts: Mapping[str, int] = field(default_factory=dict)
-    operators: frozenset[str] = field(init=False)
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def operators(self) -> frozenset[str]:
+        """What the growth did."""
         steps = self.growth["operators"] if self.growth else ()
-        object.__setattr__(self, "operators", frozenset(step["operator"] for step in steps))
+        return frozenset(step["operator"] for step in steps)
 
     @property
     def parameters(self) -> int:

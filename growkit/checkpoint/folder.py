@@ -121,6 +121,24 @@ class Checkpoint:
                 COPY_AGAIN,
             )
 
+    def read_rows(self, name: str, first: int, count: int, start: int = 0) -> np.ndarray[Any, Any]:
+        """Rows [first, first + count) of a matrix, or of the one ``start`` bytes into a stack."""
+        width = self.tensors[name].shape[-1]
+        return self._read_part(name, (count, width), first * width, start)
+
+    def read_entries(self, name: str, first: int, count: int) -> np.ndarray[Any, Any]:
+        """Entries [first, first + count) of a tensor of any shape."""
+        return self._read_part(name, (count,), first, 0)
+
+    def _read_part(
+        self, name: str, shape: tuple[int, ...], first: int, start: int
+    ) -> np.ndarray[Any, Any]:
+        kind = DTYPES[self.tensors[name].dtype].numpy
+        assert kind is not None
+        block = np.empty(shape, kind)
+        self.read_into(name, block, start + first * block.itemsize)
+        return block
+
     def descriptor(self, shard: str) -> int:
         """A descriptor of one shard for positional reads, open until :meth:`close`; ours."""
         return self._open.pin(shard)

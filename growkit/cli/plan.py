@@ -73,8 +73,8 @@ def plan(
     from growkit.advice import Throughput, advise, facts_of_plan
     from growkit.checkpoint import open_checkpoint
     from growkit.recipe.shipped import find_recipe
-    from growkit.record.inspect import layer_lambdas
     from growkit.record.plan_report import plan_report, tensor_report
+    from growkit.surgery.lambdas import check_lambdas, layer_lambdas
     from growkit.surgery.plan import build_plan, declare_tensors
 
     training = None
@@ -93,7 +93,8 @@ def plan(
             target=request.format,
         )
         if has_weights:
-            layer_lambdas(source, made.source_family, made.source_sizes["layer"])
+            lambdas = layer_lambdas(source, made.source_family, made.source_sizes["layer"])
+            check_lambdas(made.source_family, lambdas)
         report = plan_report(made)
         details = tensor_report(made) if tensors else []
         advice = advise(

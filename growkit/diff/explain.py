@@ -9,23 +9,20 @@ from typing import Any
 import numpy as np
 
 from growkit.checkpoint import Checkpoint
-from growkit.families.differential import LAMBDA_ROLES
-from growkit.surgery.axis_map import NEW
-from growkit.surgery.compare import (
+from growkit.diff.difference import (
     BLOCK_BYTES,
     Array,
     Difference,
     compare_tensors,
-    read_entries,
-    read_rows,
 )
+from growkit.families.differential import LAMBDA_ROLES
+from growkit.surgery.axis_map import NEW
 from growkit.surgery.dim_map import DimMap, ranges_of
 from growkit.surgery.effect import Fill
 from growkit.surgery.expand import RowTargets, computed_blocks, part_of, rescale, row_scale
 from growkit.surgery.lambdas import change_lambda
-from growkit.surgery.new_weights import NewRows, block_rows
+from growkit.surgery.new_weights import NewRows, Redrawn, block_rows
 from growkit.surgery.plan import Plan
-from growkit.surgery.redrawn import Redrawn
 from growkit.surgery.tensor_plans import Action, TensorPlan
 
 Ranges = list[tuple[int, int]]
@@ -76,7 +73,7 @@ def _computed(plan: Plan, tensor: TensorPlan, grown: Checkpoint) -> Difference:
     """The calculation is done again."""
     result = Difference()
     for offset, block in computed_blocks(plan, tensor):
-        found = read_entries(grown, tensor.output.name, offset // block.itemsize, block.size)
+        found = grown.read_entries(tensor.output.name, offset // block.itemsize, block.size)
         result.look(found, block.reshape(-1))
     return result
 
@@ -88,7 +85,7 @@ def _constant(plan: Plan, tensor: TensorPlan, grown: Checkpoint) -> Difference:
     shape = grown.tensors[name].shape
     count, step = prod(shape), _step((1, 1))
     for first in range(0, count, step):
-        found = read_entries(grown, name, first, min(step, count - first)).astype(np.float64)
+        found = grown.read_entries(name, first, min(step, count - first)).astype(np.float64)
         result.look(found, np.full(found.shape, value), by_value=True)
     return result
 
@@ -150,12 +147,12 @@ class _Walk:
 
     def _old(self, first: int, count: int) -> Array:
         """Source rows, or the part of them that this copy of an expert carries."""
-        block = read_rows(self.source, self.source_name, first, count, self.tensor.source_start)
+        block = self.source.read_rows(self.source_name, first, count, self.tensor.source_start)
         position = first // block_rows(block.shape[1])
         return part_of(block, self.tensor, self.plan.symmetry, position)
 
     def _found(self, first: int, count: int) -> Array:
-        return read_rows(self.grown, self.name, first, count, self.tensor.output_start)
+        return self.grown.read_rows(self.name, first, count, self.tensor.output_start)
 
     def _block(
         self, old: Array, factors: Array | None, targets: list[tuple[int, int, int, int]]

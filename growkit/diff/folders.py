@@ -11,11 +11,11 @@ from typing import Any
 
 from growkit.checkpoint import Checkpoint
 from growkit.core.errors import UsageError
+from growkit.diff.difference import compare_tensors
 from growkit.diff.explain import dim_parts, explain
 from growkit.diff.groups import Group
 from growkit.diff.recorded_plan import recorded_plan
 from growkit.record.plan_report import layer_sources
-from growkit.surgery.compare import compare_tensors
 from growkit.surgery.plan import Plan
 from growkit.surgery.tensor_plans import TensorPlan
 

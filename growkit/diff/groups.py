@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from growkit.surgery.compare import Difference
+from growkit.diff.difference import Difference
 
 MOST_RANGES = 3
 

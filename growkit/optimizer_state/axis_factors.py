@@ -21,9 +21,8 @@ import numpy.typing as npt
 
 from growkit.families.layout import IntArray
 from growkit.surgery.axis_map import NEW, AxisMap
-from growkit.surgery.exact_split import FRACTIONS, fraction_range
 from growkit.surgery.plan import Plan
-from growkit.surgery.symmetry import Symmetry
+from growkit.surgery.symmetry import FRACTIONS, Symmetry, fraction_range
 
 Floats = npt.NDArray[np.float64]
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from growkit.optimizer_state.rules import DimRule, StateRule
 from growkit.optimizer_state.source import SECOND_MOMENTS, Array
 from growkit.surgery.axis_map import NEW
-from growkit.surgery.exact_split import compute_dtype
+from growkit.surgery.symmetry import compute_dtype
 
 BLOCK_ELEMENTS = 1 << 20
 

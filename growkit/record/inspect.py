@@ -6,43 +6,13 @@ import math
 from typing import Any
 
 from growkit.checkpoint import Checkpoint, check_unquantised
-from growkit.core.errors import CheckpointError
-from growkit.families import Family, family_of
-from growkit.families.differential import LAMBDA_ROLES
+from growkit.families import family_of
 from growkit.record.cost import cost_of
 from growkit.record.manifest import read_manifest
 from growkit.record.plan_report import cost_context, main_dtype, stored_dtypes
 from growkit.surgery.effect import ModelShape, growable
-from growkit.surgery.lambdas import lambda_value
+from growkit.surgery.lambdas import check_lambdas, layer_lambdas
 from growkit.surgery.operators import axis_labels
-
-
-def layer_lambdas(checkpoint: Checkpoint, family: Family, layers: int) -> list[dict[str, float]]:
-    """lambda_init and lambda of every layer of a differential checkpoint.
-
-    Raises:
-        CheckpointError: a lambda that is not finite; the layer is named.
-    """
-    if family.lambda_init is None:
-        return []
-    result = []
-    for layer in range(layers):
-        names = [
-            tensor.name.replace("{layer}", str(layer))
-            for role in LAMBDA_ROLES
-            if (tensor := family.tensor(role))
-        ]
-        q1, k1, q2, k2 = (checkpoint.read(name) for name in names)
-        init = family.lambda_init(checkpoint.config, layer)
-        value = lambda_value(q1, k1, q2, k2, init)
-        if not math.isfinite(value):
-            raise CheckpointError(
-                f"lambda of layer {layer} is {value}: {names[0]!r} and its three siblings, or "
-                f"lambda_init {init}, are not finite.",
-                "Repair these vectors or use an earlier checkpoint; growth would keep the damage.",
-            )
-        result.append({"lambda_init": init, "lambda": value})
-    return result
 
 
 def inspect_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -82,6 +52,7 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
             "sub_layer_norm": bool(sizes.get("sub_layer_norm")) or family.name == "diffllama",
         }
         report["layers"] = layer_lambdas(checkpoint, family, sizes["layer"])
+        check_lambdas(family, report["layers"])
     manifest = read_manifest(checkpoint.path, tolerant=True)
     if manifest is not None:
         report["grown_from"] = (manifest.get("parent") or {}).get("name")

@@ -62,12 +62,6 @@ class AxisMap:
             where=self.multiplicity > 0,
         )
 
-    @property
-    def is_identity(self) -> bool:
-        return self.new_size == self.old_size and bool(
-            (self.source == np.arange(self.old_size)).all()
-        )
-
     def then(self, later: AxisMap) -> AxisMap:
         """The map of growing by ``self`` and then by ``later``."""
         if later.old_size != self.new_size:

@@ -31,16 +31,17 @@ from growkit.surgery.expand import (
 )
 from growkit.surgery.lambdas import change_lambda
 from growkit.surgery.new_weights import (
+    Moments,
     NewColumns,
     NewRows,
+    Redrawn,
     block_rows,
     constant,
     fresh_rows,
     normal,
 )
-from growkit.surgery.non_finite import FiniteCheck
 from growkit.surgery.plan import Plan
-from growkit.surgery.redrawn import Moments, Redrawn
+from growkit.surgery.source_checks import FiniteCheck
 from growkit.surgery.tensor_plans import Action, TensorPlan
 
 Array = npt.NDArray[Any]

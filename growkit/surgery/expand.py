@@ -11,8 +11,7 @@ import numpy.typing as npt
 from growkit.families.layout import IntArray
 from growkit.surgery.axis_map import NEW
 from growkit.surgery.dim_map import DimMap
-from growkit.surgery.exact_split import compute_dtype
-from growkit.surgery.symmetry import Symmetry, shares
+from growkit.surgery.symmetry import Symmetry, compute_dtype, shares
 
 if TYPE_CHECKING:
     from growkit.surgery.tensor_plans import TensorPlan

@@ -10,11 +10,18 @@ Source: docs/algebra.md section 7. Exact up to the rounding of the vectors (kept
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from growkit.checkpoint import Checkpoint
+from growkit.core.errors import CheckpointError
+from growkit.families import Family
+from growkit.families.differential import LAMBDA_ROLES
 
 Vector = npt.NDArray[Any]
 
@@ -47,6 +54,36 @@ def lambda_value(q1: Vector, k1: Vector, q2: Vector, k2: Vector, init: float) ->
     """lambda of a layer from its four vectors [head_dim]."""
     a, b = _dot(q1, k1), _dot(q2, k2)
     return float(np.exp(a) - np.exp(b) + init)
+
+
+def layer_lambdas(checkpoint: Checkpoint, family: Family, layers: int) -> list[dict[str, float]]:
+    """``lambda_init`` and ``lambda`` of every layer; empty where the model is not differential."""
+    if family.lambda_init is None:
+        return []
+    result = []
+    for layer in range(layers):
+        q1, k1, q2, k2 = (checkpoint.read(name) for name in _names(family, layer))
+        init = family.lambda_init(checkpoint.config, layer)
+        result.append({"lambda_init": init, "lambda": lambda_value(q1, k1, q2, k2, init)})
+    return result
+
+
+def check_lambdas(family: Family, lambdas: Sequence[Mapping[str, float]]) -> None:
+    """Raise CheckpointError, naming the layer, for a lambda that is not finite."""
+    for layer, known in enumerate(lambdas):
+        value, init = known["lambda"], known["lambda_init"]
+        if not math.isfinite(value):
+            raise CheckpointError(
+                f"lambda of layer {layer} is {value}: {_names(family, layer)[0]!r} and its three "
+                f"siblings, or lambda_init {init}, are not finite.",
+                "Repair these vectors or use an earlier checkpoint; growth would keep the damage.",
+            )
+
+
+def _names(family: Family, layer: int) -> list[str]:
+    """Of the four vectors of a layer."""
+    tensors = (family.tensor(role) for role in LAMBDA_ROLES)
+    return [tensor.name.replace("{layer}", str(layer)) for tensor in tensors if tensor]
 
 
 def change_lambda(

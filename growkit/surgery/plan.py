@@ -15,12 +15,10 @@ from growkit.families import FAMILIES, Family, family_of
 from growkit.families.config_fields import MAX_TENSORS
 from growkit.surgery.compose import check_converted_links, compose, kept_layers
 from growkit.surgery.effect import Effect, Exactness, ModelShape, Operator
-from growkit.surgery.engine_notes import head_dim_note
-from growkit.surgery.grown_config import grown_config
+from growkit.surgery.grown_config import grown_config, head_dim_note, sizes_that_load
 from growkit.surgery.plan_builder import PlanBuilder, PlannedTensors
-from growkit.surgery.remedy import sizes_that_load
+from growkit.surgery.source_checks import tied_head_note
 from growkit.surgery.symmetry import Symmetry
-from growkit.surgery.tied_head import tied_head_note
 
 
 @dataclass(frozen=True)

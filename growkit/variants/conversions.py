@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from growkit.surgery.conversion import Conversion
+from growkit.surgery.effect import Operator
 from growkit.variants.diff_v1.convert import ToDiffV1
 from growkit.variants.diffllama.convert import ToDifferential
 from growkit.variants.gda.convert import ToGda
@@ -18,7 +18,7 @@ from growkit.variants.wgqa.convert import ToWgqa
 from growkit.variants.wgqa_t5.convert import with_t5
 
 # Value of --to -> how the conversion is made of the request. One line a conversion.
-CONVERSIONS: dict[str, Callable[[Choices], Conversion]] = {
+CONVERSIONS: dict[str, Callable[[Choices], Operator]] = {
     "plain": lambda request: Fold(request.format),
     "mha": lambda request: ToKvHeads(None),
     "gqa": lambda request: ToKvHeads(request.needed("kv_heads"), request.merge),
@@ -40,4 +40,4 @@ CONVERSIONS: dict[str, Callable[[Choices], Conversion]] = {
 
 CONVERSIONS = with_t5(CONVERSIONS)
 
-__all__ = ["CONVERSIONS", "Conversion"]
+__all__ = ["CONVERSIONS", "Operator"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from growkit.core.errors import UsageError, nearest
 from growkit.surgery.symmetry import Symmetry
-from growkit.variants.conversions import CONVERSIONS, Conversion
+from growkit.variants.conversions import CONVERSIONS, Operator
 from growkit.variants.gqa.aligned import Aligned
 from growkit.variants.gqa.alignment import Alignment
 from growkit.variants.gqa.convert import MERGES
@@ -78,7 +78,7 @@ class ConversionRequest:
         known = {field.name for field in fields(ConversionRequest)}
         return ConversionRequest(**{k: v for k, v in values.items() if k in known})
 
-    def conversion(self, alignment: Alignment | None = None) -> Conversion:
+    def conversion(self, alignment: Alignment | None = None) -> Operator:
         """The requested conversion; ``aligned`` is complete with its alignment only."""
         made = CONVERSIONS[self.to](self)
         return made if alignment is None else Aligned(made, alignment)

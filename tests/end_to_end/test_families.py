@@ -19,7 +19,7 @@ from growkit.cli.main import main
 from growkit.core.errors import CheckpointError, UsageError
 from growkit.families import family_of
 from growkit.growing import grow_checkpoint
-from growkit.surgery import tied_head
+from growkit.surgery import source_checks
 from growkit.surgery.plan import Plan
 from growkit.surgery.request import GrowthRequest
 from growkit.verification import verify_checkpoints
@@ -425,7 +425,7 @@ def test_a_stored_copy_of_a_tied_head(tmp_path: Path, request_: dict[str, Any]) 
 def test_a_tied_head_that_differs_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int
 ) -> None:
-    monkeypatch.setattr(tied_head, "PIECE_BYTES", piece)
+    monkeypatch.setattr(source_checks, "PIECE_BYTES", piece)
     source = source_of(tmp_path / "a", "llama", Case({}, tied=True))
     store_head(source, change=1e-3)
     with pytest.raises(CheckpointError, match=r"lm_head\.weight is stored and differs"):

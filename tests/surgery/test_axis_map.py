@@ -99,10 +99,3 @@ def test_grouped_is_not_tile() -> None:
     """The negative control: tiling moves copies to another group."""
     tiled = AxisMap.tile(4, 2).source.reshape(2, -1)
     assert set(tiled[0]) == {0, 1, 2, 3}
-
-
-def test_identity() -> None:
-    assert AxisMap.identity(3).is_identity
-    assert AxisMap.tile(3, 1).is_identity
-    assert not AxisMap.spread(3, 4).is_identity
-    assert not AxisMap(np.array([1, 0]), 2).is_identity

@@ -11,7 +11,7 @@ import pytest
 import tiny_checkpoints as tiny
 
 from growkit.checkpoint import DTYPES
-from growkit.surgery.non_finite import all_finite
+from growkit.surgery.source_checks import all_finite
 
 LAYER = "model.layers.1."
 

@@ -12,8 +12,7 @@ import pytest
 import tiny_checkpoints as tiny
 
 from growkit.surgery import symmetry
-from growkit.surgery.exact_split import split
-from growkit.surgery.symmetry import Symmetry, shares
+from growkit.surgery.symmetry import Symmetry, shares, split
 
 SPLIT, EVEN = Symmetry("split"), Symmetry("even")
 COPIES = range(2, 9)

@@ -18,7 +18,7 @@ The copies are chosen together, so equal ones would stay equal for ever: with ``
 Where the copies are not chosen together, or not all (upcycling, top-k that does not grow), nothing
 makes noise cancel: ``noise`` puts noise into each expert's down_proj that sums to zero over all the
 experts made of one, and the function changes. So it does where a part of each new expert is drawn
-anew (Drop-Upcycling, :mod:`growkit.surgery.redrawn`).
+anew (Drop-Upcycling, :mod:`growkit.surgery.new_weights`).
 """
 
 from __future__ import annotations

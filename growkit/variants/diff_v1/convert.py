@@ -13,8 +13,7 @@ from dataclasses import dataclass
 
 from growkit.core.errors import UsageError
 from growkit.families.lambda_schedule import lambda_init_schedule
-from growkit.surgery.conversion import Converted
-from growkit.surgery.effect import Exactness, ModelShape
+from growkit.surgery.effect import Effect, Exactness, ModelShape
 from growkit.variants.diffllama.convert import OWN_KEYS, ToDifferential
 from growkit.variants.shared.from_ordinary import check_ordinary, growkit_fields
 
@@ -23,7 +22,7 @@ from growkit.variants.shared.from_ordinary import check_ordinary, growkit_fields
 class ToDiffV1:
     """To DIFF V1 of the same parameter count."""
 
-    def apply(self, shape: ModelShape) -> Converted:
+    def apply(self, shape: ModelShape) -> Effect:
         if shape.family.name in OWN_KEYS:
             return ToDifferential("diff_v1").apply(shape)
         check_ordinary(shape)
@@ -33,7 +32,7 @@ class ToDiffV1:
                 f"{heads} query and {kv} key/value heads make no pairs.",
                 "Double the key/value heads first: growkit grow --kv-heads x2, and --query-heads.",
             )
-        return Converted(
+        return Effect(
             config=growkit_fields(shape, "diff_v1")
             | {
                 "num_attention_heads": heads,

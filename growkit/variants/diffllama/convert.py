@@ -27,9 +27,7 @@ from growkit.core.errors import UsageError
 from growkit.families import FAMILIES
 from growkit.families.differential import LAMBDA_STD
 from growkit.families.lambda_schedule import diff_lambda_init
-from growkit.surgery.compare import read_rows
-from growkit.surgery.conversion import Array, Computed, Converted
-from growkit.surgery.effect import Exactness, ModelShape
+from growkit.surgery.effect import Array, Computed, Effect, Exactness, ModelShape
 from growkit.surgery.lambdas import LambdaChange
 from growkit.variants.unilm_diff_v1.convert import UNILM, reordered_channels, to_unilm
 
@@ -43,7 +41,7 @@ class ToDifferential:
 
     to: str
 
-    def apply(self, shape: ModelShape) -> Converted:
+    def apply(self, shape: ModelShape) -> Effect:
         self._check(shape)
         adopt = FAMILIES["gda"].adopt
         assert adopt is not None
@@ -61,7 +59,7 @@ class ToDifferential:
             }
         if self.to == UNILM:
             return to_unilm(shape, config)
-        return Converted(
+        return Effect(
             config=config,
             summary=f"{shape.family.name} -> {self.to}: the same weights in another order",
             exactness=Exactness.EXACT,
@@ -95,7 +93,7 @@ class ToDifferential:
             )
 
 
-def _to_diffllama(shape: ModelShape, config: dict[str, Any]) -> Converted:
+def _to_diffllama(shape: ModelShape, config: dict[str, Any]) -> Effect:
     sizes = shape.sizes
     objections = {
         "it does not normalise the output of a head (sub_layer_norm false)": not config[
@@ -116,7 +114,7 @@ def _to_diffllama(shape: ModelShape, config: dict[str, Any]) -> Converted:
     ours = {"noise_keys", "sub_layer_norm", "attn_rms_norm_eps", "lambda_init", "num_noise_heads"}
     ours |= {"attention_output_bias", "qk_norm", "qk_norm_eps", "lambda_std"}
     values = {} if eps == before else {"v": sqrt(eps / before)}
-    return Converted(
+    return Effect(
         config={k: v for k, v in config.items() if k not in ours}
         | {
             "model_type": "diffllama",
@@ -145,7 +143,7 @@ def _folded_output(shape: ModelShape) -> Computed:
     def rows(checkpoint: Checkpoint, layer: int, first: int, count: int) -> Array:
         change = LambdaChange(start(checkpoint.config, layer), diff_lambda_init(layer))
         gains = checkpoint.read(gain.name.replace("{layer}", str(layer))).astype(np.float64)
-        block = read_rows(checkpoint, output.name.replace("{layer}", str(layer)), first, count)
+        block = checkpoint.read_rows(output.name.replace("{layer}", str(layer)), first, count)
         product: Array = block.astype(np.float64) * np.tile(gains * change.scale_factor, heads)
         return product
 

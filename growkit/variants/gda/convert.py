@@ -22,8 +22,7 @@ import numpy as np
 from growkit.core.errors import UsageError
 from growkit.families.differential import divisors
 from growkit.surgery.axis_map import NEW, AxisMap
-from growkit.surgery.conversion import Alias, Converted
-from growkit.surgery.effect import Exactness, ModelShape
+from growkit.surgery.effect import Alias, Effect, Exactness, ModelShape
 from growkit.variants.diffllama.convert import OWN_KEYS, ToDifferential
 from growkit.variants.shared.from_ordinary import check_ordinary, decoder_fields
 
@@ -40,7 +39,7 @@ class ToGda:
     ratio: int | None = None
     mirror: float | None = None
 
-    def apply(self, shape: ModelShape) -> Converted:
+    def apply(self, shape: ModelShape) -> Effect:
         if shape.family.name in OWN_KEYS:
             return self._from_differential(shape)
         check_ordinary(shape)
@@ -61,7 +60,7 @@ class ToGda:
         mirrored = self.mirror is not None
         source = np.arange(heads) if mirrored else np.full(noise, NEW)
         factor = 1.0 / (1.0 - self.mirror) if self.mirror is not None else 1.0
-        return Converted(
+        return Effect(
             config=config,
             summary=f"{heads} query heads -> {heads} signal heads and {noise} "
             + (f"mirrored noise heads, lambda {self.mirror:g}" if mirrored else "new noise heads")
@@ -82,7 +81,7 @@ class ToGda:
             ),
         )
 
-    def _from_differential(self, shape: ModelShape) -> Converted:
+    def _from_differential(self, shape: ModelShape) -> Effect:
         if self.ratio is not None or self.mirror is not None:
             raise UsageError(
                 f"--ratio and --mirror are for ordinary sources; this is {shape.family.name}.",

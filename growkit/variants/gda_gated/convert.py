@@ -15,8 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from growkit.surgery.axis_map import AxisMap
-from growkit.surgery.conversion import Alias, Converted
-from growkit.surgery.effect import Exactness, ModelShape
+from growkit.surgery.effect import Alias, Effect, Exactness, ModelShape
 from growkit.variants.shared.from_ordinary import check_ordinary, growkit_fields
 
 
@@ -27,14 +26,14 @@ class ToGated:
     attention: str
     ratio: int = 1
 
-    def apply(self, shape: ModelShape) -> Converted:
+    def apply(self, shape: ModelShape) -> Effect:
         check_ordinary(shape)
         heads, kv = shape.sizes["query_head"], shape.sizes["kv_head"]
         signal = heads * self.ratio
         fields = {"num_attention_heads": signal + heads, "num_key_value_heads": kv}
         if self.attention == "gda_gated":
             fields["num_noise_heads"] = heads
-        return Converted(
+        return Effect(
             config=growkit_fields(shape, self.attention) | fields,
             summary=f"{heads} query heads -> {signal} signal heads and {heads} noise heads, copies "
             "gated at 1/2",

@@ -9,8 +9,7 @@ import numpy as np
 
 from growkit.checkpoint import Checkpoint
 from growkit.core.errors import CheckpointError, UsageError
-from growkit.surgery.conversion import Array, Computed, Conversion, Converted
-from growkit.surgery.effect import ModelShape
+from growkit.surgery.effect import Array, Computed, Effect, ModelShape, Operator
 from growkit.variants.gqa.alignment import Alignment
 
 # Rotary embeddings on all channels, pairs (i, i + head_dim / 2), in every layer.
@@ -30,10 +29,10 @@ class Aligned:
         alignment: the turns, calibrated on the source.
     """
 
-    merge: Conversion
+    merge: Operator
     alignment: Alignment
 
-    def apply(self, shape: ModelShape) -> Converted:
+    def apply(self, shape: ModelShape) -> Effect:
         converted = self.merge.apply(shape)
         check_alignable(shape)
         sizes, alignment = shape.sizes, self.alignment

@@ -15,8 +15,7 @@ from growkit.checkpoint import Checkpoint
 from growkit.core.errors import UsageError
 from growkit.families import Family
 from growkit.surgery.axis_map import AxisMap
-from growkit.surgery.conversion import Array, Computed, Converted
-from growkit.surgery.effect import Exactness, ModelShape
+from growkit.surgery.effect import Array, Computed, Effect, Exactness, ModelShape
 
 MERGES = ("mean", "first", "aligned")
 MERGED = {"mean": "mean", "first": "first", "aligned": "mean of the aligned heads"}
@@ -35,7 +34,7 @@ class ToKvHeads:
     heads: int | None
     merge: str = "mean"
 
-    def apply(self, shape: ModelShape) -> Converted:
+    def apply(self, shape: ModelShape) -> Effect:
         query, before = _counts(shape)
         after = query if self.heads is None else self.heads
         if after < 1 or query % after or (after % before and before % after):
@@ -56,14 +55,14 @@ class ToKvHeads:
                 f"Give fewer than {before} with --kv-heads, or leave --merge out.",
             )
         if after >= before:
-            return Converted(
+            return Effect(
                 config=config,
                 summary=f"key/value heads {before} -> {after} (repeated)",
                 exactness=Exactness.BIT_EXACT,
                 reason="every query head reads a copy of its own key/value head",
                 axes={"kv_head": AxisMap.spread(before, after)},
             )
-        return Converted(
+        return Effect(
             config=config,
             summary=f"key/value heads {before} -> {after} ({MERGED[self.merge]} of each group)",
             exactness=Exactness.NOT_EXACT,

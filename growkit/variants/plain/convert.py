@@ -23,9 +23,7 @@ from growkit.checkpoint import Checkpoint
 from growkit.core.errors import UsageError, nearest
 from growkit.families import Family
 from growkit.families.differential import LAMBDA_ROLES
-from growkit.surgery.compare import read_rows
-from growkit.surgery.conversion import Array, Computed, Converted
-from growkit.surgery.effect import Exactness, ModelShape
+from growkit.surgery.effect import Array, Computed, Effect, Exactness, ModelShape
 from growkit.surgery.lambdas import lambda_value
 from growkit.variants.gda.family import CARRIED_FIELDS, stored_lambda_init
 from growkit.variants.plain.maps import FoldedHeads, folded_tensors
@@ -48,7 +46,7 @@ class Fold:
 
     format: str | None = None
 
-    def apply(self, shape: ModelShape) -> Converted:
+    def apply(self, shape: ModelShape) -> Effect:
         name = shape.family.name
         fold = FOLDS.get(name)
         if fold is None:
@@ -115,7 +113,7 @@ FORMATS: Mapping[str, tuple[bool, bool]] = {
 }
 
 
-def _fold_differential(shape: ModelShape, config: dict[str, Any]) -> Converted:
+def _fold_differential(shape: ModelShape, config: dict[str, Any]) -> Effect:
     sizes = shape.sizes
     if sizes["sub_layer_norm"]:
         raise UsageError(
@@ -128,7 +126,7 @@ def _fold_differential(shape: ModelShape, config: dict[str, Any]) -> Converted:
     heads = FoldedHeads.of(shape)
     query, kv = len(heads.query), len(heads.key)
     config |= {"num_attention_heads": query, "num_key_value_heads": kv}
-    return Converted(
+    return Effect(
         config=config,
         summary=f"every map a query head: {query} on {kv} key/value heads, lambda folded into "
         "o_proj",
@@ -139,11 +137,11 @@ def _fold_differential(shape: ModelShape, config: dict[str, Any]) -> Converted:
     )
 
 
-def _fold_shared_keys(shape: ModelShape, config: dict[str, Any]) -> Converted:
+def _fold_shared_keys(shape: ModelShape, config: dict[str, Any]) -> Effect:
     sizes = shape.sizes
     signal, noise = sizes["signal_head"], sizes["noise_head"]
     config |= {"num_attention_heads": signal + noise, "num_key_value_heads": sizes["kv_head"]}
-    return Converted(
+    return Effect(
         config=config,
         summary=f"{signal} signal and {noise} noise heads -> {signal + noise} query heads, lambda "
         "folded into o_proj",
@@ -186,10 +184,10 @@ def _lambda(checkpoint: Checkpoint, family: Family, layer: int) -> float:
 
 def _rows(checkpoint: Checkpoint, name: str, first: int, count: int) -> Array:
     """Rows of a matrix in float64."""
-    return read_rows(checkpoint, name, first, count).astype(np.float64)
+    return checkpoint.read_rows(name, first, count).astype(np.float64)
 
 
-def _fold_wgqa(shape: ModelShape, config: dict[str, Any]) -> Converted:
+def _fold_wgqa(shape: ModelShape, config: dict[str, Any]) -> Effect:
     sizes = shape.sizes
     kind = next(word for word in ("scalar", "column", "row") if sizes[f"{word}_weights"])
     roles = [role for role in ("k", "v", "k_bias", "v_bias") if shape.has(role)]
@@ -197,7 +195,7 @@ def _fold_wgqa(shape: ModelShape, config: dict[str, Any]) -> Converted:
         "num_attention_heads": sizes["query_head"],
         "num_key_value_heads": sizes["kv_head"],
     }
-    return Converted(
+    return Effect(
         config=config,
         summary=f"{sizes['query_head']} trained key/value heads merged to {sizes['kv_head']} by "
         f"their {kind} weights",
@@ -236,7 +234,7 @@ def merged_heads(shape: ModelShape, role: str, weights_role: str, kind: str) -> 
     return Computed(rows, (role,))
 
 
-FOLDS: dict[str, Callable[[ModelShape, dict[str, Any]], Converted]] = {
+FOLDS: dict[str, Callable[[ModelShape, dict[str, Any]], Effect]] = {
     "gda": _fold_differential,
     "diff_v1": _fold_differential,
     "shared_diff": _fold_differential,

@@ -22,9 +22,7 @@ from growkit.checkpoint import Checkpoint
 from growkit.families.differential import signal_to_noise
 from growkit.families.layout import IntArray
 from growkit.surgery.axis_map import AxisMap
-from growkit.surgery.compare import read_rows
-from growkit.surgery.conversion import Array, Computed
-from growkit.surgery.effect import ModelShape
+from growkit.surgery.effect import Array, Computed, ModelShape
 
 
 @dataclass(frozen=True)
@@ -170,7 +168,7 @@ def _output(
     np.put_along_axis(reads.T, subtracted, 1.0, axis=1)
 
     def rows(checkpoint: Checkpoint, layer: int, first: int, count: int) -> Array:
-        stored = read_rows(checkpoint, _name(shape, "o", layer), first, count).astype(np.float64)
+        stored = checkpoint.read_rows(_name(shape, "o", layer), first, count).astype(np.float64)
         block = stored.reshape(count, signal, sizes["parts"], sizes["head_dim"])
         summed = np.einsum("ns,cspd->cnpd", reads, block)
         both = np.concatenate([block, -lambda_of(checkpoint, layer) * summed], axis=1)

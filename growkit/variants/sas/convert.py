@@ -19,8 +19,15 @@ from math import isqrt, sqrt
 import numpy as np
 
 from growkit.core.errors import UsageError
-from growkit.surgery.conversion import Array, Computed, Converted, constant_rows, filled
-from growkit.surgery.effect import Exactness, ModelShape
+from growkit.surgery.effect import (
+    Array,
+    Computed,
+    Effect,
+    Exactness,
+    ModelShape,
+    constant_rows,
+    filled,
+)
 from growkit.variants.shared.from_ordinary import check_ordinary, growkit_fields
 
 VALUE_NOISE = 0.1
@@ -40,7 +47,7 @@ class ToSas:
     kernel: int = 1
     seed: int = 0
 
-    def apply(self, shape: ModelShape) -> Converted:
+    def apply(self, shape: ModelShape) -> Effect:
         check_ordinary(shape)
         heads, kv, dim = (shape.sizes[name] for name in ("query_head", "kv_head", "head_dim"))
         width = self.width or dim
@@ -76,7 +83,7 @@ class ToSas:
             computed[f"{prefix}.features_residual.weight"] = filled((width, width), 0.0)
             computed[f"{prefix}.features_residual.bias"] = filled((width,), 0.0)
         whole = width % dim == 0 and isqrt(width // dim) ** 2 == width // dim
-        return Converted(
+        return Effect(
             config=growkit_fields(shape, "sas")
             | {
                 "num_attention_heads": heads,

@@ -25,8 +25,7 @@ import numpy as np
 
 from growkit.core.errors import UsageError
 from growkit.surgery.axis_map import NEW, AxisMap
-from growkit.surgery.conversion import Alias, Converted, UnitMaps
-from growkit.surgery.effect import Exactness, ModelShape
+from growkit.surgery.effect import Alias, Effect, Exactness, ModelShape, UnitMaps
 from growkit.variants.diffllama.convert import OWN_KEYS
 from growkit.variants.shared.from_ordinary import check_ordinary, growkit_fields
 from growkit.variants.shared_diff.low_rank import ToLowRank
@@ -47,7 +46,7 @@ class ToSharedDiff:
     mirror: float | None = None
     key_rank: int | None = None
 
-    def apply(self, shape: ModelShape) -> Converted:
+    def apply(self, shape: ModelShape) -> Effect:
         if shape.family.name in OWN_KEYS:
             return self._from_differential(shape)
         check_ordinary(shape)
@@ -57,7 +56,7 @@ class ToSharedDiff:
         heads, kv = shape.sizes["query_head"], shape.sizes["kv_head"]
         factor = 1.0 / (1.0 - mirror)
         ranks = f"rank {self.rank}" + (f" (queries) and {key_rank} (keys)" if key_rank else "")
-        return Converted(
+        return Effect(
             config=growkit_fields(shape, "shared_diff")
             | {
                 "num_attention_heads": 2 * heads,
@@ -90,7 +89,7 @@ class ToSharedDiff:
                 "Give a number below 1; 0.5 and 0.75 are lossless in every dtype.",
             )
 
-    def _from_differential(self, shape: ModelShape) -> Converted:
+    def _from_differential(self, shape: ModelShape) -> Effect:
         if self.mirror is not None:
             raise UsageError(
                 f"--mirror is for ordinary sources; this is {shape.family.name}, which has lambda.",

@@ -22,8 +22,7 @@ import numpy as np
 
 from growkit.checkpoint import Checkpoint
 from growkit.core.errors import UsageError
-from growkit.surgery.conversion import Alias, Array, Computed, Converted
-from growkit.surgery.effect import Exactness, ModelShape
+from growkit.surgery.effect import Alias, Array, Computed, Effect, Exactness, ModelShape
 from growkit.variants.diffllama.convert import ToDifferential
 
 ADJACENT = ("diff_v1", "gda", "motif")  # the two maps of a head stand beside each other
@@ -36,7 +35,7 @@ class ToLowRank:
     rank: int
     key_rank: int | None = None
 
-    def apply(self, shape: ModelShape) -> Converted:
+    def apply(self, shape: ModelShape) -> Effect:
         key_rank = self.rank if self.key_rank is None else self.key_rank
         dim, ranks = shape.sizes["head_dim"], {"q": self.rank, "k": key_rank}
         if shape.family.name not in ADJACENT:
@@ -65,7 +64,7 @@ class ToLowRank:
         computed: dict[str, Computed] = {}
         for kind, rank in ranks.items():
             computed |= _parts(shape, kind, rank)
-        return Converted(
+        return Effect(
             config={**config, "attention": "shared_diff"}
             | {"query_rank": ranks["q"], "key_rank": ranks["k"]},
             summary=f"two maps a head -> one base and updates of rank {ranks['q']} (queries) and "

@@ -26,8 +26,7 @@ from growkit.core.errors import UsageError
 from growkit.families.lambda_schedule import lambda_init_schedule
 from growkit.families.layout import IntArray
 from growkit.surgery.axis_map import AxisMap
-from growkit.surgery.conversion import Converted, UnitMaps
-from growkit.surgery.effect import Exactness, ModelShape
+from growkit.surgery.effect import Effect, Exactness, ModelShape, UnitMaps
 from growkit.variants.unilm_diff_v1.family import NORM_EPS
 
 UNILM = "unilm_diff_v1"
@@ -52,7 +51,7 @@ def pairs_from_halves(dim: int) -> IntArray:
     return np.arange(dim).reshape(2, -1).T.reshape(-1)
 
 
-def to_unilm(shape: ModelShape, config: dict[str, Any]) -> Converted:
+def to_unilm(shape: ModelShape, config: dict[str, Any]) -> Effect:
     """The checkpoint of ``config`` (our words for the source) in the reference's files.
 
     Raises:
@@ -79,7 +78,7 @@ def to_unilm(shape: ModelShape, config: dict[str, Any]) -> Converted:
     schedule = lambda_init_schedule(sizes["layer"])
     eps = float(config["attn_rms_norm_eps"])
     as_it_is = eps == NORM_EPS and config["lambda_init"] == schedule
-    return Converted(
+    return Effect(
         config=config | {"lambda_init": schedule, "attn_rms_norm_eps": NORM_EPS},
         summary=f"{name} -> {UNILM}: the same weights, the channels of a head in rotary pairs "
         "(2i, 2i + 1)"

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from growkit.core.errors import UsageError
 from growkit.families.differential import divisors
 from growkit.surgery.axis_map import AxisMap
-from growkit.surgery.conversion import Alias, Converted, filled
-from growkit.surgery.effect import Exactness, ModelShape
+from growkit.surgery.effect import Alias, Effect, Exactness, ModelShape, filled
 from growkit.variants.shared.from_ordinary import check_ordinary, growkit_fields
 
 WEIGHTS = ("scalar", "column", "row")
@@ -27,7 +26,7 @@ class ToWgqa:
     groups: int | None = None
     weights: str = "scalar"
 
-    def apply(self, shape: ModelShape) -> Converted:
+    def apply(self, shape: ModelShape) -> Effect:
         check_ordinary(shape)
         heads, kv, dim = (shape.sizes[name] for name in ("query_head", "kv_head", "head_dim"))
         groups = self.groups or kv
@@ -49,7 +48,7 @@ class ToWgqa:
             )
         tail = {"scalar": (), "column": (dim,), "row": (shape.sizes["hidden"],)}[self.weights]
         weight = filled((heads, *tail), groups / kv)
-        return Converted(
+        return Effect(
             config=growkit_fields(shape, "wgqa")
             | {
                 "num_attention_heads": heads,

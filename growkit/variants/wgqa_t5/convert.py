@@ -16,8 +16,15 @@ import numpy as np
 
 from growkit.core.errors import UsageError, nearest
 from growkit.surgery.axis_map import AxisMap
-from growkit.surgery.conversion import Alias, Conversion, Converted, UnitMaps, constant_rows
-from growkit.surgery.effect import Exactness, ModelShape
+from growkit.surgery.effect import (
+    Alias,
+    Effect,
+    Exactness,
+    ModelShape,
+    Operator,
+    UnitMaps,
+    constant_rows,
+)
 from growkit.variants.gqa.convert import ToKvHeads, merged
 from growkit.variants.plain.convert import merged_heads
 from growkit.variants.shared.choices import Choices
@@ -90,7 +97,7 @@ class T5ToKvHeads:
     heads: int | None
     merge: str = "mean"
 
-    def apply(self, shape: ModelShape) -> Converted:
+    def apply(self, shape: ModelShape) -> Effect:
         _refuse_weighted(shape, "gqa")
         if self.merge == "aligned":
             raise UsageError(
@@ -102,7 +109,7 @@ class T5ToKvHeads:
         config = _config(shape, groups)
         summary = f"the decoder's key/value heads {kv} -> {groups}"
         if groups >= kv:
-            return Converted(
+            return Effect(
                 config=config,
                 summary=f"{summary} (repeated)",
                 exactness=Exactness.BIT_EXACT,
@@ -113,7 +120,7 @@ class T5ToKvHeads:
             )
         heads = ToKvHeads(groups, self.merge)
         width = shape.sizes["head_dim"]
-        return Converted(
+        return Effect(
             config=config,
             summary=f"{summary} ({self.merge} of each group)",
             exactness=Exactness.NOT_EXACT,
@@ -138,7 +145,7 @@ class T5ToWgqa:
     groups: int | None = None
     weights: str = "scalar"
 
-    def apply(self, shape: ModelShape) -> Converted:
+    def apply(self, shape: ModelShape) -> Effect:
         _refuse_weighted(shape, "wgqa")
         heads, kv, dim = (shape.sizes[name] for name in ("query_head", "kv_head", "head_dim"))
         groups = kv if self.groups is None else self.groups
@@ -152,7 +159,7 @@ class T5ToWgqa:
         config = _config(shape, groups, **fields)
         tail = {"scalar": (), "column": (dim,), "row": (shape.sizes["hidden"],)}[self.weights]
         exact = groups == kv
-        return Converted(
+        return Effect(
             config=config,
             summary=f"the decoder's {kv} key/value heads -> {heads} trained heads, merged to "
             f"{groups} by {self.weights} weights",
@@ -183,7 +190,7 @@ class T5Fold:
 
     format: str | None = None
 
-    def apply(self, shape: ModelShape) -> Converted:
+    def apply(self, shape: ModelShape) -> Effect:
         if shape.family.name != "t5_wgqa":
             raise UsageError(
                 f"A {shape.family.name} checkpoint cannot be folded: it is ordinary attention "
@@ -198,7 +205,7 @@ class T5Fold:
                 f"Valid values: {config['model_type']}.",
             )
         kind = next(word for word in WEIGHTS if shape.sizes[f"{word}_weights"])
-        return Converted(
+        return Effect(
             config=config,
             summary=f"the decoder's {heads} trained key/value heads merged to {groups} by their "
             f"{kind} weights",
@@ -212,7 +219,7 @@ class T5Fold:
         )
 
 
-TARGETS: Mapping[str, Callable[[Choices], Conversion]] = {
+TARGETS: Mapping[str, Callable[[Choices], Operator]] = {
     "mha": lambda request: T5ToKvHeads(None),
     "gqa": lambda request: T5ToKvHeads(request.needed("kv_heads"), request.merge),
     "mqa": lambda request: T5ToKvHeads(1, request.merge),
@@ -226,9 +233,9 @@ class ByFamily:
     """The conversion of a decoder-only model, or T5's."""
 
     request: Choices
-    usual: Callable[[Choices], Conversion]
+    usual: Callable[[Choices], Operator]
 
-    def apply(self, shape: ModelShape) -> Converted:
+    def apply(self, shape: ModelShape) -> Effect:
         if shape.family.name not in FAMILIES:
             return self.usual(self.request).apply(shape)
         if self.request.to not in TARGETS:
@@ -239,15 +246,15 @@ class ByFamily:
         return TARGETS[self.request.to](self.request).apply(shape)
 
 
-Table = dict[str, "Callable[[Choices], Conversion]"]
+Table = dict[str, "Callable[[Choices], Operator]"]
 
 
 def with_t5(usual: Table) -> Table:
     """The table of conversions, with T5's where the source is a T5."""
 
     def either(
-        make: Callable[[Choices], Conversion],
-    ) -> Callable[[Choices], Conversion]:
+        make: Callable[[Choices], Operator],
+    ) -> Callable[[Choices], Operator]:
         return lambda request: ByFamily(request, make)
 
     return {to: either(make) for to, make in usual.items()}

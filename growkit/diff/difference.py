@@ -89,27 +89,6 @@ def _bits(block: Array) -> Array:
     return np.ascontiguousarray(block).view(np.dtype(f"u{block.dtype.itemsize}"))
 
 
-def read_rows(checkpoint: Checkpoint, name: str, first: int, count: int, start: int = 0) -> Array:
-    """Rows [first, first + count) of a matrix, or of the one ``start`` bytes into a stack."""
-    width = checkpoint.tensors[name].shape[-1]
-    return _read(checkpoint, name, (count, width), first * width, start)
-
-
-def read_entries(checkpoint: Checkpoint, name: str, first: int, count: int) -> Array:
-    """Entries [first, first + count) of a tensor of any shape."""
-    return _read(checkpoint, name, (count,), first, 0)
-
-
-def _read(
-    checkpoint: Checkpoint, name: str, shape: tuple[int, ...], first: int, start: int
-) -> Array:
-    kind = DTYPES[checkpoint.tensors[name].dtype].numpy
-    assert kind is not None
-    block = np.empty(shape, kind)
-    checkpoint.read_into(name, block, start + first * block.itemsize)
-    return block
-
-
 def compare_tensors(a: Checkpoint, name_a: str, b: Checkpoint, name_b: str) -> Difference:
     """Compare two tensors of one shape entry by entry, in any float dtypes."""
     result = Difference()
