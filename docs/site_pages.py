@@ -128,7 +128,6 @@ def recipe_page() -> str:
     """Every key of every kind of recipe."""
     from growkit.data import recipe as data
     from growkit.study import recipe as study
-    from growkit.surgery.request import GrowthRequest
     from growkit.training import recipe as training
     from growkit.training import recipe_stages as stages
     from growkit.training import recipe_training as section
@@ -142,7 +141,7 @@ def recipe_page() -> str:
         "## Growth recipes: `growkit grow --recipe`",
         "The keys stand under `grow`; beside it, `description`, `source` and `purpose` are texts. "
         "Sizes are `x2`, `x1.5`, `+4` or the new number.",
-        _table(GrowthRequest),
+        _rows(growth_keys()),
     ]
     sections: list[tuple[str, list[tuple[str, type]]]] = [
         (
@@ -191,9 +190,31 @@ def recipe_page() -> str:
     )
 
 
+def growth_keys() -> list[Key]:
+    """Keys of ``grow``, from the table of growths that makes the flags too."""
+    from growkit.surgery.operators import all_options
+    from growkit.surgery.request import GrowthRequest
+
+    defaults = {field.name: field.default for field in dataclasses.fields(GrowthRequest)}
+    return [
+        Key(
+            option.key,
+            ", ".join(f"`{value}`" for value in option.values)
+            or ("size" if option.size and option.kind is str else kind_of(option.kind)),
+            _default(defaults.get(option.key), None),
+            option.help,
+        )
+        for option in all_options()
+    ]
+
+
 def _table(kind: type) -> str:
+    return _rows(keys(kind))
+
+
+def _rows(table: Iterable[Key]) -> str:
     rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
-    for key in keys(kind):
+    for key in table:
         cells = (f"`{key.name}`", key.type, key.default, key.meaning)
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows)

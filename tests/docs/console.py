@@ -30,11 +30,19 @@ A comment before the fence, ``<!-- test: MARKS -->``, says what is special:
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
+import runpy
 import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from growkit.cli.main import main
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "tests/data/smollm2-135m"
 MEASURING = ("demo", "verify", "train", "eval", "study")
 MARKS = ("real", "with", "figures", "numbers", "setup", "continues", "long", "skip")
 ANY = "..."
@@ -164,3 +172,27 @@ def difference(documented: list[str], printed: list[str]) -> str | None:
 def _nearest(group: list[str], printed: list[str]) -> str:
     missing = next((line for line in group if line not in printed), None)
     return f"not printed: {missing!r}" if missing else f"not in this order: {group[0]!r}"
+
+
+def run(command: str) -> tuple[int, list[str]]:
+    """Exit code and lines of a command of a page, run in this process."""
+    arguments, said = words(command), io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        code = main(arguments[1:]) if arguments[0] == "growkit" else _script(arguments)
+        if "echo $?" in command:
+            print(code)
+    return code, said.getvalue().splitlines()
+
+
+def _script(arguments: list[str]) -> int:
+    """``cat FILE`` and ``python FILE ...``."""
+    if arguments[0] == "cat":
+        print(Path(arguments[1]).read_text(encoding="utf-8"))
+        return 0
+    assert arguments[0] == "python", arguments
+    before, sys.argv = sys.argv, arguments[1:]
+    try:
+        runpy.run_path(arguments[1], run_name="__main__")
+    finally:
+        sys.argv = before
+    return 0

@@ -8,105 +8,23 @@ SmolLM2-135M-Instruct (its config for ``plan``, a stand-in of the same shape for
 from __future__ import annotations
 
 import contextlib
-import functools
-import io
 import re
-import runpy
 import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import console
 import pytest
-from console import Block, blocks, fences, words
+from console import CONFIG, ROOT, Block, blocks, fences, run, words
 
-from growkit.cli.main import main
-
-ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SPOKEN = [page for page in PAGES if fences(page, "console")]
 SHELL = [page for page in PAGES if fences(page, "bash")]
-CONFIG = ROOT / "tests/data/smollm2-135m"
 SMOLLM2 = ("smollm2-135m-instruct", "HuggingFaceTB/SmolLM2-135M-Instruct")
 
 
 def pages_with(*marks: str) -> list[Path]:
     return [page for page in SPOKEN if any({*marks} & b.marks.keys() for b in blocks(page))]
-
-
-def run(command: str) -> tuple[int, list[str]]:
-    """Exit code and lines of a command of a page, run in this process."""
-    arguments, said = words(command), io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        code = main(arguments[1:]) if arguments[0] == "growkit" else _script(arguments)
-        if "echo $?" in command:
-            print(code)
-    return code, said.getvalue().splitlines()
-
-
-def _script(arguments: list[str]) -> int:
-    """``cat FILE`` and ``python FILE ...``."""
-    if arguments[0] == "cat":
-        print(Path(arguments[1]).read_text(encoding="utf-8"))
-        return 0
-    assert arguments[0] == "python", arguments
-    before, sys.argv = sys.argv, arguments[1:]
-    try:
-        runpy.run_path(arguments[1], run_name="__main__")
-    finally:
-        sys.argv = before
-    return 0
-
-
-@pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """What a shortened ``growkit demo`` leaves and says."""
-    from growkit.training import demo as module
-
-    folder = tmp_path_factory.mktemp("demo")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("COLUMNS", "80")
-        short = functools.partial(module.DemoSettings, eval_tokens=1024)
-        patch.setattr(module, "DemoSettings", short)
-        code, lines = run("growkit demo --steps 4")
-    assert code == 0, lines
-    return folder, lines
-
-
-@pytest.fixture(scope="session")
-def stand_in(demo: tuple[Path, list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama with SmolLM2's hidden size and heads, 4 layers and a small FFN and vocabulary."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    out = tmp_path_factory.mktemp("stand-in") / "smollm2-135m-instruct"
-    small = {"num_hidden_layers": 4, "intermediate_size": 96, "vocab_size": 1024}
-    config = AutoConfig.from_pretrained(CONFIG, **small)
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(out)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(demo[0] / "checkpoints/demo/base" / name, out)
-    return out
-
-
-@pytest.fixture
-def place(
-    tmp_path: Path, demo: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Path]:
-    """The folder that the commands of a page run in."""
-    shutil.copytree(demo[0] / "checkpoints", tmp_path / "checkpoints")
-    for name in ("recipes", "tests", "README.md", "LICENSE", "benchmarks/last_word.py"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).symlink_to(ROOT / name)
-    study = "benchmarks/studies/symmetry"
-    shutil.copytree(ROOT / study, tmp_path / study, ignore=shutil.ignore_patterns("*.png", "*.svg"))
-    (tmp_path / "HuggingFaceTB").mkdir()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    yield tmp_path
 
 
 def give_smollm2(place: Path, folder: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import re
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args, get_type_hints
@@ -54,7 +56,10 @@ def test_every_recipe_key_has_a_meaning_and_stands_on_the_page(site: ModuleType)
     page = site.recipe_page()
     kinds = sections(Recipe, set()) | sections(StudyRecipe, set())
     assert len(kinds) >= 18
-    for kind in [*kinds, GrowthRequest, ConversionRequest]:
+    grow = {key.name for key in site.growth_keys()}
+    assert grow >= {field.name for field in dataclasses.fields(GrowthRequest)}
+    assert all(key.meaning and f"| `{key.name}` |" in page for key in site.growth_keys())
+    for kind in [*kinds, ConversionRequest]:
         for key in site.keys(kind):
             assert key.meaning[-1] == ".", f"{kind.__name__}.{key.name}"
             if kind.__name__ != "Position":  # written by growkit, not by a user
@@ -118,3 +123,15 @@ def test_the_long_description_links_to_the_repository() -> None:
     assert all(target.startswith("https://") for target in targets), targets
     assert text.count("![") == len(re.findall(r"!\[[^\]]*\]\(https://raw\.", text)) == 2
     assert len(FRONT[0].read_text("utf-8").splitlines()) <= 200
+
+
+def test_contributing_names_the_rooms_of_the_contract() -> None:
+    if sys.version_info < (3, 11):
+        import tomli as tomllib
+    else:
+        import tomllib
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        contracts = tomllib.load(file)["tool"]["importlinter"]["contracts"]
+    rooms = [layer.removeprefix("growkit.") for layer in reversed(contracts[0]["layers"])]
+    text = " ".join((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split())
+    assert f"`{' -> '.join(rooms)}`" in text
