@@ -48,18 +48,13 @@ def plan(source: Folder, request: GrowthRequest | None = None, **sizes: Any) -> 
         UsageError: the model cannot grow that way; the message has the sizes that it can.
     """
     from growkit.checkpoint import open_checkpoint
-    from growkit.surgery.plan import build_plan, declare_tensors
+    from growkit.surgery.plan import declare_tensors, plan_growth
 
     asked = _request(request, sizes)
     with open_checkpoint(Path(source), require_tensors=False) as checkpoint:
         if not checkpoint.tensors:
             declare_tensors(checkpoint)
-        return build_plan(
-            checkpoint,
-            asked.operators(),
-            symmetry=asked.symmetry_choice(),
-            target=asked.format,
-        )
+        return plan_growth(checkpoint, asked)
 
 
 def grow(

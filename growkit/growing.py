@@ -34,7 +34,7 @@ from growkit.record.card import model_card
 from growkit.record.manifest import MANIFEST, build_manifest, config_block, manifest_text
 from growkit.surgery.execute import execute
 from growkit.surgery.lambdas import check_lambdas, layer_lambdas
-from growkit.surgery.plan import Plan, build_plan
+from growkit.surgery.plan import Plan, plan_growth
 from growkit.surgery.request import GrowthRequest
 from growkit.surgery.source_checks import check_tied_head
 
@@ -99,12 +99,7 @@ def grow_checkpoint(
     """
     parse_size(max_shard_size)
     with open_checkpoint(source) as checkpoint:
-        plan = build_plan(
-            checkpoint,
-            request.operators(),
-            symmetry=request.symmetry_choice(),
-            target=request.format,
-        )
+        plan = plan_growth(checkpoint, request)
         layers = plan.source_sizes["layer"]
         lambdas = layer_lambdas(checkpoint, plan.source_family, layers)
         check_lambdas(plan.source_family, lambdas)

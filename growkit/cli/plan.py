@@ -75,7 +75,7 @@ def plan(
     from growkit.recipe.shipped import find_recipe
     from growkit.record.plan_report import plan_report, tensor_report
     from growkit.surgery.lambdas import check_lambdas, layer_lambdas
-    from growkit.surgery.plan import build_plan, declare_tensors
+    from growkit.surgery.plan import declare_tensors, plan_growth
 
     training = None
     if train_recipe is not None:
@@ -86,12 +86,7 @@ def plan(
         has_weights = bool(source.tensors)
         if not has_weights:
             declare_tensors(source)
-        made = build_plan(
-            source,
-            request.operators(),
-            symmetry=request.symmetry_choice(),
-            target=request.format,
-        )
+        made = plan_growth(source, request)
         if has_weights:
             lambdas = layer_lambdas(source, made.source_family, made.source_sizes["layer"])
             check_lambdas(made.source_family, lambdas)

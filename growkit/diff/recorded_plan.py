@@ -10,7 +10,7 @@ from growkit.checkpoint import Checkpoint, identity
 from growkit.core.errors import GrowkitError
 from growkit.record.manifest import read_manifest
 from growkit.record.plan_report import layer_sources
-from growkit.surgery.plan import Plan, build_conversion_plan, build_plan
+from growkit.surgery.plan import Plan, build_conversion_plan, plan_growth
 from growkit.surgery.request import GrowthRequest
 from growkit.variants.gqa.alignment import read_alignment
 from growkit.variants.request import ConversionRequest
@@ -39,7 +39,7 @@ def plan_again(source: Checkpoint, request: dict[str, Any], written: Path) -> Pl
 
 
 def _plan(source: Checkpoint, grow: GrowthRequest) -> Plan:
-    return build_plan(source, grow.operators(), symmetry=grow.symmetry_choice(), target=grow.format)
+    return plan_growth(source, grow)
 
 
 def recorded_plan(a: Checkpoint, b: Checkpoint, notes: list[str]) -> Plan | None:

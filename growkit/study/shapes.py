@@ -22,7 +22,7 @@ from growkit.core.whole_file import make_whole
 from growkit.families import Family, family_of
 from growkit.record.cost import cost_of, training_flops
 from growkit.study.recipe import Base, Start, StudyRecipe
-from growkit.surgery.plan import Plan, build_conversion_plan, build_plan
+from growkit.surgery.plan import Plan, build_conversion_plan, plan_growth
 from growkit.surgery.request import GrowthRequest
 
 if TYPE_CHECKING:
@@ -148,12 +148,7 @@ def plan_of(start: Start, checkpoint: Checkpoint) -> Plan | None:
     """
     if start.grow is not None:
         request = GrowthRequest.from_mapping(start.grow)
-        return build_plan(
-            checkpoint,
-            request.operators(),
-            symmetry=request.symmetry_choice(),
-            target=request.format,
-        )
+        return plan_growth(checkpoint, request)
     if start.convert is not None:
         asked = start.conversion()
         return build_conversion_plan(

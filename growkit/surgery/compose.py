@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from math import prod
 
@@ -44,7 +44,7 @@ def compose(operators: Sequence[Operator], shape: ModelShape) -> Effect:
         reached = replace(shape, sizes=dict(effect.sizes), config=config)
         check_affordable(operator, reached)
         effect = _then(effect, operator.apply(reached))
-    check_links(shape, dict(shape.sizes), effect.sizes, effect.axes, effect.noise_copies)
+    check_links(shape, shape.family, effect)
     return effect
 
 
@@ -99,49 +99,43 @@ def _chain_layers(first: LayerMap, second: LayerMap) -> LayerMap:
     return tuple(chained)
 
 
-def check_links(
-    shape: ModelShape, old: Sizes, new: Sizes, axes: Mapping[str, AxisMap], noise_copies: int
-) -> None:
-    """Every copied head has to work with copies of the heads that its source works with."""
-    for link in shape.family.links:
-        source_map = axes.get(link.source) or AxisMap.identity(old[link.source])
-        target_map = axes.get(link.target) or AxisMap.identity(old[link.target])
-        copied = source_map.source != NEW
-        before = link.indices(old)[source_map.source[copied]]
-        after = target_map.source[link.indices(new)[copied]]
-        copies = noise_copies if link.target == "noise_head" else 1
-        expected = np.sort(np.repeat(before, copies, axis=1), axis=1)
-        if expected.shape != after.shape or (expected != np.sort(after, axis=1)).any():
-            raise GrowkitError(
-                f"The plan would move {link.source.replace('_', ' ')}s to other "
-                f"{link.target.replace('_', ' ')}s.",
-                "This combination of operators does not keep the function; grow in two steps.",
-            )
+def check_links(shape: ModelShape, family: Family, effect: Effect) -> None:
+    """Every written head has to work with copies of the heads that its source works with.
 
-
-def check_converted_links(shape: ModelShape, family: Family, converted: Effect) -> None:
-    """Every written head has to read a copy of what its source reads (the proof on paper)."""
+    This is the proof on paper. ``family`` is the one whose links hold in the written model.
+    """
     known = {(link.source, link.target): link for link in shape.family.links}
     for link in family.links:
-        heads, read = (_in_source(axis, converted) for axis in (link.source, link.target))
-        before = known.get((heads[0], read[0]))
+        (heads, head_map), (read, read_map) = (
+            _in_source(axis, effect) for axis in (link.source, link.target)
+        )
+        before = known.get((heads, read))
         if before is None:
             continue
-        copied = heads[1].source != NEW
-        expected = before.indices(shape.sizes)[heads[1].source[copied]]
-        found = read[1].source[link.indices(converted.sizes)[copied]]
-        if expected.shape != found.shape or (expected != found).any():
+        copied = head_map.source != NEW
+        copies = effect.noise_copies if link.target == "noise_head" else 1
+        expected = np.repeat(before.indices(shape.sizes)[head_map.source[copied]], copies, axis=1)
+        found = read_map.source[link.indices(effect.sizes)[copied]]
+        if expected.shape != found.shape or (np.sort(expected) != np.sort(found)).any():
+            what, remedy = (
+                ("conversion", "Please report this: it is a defect of the conversion.")
+                if effect.converts
+                else (
+                    "plan",
+                    "This combination of operators does not keep the function; grow in two steps.",
+                )
+            )
             raise GrowkitError(
-                f"The conversion would move {link.source.replace('_', ' ')}s to other "
+                f"The {what} would move {link.source.replace('_', ' ')}s to other "
                 f"{link.target.replace('_', ' ')}s.",
-                "Please report this: it is a defect of the conversion.",
+                remedy,
             )
 
 
-def _in_source(axis: str, converted: Effect) -> tuple[str, AxisMap]:
+def _in_source(axis: str, effect: Effect) -> tuple[str, AxisMap]:
     """(axis of the source, map from it) of a written axis."""
-    name = converted.aliases.get(axis, Alias(axis)).axis
-    return name, converted.axes.get(axis) or AxisMap.identity(converted.sizes[axis])
+    name = effect.aliases.get(axis, Alias(axis)).axis
+    return name, effect.axes.get(axis) or AxisMap.identity(effect.sizes[axis])
 
 
 # A plan holds several numbers for each unit of an axis, and an object for each tensor of a layer.

@@ -15,7 +15,6 @@ from growkit.families.layout import IntArray, Units
 from growkit.surgery.axis_map import NEW, AxisMap, copy_multiplicity, copy_rank
 from growkit.surgery.effect import SILENT, Alias, Fill, NewUnits
 
-Run = tuple[int, int, int]
 Mask = npt.NDArray[np.bool_]
 
 
@@ -62,14 +61,6 @@ class DimMap:
         """Some weight is divided among copies."""
         return self.consumes and bool((self.multiplicity > 1).any())
 
-    @cached_property
-    def runs(self) -> tuple[Run, ...]:
-        """(old element, written element, elements) of the longest runs that stay together.
-
-        Runs with old element -1 are new.
-        """
-        return runs_of(self.source, self.block)
-
     def new(self, fill: Fill) -> Mask:
         """Elements of the units without a source that hold ``fill``; shape [width]."""
         silent = SILENT.consumed if self.consumes else SILENT.produced
@@ -102,19 +93,6 @@ def ranges_of(here: Mask) -> list[tuple[int, int]]:
     """[start, end) of the runs of True."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], here, [False]]).astype(np.int8)))
     return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
-
-
-def runs_of(source: IntArray, block: int) -> tuple[Run, ...]:
-    """Merge neighbouring units that stay neighbours; see :attr:`DimMap.runs`."""
-    if not len(source):
-        return ()
-    expected = np.where(source[:-1] == NEW, NEW, source[:-1] + 1)
-    starts = np.concatenate([[0], np.flatnonzero(source[1:] != expected) + 1])
-    lengths = np.diff(np.append(starts, len(source)))
-    return tuple(
-        (int(source[s]) * block if source[s] != NEW else NEW, int(s) * block, int(n) * block)
-        for s, n in zip(starts, lengths, strict=True)
-    )
 
 
 def map_dim(

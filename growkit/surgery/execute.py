@@ -186,7 +186,7 @@ class _Work:
                 self._initialise_rows(tensor, first, count)
                 continue
             if fill == Fill.MEAN:
-                mean = rows.mean(_stored(tensor))
+                mean = rows.mean(tensor.stored)
                 for row in range(first, first + count):
                     self._put(tensor, row * row_bytes, mean)
             # Zeros stay a hole.
@@ -223,7 +223,7 @@ class _Work:
             fill = normal(self.plan, tensor, 0, grown.shape) if tensor.init == "normal" else 1
             grown = np.where(new, fill, grown).astype(grown.dtype)
         scale = entries.element_scale if entries is not None else None
-        grown = rescale(grown, tensor.factor, tensor.gain_offset, _stored(tensor), columns=scale)
+        grown = rescale(grown, tensor.factor, tensor.gain_offset, tensor.stored, columns=scale)
         NewColumns(self.plan, tensor).average(grown)
         self.writer.write(tensor.output.name, 0, grown)
         self.advance(tensor.nbytes)
@@ -245,7 +245,7 @@ class _Work:
         dtype = DTYPES[info.dtype].numpy
         assert dtype is not None
         old_rows, old_width = info.shape[-2:]
-        stored = _stored(tensor)
+        stored = tensor.stored
         row_bytes = tensor.output.shape[1] * stored.itemsize
         step = block_rows(old_width)
         targets, moves = RowTargets(rows, old_rows), ColumnMoves(columns)
@@ -304,12 +304,6 @@ class _Work:
         if buffer is None or len(buffer) < nbytes:
             buffer = self.local.buffer = np.empty(nbytes, np.uint8)
         return buffer[:nbytes]
-
-
-def _stored(tensor: TensorPlan) -> np.dtype[Any]:
-    dtype = DTYPES[tensor.output.dtype].numpy
-    assert dtype is not None
-    return dtype
 
 
 def _computes(tensor: TensorPlan) -> bool:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from growkit.surgery.tensor_plans import TensorPlan
 from math import prod
 
-from growkit.checkpoint import DTYPES
 from growkit.surgery.plan import Plan
 from growkit.surgery.tensor_plans import TensorPlan
 
@@ -203,8 +202,8 @@ def computed_blocks(plan: Plan, tensor: TensorPlan) -> Iterator[tuple[int, npt.N
 
     A vector is a matrix of one column.
     """
-    computed, dtype = tensor.computed, DTYPES[tensor.output.dtype].numpy
-    assert computed is not None and dtype is not None
+    computed, dtype = tensor.computed, tensor.stored
+    assert computed is not None
     rows, *rest = tensor.output.shape
     width = prod(rest)
     layer = tensor.layer_source.source if tensor.layer_source else 0

@@ -43,7 +43,7 @@ def normal(
     """Normal numbers of the tensor's own std, keyed by seed, tensor, ``what`` and position."""
     generator = _generator(plan.symmetry.seed, f"{tensor.key}#{what}", position)
     numbers = generator.standard_normal(shape, dtype=np.float32)
-    return (numbers * np.float32(_std(plan, tensor))).astype(_dtype(tensor))
+    return (numbers * np.float32(_std(plan, tensor))).astype(tensor.stored)
 
 
 def _std(plan: Plan, tensor: TensorPlan) -> float:
@@ -132,14 +132,8 @@ def fresh_rows(
 def constant(tensor: TensorPlan) -> Array | None:
     """A tensor of ones, or the closed gain of a norm that adds an offset; None: neither."""
     if tensor.action is Action.CLOSED:
-        return np.full(tensor.output.shape, -tensor.gain_offset).astype(_dtype(tensor))
-    return np.ones(tensor.output.shape, _dtype(tensor)) if tensor.init == "ones" else None
-
-
-def _dtype(tensor: TensorPlan) -> np.dtype[Any]:
-    dtype = DTYPES[tensor.output.dtype].numpy
-    assert dtype is not None
-    return dtype
+        return np.full(tensor.output.shape, -tensor.gain_offset).astype(tensor.stored)
+    return np.ones(tensor.output.shape, tensor.stored) if tensor.init == "ones" else None
 
 
 # -- units drawn anew ------------------------------------------------------------------------------

@@ -13,10 +13,11 @@ from growkit.checkpoint import DTYPES, Checkpoint, TensorInfo, check_unquantised
 from growkit.core.errors import UsageError
 from growkit.families import FAMILIES, Family, family_of
 from growkit.families.config_fields import MAX_TENSORS
-from growkit.surgery.compose import check_converted_links, compose, kept_layers
+from growkit.surgery.compose import check_links, compose, kept_layers
 from growkit.surgery.effect import Effect, Exactness, ModelShape, Operator
 from growkit.surgery.grown_config import grown_config, head_dim_note, sizes_that_load
 from growkit.surgery.plan_builder import PlanBuilder, PlannedTensors
+from growkit.surgery.request import GrowthRequest
 from growkit.surgery.source_checks import tied_head_note
 from growkit.surgery.symmetry import Symmetry
 
@@ -103,6 +104,16 @@ def build_plan(
     return plan_of(builder, symmetry)
 
 
+def plan_growth(checkpoint: Checkpoint, request: GrowthRequest) -> Plan:
+    """The plan of a request; see :func:`build_plan`."""
+    return build_plan(
+        checkpoint,
+        request.operators(),
+        symmetry=request.symmetry_choice(),
+        target=request.format,
+    )
+
+
 def build_conversion_plan(
     checkpoint: Checkpoint, conversion: Operator, *, symmetry: Symmetry | None = None
 ) -> Plan:
@@ -131,7 +142,7 @@ def build_conversion_plan(
         stacks=kept_layers((stack.axis for stack in family.stacks), sizes),
     )
     if effect.exactness is not Exactness.NOT_EXACT:
-        check_converted_links(shape, family, effect)
+        check_links(shape, family, effect)
     builder = PlanBuilder(checkpoint, source_family, family, source_sizes, effect, step.config)
     return plan_of(builder, symmetry or Symmetry())
 

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 from math import prod
+from typing import Any
+
+import numpy as np
 
 from growkit.checkpoint import DTYPES, OutputTensor
 from growkit.surgery.axis_map import NEW
@@ -111,6 +114,13 @@ class TensorPlan:
             return self.action.value
         moved = any(dim is not None for dim in self.dims)
         return (Action.GROWN if moved else Action.RESCALED).value
+
+    @property
+    def stored(self) -> np.dtype[Any]:
+        """The dtype of its entries."""
+        dtype = DTYPES[self.output.dtype].numpy
+        assert dtype is not None
+        return dtype
 
     @property
     def in_new_layer(self) -> bool:

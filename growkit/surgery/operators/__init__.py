@@ -60,15 +60,15 @@ class OperatorRow(Option):
     """A growth.
 
     Attributes:
-        file: module of this folder that makes the operator.
         stage: growths of an earlier stage are applied first; within a stage, as the table has them.
+        file: module of this folder that makes the operator; by default named as the key.
         unit: what the axis counts, in refusals; by default the axis in the plural.
         is_amount: the value is a size (``x2``, ``+4``, ``48``), else a text or a switch.
         options: how it may be done. What several growths ask stands at the first of them.
     """
 
-    file: str
     stage: int
+    file: str = ""
     unit: str = ""
     is_amount: bool = True
     size: bool = True
@@ -76,7 +76,7 @@ class OperatorRow(Option):
 
     @property
     def module(self) -> ModuleType:
-        return import_module(f"{__name__}.{self.file}")
+        return import_module(f"{__name__}.{self.file or self.key}")
 
 
 def _part_of_units(part: float) -> None:
@@ -90,7 +90,6 @@ def _part_of_units(part: float) -> None:
 ROWS = (
     OperatorRow(
         key="signal_heads",
-        file="signal_heads",
         stage=2,
         help="Signal heads; the noise heads stay (group-differentiated growth).",
         axis="signal_head",
@@ -105,7 +104,6 @@ ROWS = (
     ),
     OperatorRow(
         key="noise_heads",
-        file="noise_heads",
         stage=2,
         help="Noise heads; the signal heads stay.",
         axis="noise_head",
@@ -113,21 +111,18 @@ ROWS = (
     ),
     OperatorRow(
         key="uniform_heads",
-        file="uniform_heads",
         stage=1,
         help="Signal and noise heads at the same ratio (count both).",
         axis="signal_head",
     ),
     OperatorRow(
         key="heads",
-        file="heads",
         stage=2,
         help="Query and key/value heads at their ratio (count the query heads).",
         axis="query_head",
     ),
     OperatorRow(
         key="query_heads",
-        file="query_heads",
         stage=2,
         help="Query heads; the key/value heads and the KV cache stay.",
         axis="query_head",
@@ -135,7 +130,6 @@ ROWS = (
     ),
     OperatorRow(
         key="kv_heads",
-        file="kv_heads",
         stage=2,
         help="Key/value heads (pairs, in differential attention); the KV cache grows.",
         axis="kv_head",
@@ -143,7 +137,6 @@ ROWS = (
     ),
     OperatorRow(
         key="head_dim",
-        file="head_dim",
         stage=2,
         help="Channels a head; not under plain rotary position encoding.",
         axis="head_dim",
@@ -189,7 +182,6 @@ ROWS = (
     ),
     OperatorRow(
         key="ffn",
-        file="ffn",
         stage=3,
         help="FFN width (intermediate_size).",
         axis="ffn",
@@ -209,7 +201,6 @@ ROWS = (
     ),
     OperatorRow(
         key="hidden",
-        file="hidden",
         stage=3,
         help="Hidden size: whole multiples by copies, any other by padding.",
         axis="hidden",
@@ -225,7 +216,6 @@ ROWS = (
     ),
     OperatorRow(
         key="experts",
-        file="experts",
         stage=5,
         help="Experts: copies of the FFN with a new router, or copies of experts.",
         axis="expert",

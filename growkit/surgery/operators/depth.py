@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -34,9 +33,7 @@ from growkit.surgery.effect import (
 from growkit.surgery.layer_pattern import follows_rule, pattern_layers, pattern_notes
 from growkit.surgery.operators import OperatorRow
 from growkit.surgery.operators.slices import Slice, layers_of
-
-if TYPE_CHECKING:
-    from growkit.surgery.request import GrowthRequest
+from growkit.surgery.request import GrowthRequest
 
 PLACEMENTS = ("auto", "even", "end", "pattern")
 

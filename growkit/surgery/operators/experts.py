@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -35,10 +35,8 @@ from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import AxisMap
 from growkit.surgery.effect import Effect, Exactness, ModelShape
 from growkit.surgery.operators import OperatorRow
+from growkit.surgery.request import GrowthRequest
 from growkit.surgery.symmetry import Symmetry
-
-if TYPE_CHECKING:
-    from growkit.surgery.request import GrowthRequest
 
 USUAL_PER_TOKEN = 2
 

@@ -8,16 +8,14 @@ whole copies with tiling are exact (mean squares of a whole duplication are unch
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from growkit.core.errors import UsageError
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import AxisMap
 from growkit.surgery.effect import Effect, Exactness, ModelShape
 from growkit.surgery.operators import OperatorRow
-
-if TYPE_CHECKING:
-    from growkit.surgery.request import GrowthRequest
+from growkit.surgery.request import GrowthRequest
 
 
 @dataclass(frozen=True)

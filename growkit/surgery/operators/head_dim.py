@@ -21,16 +21,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import frexp, sqrt
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from growkit.core.errors import UsageError
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import AxisMap
 from growkit.surgery.effect import Effect, Exactness, Fill, ModelShape, NewUnits
 from growkit.surgery.operators import OperatorRow
-
-if TYPE_CHECKING:
-    from growkit.surgery.request import GrowthRequest
+from growkit.surgery.request import GrowthRequest
 
 NEW_CHANNELS = NewUnits(produced=Fill.INIT, consumed=Fill.ZERO, keys=Fill.ZERO)
 

@@ -11,7 +11,7 @@ groups with zero o_proj columns are bit-exact.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -21,9 +21,7 @@ from growkit.surgery.axis_map import NEW, AxisMap
 from growkit.surgery.effect import Effect, Exactness, ModelShape, require_axis
 from growkit.surgery.operators import OperatorRow
 from growkit.surgery.operators.query_heads import reason_of, refuse_uneven, what_is_new
-
-if TYPE_CHECKING:
-    from growkit.surgery.request import GrowthRequest
+from growkit.surgery.request import GrowthRequest
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import frexp, sqrt
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -13,9 +13,7 @@ from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import AxisMap
 from growkit.surgery.effect import Effect, Exactness, Fill, ModelShape, NewUnits
 from growkit.surgery.operators import OperatorRow
-
-if TYPE_CHECKING:
-    from growkit.surgery.request import GrowthRequest
+from growkit.surgery.request import GrowthRequest
 
 ZEROS = NewUnits(produced=Fill.ZERO, consumed=Fill.INIT, normed=Fill.INIT)
 MEANS = NewUnits(produced=Fill.MEAN, consumed=Fill.INIT, normed=Fill.ZERO)

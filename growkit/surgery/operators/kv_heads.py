@@ -16,16 +16,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import gcd
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from growkit.core.errors import UsageError
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import AxisMap
 from growkit.surgery.effect import Effect, Exactness, ModelShape, require_axis, shares_heads
 from growkit.surgery.operators import OperatorRow
-
-if TYPE_CHECKING:
-    from growkit.surgery.request import GrowthRequest
+from growkit.surgery.request import GrowthRequest
 
 
 @dataclass(frozen=True)

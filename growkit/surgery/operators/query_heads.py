@@ -14,16 +14,14 @@ only the same number of copies of every head keeps it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from growkit.core.errors import UsageError
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import AxisMap
 from growkit.surgery.effect import Effect, Exactness, ModelShape, require_axis, shares_heads
 from growkit.surgery.operators import OperatorRow
-
-if TYPE_CHECKING:
-    from growkit.surgery.request import GrowthRequest
+from growkit.surgery.request import GrowthRequest
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from growkit.core.errors import UsageError
 from growkit.surgery.amount import Amount
@@ -26,9 +26,7 @@ from growkit.surgery.effect import (
 )
 from growkit.surgery.layer_pattern import pattern_notes
 from growkit.surgery.operators import OperatorRow
-
-if TYPE_CHECKING:
-    from growkit.surgery.request import GrowthRequest
+from growkit.surgery.request import GrowthRequest
 
 Slice = tuple[int, int]
 OPTION = "--layers-from"

@@ -9,7 +9,7 @@ from typing import Any
 
 from growkit.checkpoint import open_checkpoint
 from growkit.core.errors import UsageError
-from growkit.surgery.plan import build_plan, declare_tensors
+from growkit.surgery.plan import declare_tensors, plan_growth
 from growkit.training.recipe import Recipe
 
 
@@ -27,12 +27,7 @@ def rehearse(recipe: Recipe) -> None:
             with open_checkpoint(folder, require_tensors=False) as checkpoint:
                 try:
                     declare_tensors(checkpoint)
-                    plan = build_plan(
-                        checkpoint,
-                        request.operators(),
-                        symmetry=request.symmetry_choice(),
-                        target=request.format,
-                    )
+                    plan = plan_growth(checkpoint, request)
                 except UsageError as error:
                     raise UsageError(
                         f"stages[{number}] cannot be done. {error.cause}", error.remedy
