@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Nothing here pulls the plug, and waiting for the disk is most of a tiny growth's time. The tests of
+# durability put their own in its place.
+os.fsync = lambda descriptor: None
 
 CACHE = Path(__file__).parents[1] / ".cache"
+
+
+def pytest_collection_finish() -> None:
+    """The trainer collects garbage in every run: torch and thousands of tests are none."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

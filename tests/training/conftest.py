@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from training_runs import write_text
+from training_runs import write_picture, write_text
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +18,6 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here pulls the plug; waiting for the disk is most of a tiny run's time."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+def quick_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing is a third of a tiny run's time; the runs of wider fixtures draw their picture."""
+    monkeypatch.setattr("growkit.training.metrics.plot_losses", write_picture)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import socket
@@ -11,6 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+from training_runs import write_picture
+
+from growkit.training import metrics
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
@@ -35,8 +40,10 @@ def _child(
     environment: Mapping[str, str],
     log: str,
 ) -> None:
+    gc.freeze()  # what the server has imported is no garbage
     os.environ.update(environment)
     os.fsync = lambda descriptor: None
+    metrics.plot_losses = write_picture
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
