@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Nothing here pulls the plug, and waiting for the disk is most of a tiny growth's time. The tests of
+# Nothing here pulls the plug, and waiting for the disk is most of a tiny growth's time. Tests of
 # durability put their own in its place.
 os.fsync = lambda descriptor: None
 

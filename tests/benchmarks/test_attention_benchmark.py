@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from process_runs import run, script
 from torch.utils.flop_counter import FlopCounterMode
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -65,11 +65,8 @@ def test_all_paths_of_own_keys_compute_the_same(monkeypatch):
 
 def test_a_tiny_run_writes_every_variant(tmp_path):
     out = tmp_path / "result.json"
-    command = [sys.executable, str(BENCHMARKS / "attention.py"), "--smoke", "--threads", "1"]
-    result = subprocess.run(
-        [*command, "--out", str(out)], capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
+    command = [str(BENCHMARKS / "attention.py"), "--smoke", "--threads", "1"]
+    run(1, [*command, "--out", str(out)], script)
     report = json.loads(out.read_text())
     rows = {(row["variant"], row["mode"]): row for row in report["rows"]}
     assert {name for name, _ in rows} > set(CONFIGS)

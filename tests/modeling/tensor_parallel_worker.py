@@ -1,4 +1,4 @@
-"""Runs under torchrun: loads a folder over two ranks, compares with a stored one-process run."""
+"""One of two ranks: loads a folder over both, compares with a stored one-process run."""
 
 from __future__ import annotations
 

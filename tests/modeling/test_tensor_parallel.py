@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from gda_cases import gda_config, scatter_weights
+from process_runs import run, script
 from transformers.distributed import DistributedConfig
 from variant_cases import model_of
 
@@ -36,18 +34,7 @@ def test_two_ranks_equal_one_process(tmp_path, case):
     expected = {"tokens": tokens, "logits": out.logits.detach(), "gradients": gradients}
     torch.save(expected, tmp_path / "expected.pt")
 
-    here = Path(__file__).resolve()
-    root = os.pathsep.join([str(here.parents[2]), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc_per_node", "2", str(here.parent / "tensor_parallel_worker.py")]
-    result = subprocess.run(
-        [*command, str(tmp_path)],
-        env=os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
+    run(2, [str(Path(__file__).with_name("tensor_parallel_worker.py")), str(tmp_path)], script)
     found = torch.load(tmp_path / "found.pt")
     assert set(gradients) | {"logits"} == set(found["errors"])
     assert max(found["errors"].values()) < 1e-5

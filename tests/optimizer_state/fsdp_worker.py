@@ -1,4 +1,4 @@
-"""Runs under torchrun: FSDP2 over two gloo processes, saved by accelerate and by plain DCP.
+"""One of two ranks: FSDP2 over two gloo processes, saved by accelerate and by plain DCP.
 
 argv: checkpoint folder, output folder, [grown folder whose state is loaded into sharded parameters]
 """

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,8 @@ import numpy as np
 import pytest
 import tiny_checkpoints as tiny
 import torch
+from process_runs import run as start_processes
+from process_runs import script
 from state_runs import GDA, LLAMA, Run, grow, load, loss_of, run, steps, stored, two_groups
 
 from growkit.core.errors import CheckpointError, UsageError
@@ -127,14 +127,7 @@ def fsdp(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = run(folder / "run", LLAMA, done=2).folder
     grow(source, folder / "grown", hidden="x2")
     worker = Path(__file__).with_name("fsdp_worker.py")
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
-        "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", str(worker),
-        str(source), str(folder), str(folder / "grown"),
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
+    start_processes(2, [str(worker), str(source), str(folder), str(folder / "grown")], script)
     return folder
 
 

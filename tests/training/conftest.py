@@ -9,7 +9,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from training_runs import write_picture, write_text
+from process_runs import write_picture
+from training_runs import write_text
 
 
 @pytest.fixture(scope="session")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from process_runs import run
+from process_runs import script as run_script
 from training_runs import TINY_GDA, make, recipe_values, weights
 
 from growkit.core.errors import UsageError
@@ -82,11 +82,8 @@ def test_attention_that_is_not_there_is_refused(name: str, text_file: Path, tmp_
 def test_throughput_benchmark_runs_small(tmp_path: Path) -> None:
     script = Path(__file__).parents[2] / "benchmarks" / "training_throughput.py"
     figures = tmp_path / "figures.json"
-    command = [sys.executable, str(script), "--smoke", "--peak-flops", "1e12"]
-    done = subprocess.run(
-        [*command, "--json", str(figures)], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
+    command = [str(script), "--smoke", "--peak-flops", "1e12", "--json", str(figures)]
+    done = run(1, command, run_script)
     llama, gda = json.loads(figures.read_text())
     assert (llama["kind"], gda["kind"]) == ("llama", "gda")
     for row in (llama, gda):
@@ -96,4 +93,4 @@ def test_throughput_benchmark_runs_small(tmp_path: Path) -> None:
         assert row["mfu"] == pytest.approx(
             row["flops_per_token"] * row["tokens_per_second"] / 1e12, abs=1e-4
         )
-    assert "| tiny | gda |" in done.stdout
+    assert "| tiny | gda |" in done.output()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import yaml
+from process_runs import start
 from training_runs import make, recipe_values
 
 from growkit.core.errors import UsageError
@@ -96,6 +97,15 @@ def test_step_is_shared(
     assert expected[0] * expected[1] * processes == batch * accumulation
 
 
+def accelerate_launch(arguments: Sequence[str]) -> int:
+    """``accelerate launch``."""
+    from accelerate.commands.launch import main
+
+    sys.argv = ["accelerate-launch", *arguments]
+    main()
+    return 0
+
+
 @pytest.mark.parametrize("arguments", [["--cpu", "--num_processes", "2", "--num_machines", "1"]])
 def test_accelerate_launch_that_starts_one_process_is_refused(
     arguments: list[str], text_file: Path, tmp_path: Path
@@ -103,12 +113,12 @@ def test_accelerate_launch_that_starts_one_process_is_refused(
     """The real launcher: asked for two, it starts one, and says nothing."""
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe_values(text_file)))
-    command = [sys.executable, "-m", "accelerate.commands.launch", *arguments,
-               "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "growkit",
+    command = [*arguments, "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "growkit",
                "train", str(path), "--out", str(tmp_path / "run")]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode != 0
-    assert "asked for several processes and started one" in done.stderr
-    assert f"torchrun --nproc-per-node 2 -m growkit train {path}" in done.stderr
-    assert "exit status 2" in done.stderr  # of growkit itself, quoted by the launcher
+    launcher = start(1, command, accelerate_launch)
+    assert launcher.wait() != [0]
+    said = launcher.output()
+    assert "asked for several processes and started one" in said
+    assert f"torchrun --nproc-per-node 2 -m growkit train {path}" in said
+    assert "exit status 2" in said  # of growkit itself, quoted by the launcher
     assert not (tmp_path / "run").exists()
