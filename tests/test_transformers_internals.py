@@ -11,9 +11,11 @@ import pytest
 import transformers
 from transformers import Trainer
 
+import growkit
 from growkit.model_code import transformers_internals as internals
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = Path(growkit.__file__).parent
 
 
 def minor(version: str) -> tuple[int, ...]:
@@ -59,14 +61,14 @@ def test_models_find_what_they_build_on(module: str) -> None:
 
 def test_nothing_private_is_used_that_is_not_listed() -> None:
     """Overridden private methods of Trainer, and names that the models import."""
-    training = "".join(p.read_text("utf-8") for p in (ROOT / "growkit/training").glob("*.py"))
+    training = "".join(p.read_text("utf-8") for p in (PACKAGE / "training").glob("*.py"))
     listed = {*internals.TRAINER_METHODS, *internals.NEWER_TRAINER_METHODS}
     private = {name for name in vars(Trainer) if name.startswith("_") and not name.endswith("__")}
     used = set(re.findall(r"def (_\w+)\(", training)) & private
     assert used - listed == set()
     listed_names = {name for names in internals.MODEL_NAMES.values() for name in names}
     for room in ("attention", "modeling"):
-        for path in (ROOT / "growkit" / room).glob("[!_]*.py"):
+        for path in (PACKAGE / room).glob("[!_]*.py"):
             text = path.read_text("utf-8")
             imports = re.findall(r"^from transformers\.\S+ import (\([^)]*\)|.*)$", text, re.M)
             names = {name for found in imports for name in re.findall(r"\w+", found)}

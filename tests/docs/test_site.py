@@ -135,3 +135,14 @@ def test_contributing_names_the_rooms_of_the_contract() -> None:
     rooms = [layer.removeprefix("growkit.") for layer in reversed(contracts[0]["layers"])]
     text = " ".join((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split())
     assert f"`{' -> '.join(rooms)}`" in text
+
+
+def test_commands_of_the_tests_are_those_that_ci_runs() -> None:
+    """README.md's word for word; CONTRIBUTING.md's in an activated environment."""
+    run = (ROOT / ".ci/run").read_text(encoding="utf-8").splitlines()
+    active = [line.replace(".venv/bin/", "").replace("--quiet ", "") for line in run]
+    for page, lines in (("README.md", run), ("CONTRIBUTING.md", [*active, ". activate"])):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        first = re.findall(r"```bash\n([^`]*pytest -n[^`]*)```", text)[0]
+        for command in first.strip().replace("\n", " && ").split(" && "):
+            assert command.replace(". .venv/bin/", ". ") in lines, command
