@@ -19,6 +19,7 @@ from growkit.verification.amplification import (
 from growkit.verification.folder import Folder
 from growkit.verification.layerwise import load_layerwise
 from growkit.verification.tolerance import root_mean_square, tolerance
+from growkit.verification.vocabulary_view import VocabularyView
 
 
 @dataclass
@@ -31,6 +32,8 @@ class Pair:
         rounded: the plan rounded weights on writing.
         given: the tolerance that the user gave, in logits.
         sample: the windows on which amplification is measured.
+        view: the tokens that both have, where their vocabularies differ; models are loaded so that
+            they know these alone.
     """
 
     a: Folder
@@ -44,12 +47,16 @@ class Pair:
     notes: list[str] = field(default_factory=list)
     model_a: Any = None
     model_b: Any = None
+    view: VocabularyView | None = None
     _factors: dict[str, float] = field(default_factory=dict)
 
     def load(self, folder: Folder, dtype: torch.dtype) -> Any:
         """A folder's model."""
         load = load_layerwise if self.layerwise else loading.load_model
-        return load(folder, dtype, trust_remote_code=self.trust_remote_code)
+        model = load(folder, dtype, trust_remote_code=self.trust_remote_code)
+        if self.view is not None:
+            self.view.attach(model, "a" if folder is self.a else "b")
+        return model
 
     def load_both(self) -> None:
         """Fill in the models."""
@@ -135,15 +142,20 @@ class Pair:
         return logits
 
 
-def common_vocabulary(model_a: Any, model_b: Any) -> int:
-    """Number of tokens of both models.
+def common_vocabulary(pair: Pair) -> int:
+    """Number of tokens of both models, which are loaded.
+
+    Where the growth that B records changed the vocabulary, the pair gets a view of the common ones,
+    which the loaded models are still to be attached to.
 
     Raises:
-        UsageError: they differ.
+        UsageError: they differ, and B records no such growth.
     """
-    size_a, size_b = (
-        int(model.config.get_text_config(decoder=True).vocab_size) for model in (model_a, model_b)
-    )
+    configs = [model.config.get_text_config(decoder=True) for model in (pair.model_a, pair.model_b)]
+    size_a, size_b = (int(config.vocab_size) for config in configs)
+    if "vocab" in pair.b.manifest.get("plan", {}).get("axes", {}):
+        pair.view = VocabularyView.between(pair.a, pair.b, size_a, size_b, pair.model_a.config)
+        return len(pair.view.ids_a)
     if size_a != size_b:
         raise UsageError(
             f"The vocabularies differ: {size_a} and {size_b} tokens.",

@@ -137,6 +137,40 @@ class HalfPrecision:
 
 
 @dataclass(frozen=True)
+class VocabularyFigures:
+    """Vocabularies that differ: ``common`` tokens are compared.
+
+    ``new_token_share`` is the mean probability that B gives to rows that A does not have, and
+    ``kl_of_old_tokens`` what that costs the others, in nats per token. ``bits_per_byte_a`` and
+    ``_b`` are of one text, each in its own tokens: perplexities of two tokenizers cannot be
+    compared.
+    """
+
+    rows_a: int
+    rows_b: int
+    common: int
+    new: int
+    dropped: int
+    new_token_share: float
+    largest_new_token_share: float
+    kl_of_old_tokens: float
+    bits_per_byte_a: float | None = None
+    bits_per_byte_b: float | None = None
+
+    @property
+    def summary(self) -> str:
+        """A part of the report's one line."""
+        parts = [
+            f"{self.common:,} common tokens of {self.rows_a:,} and {self.rows_b:,}",
+            f"{self.new_token_share:.2%} of the probability on new ones",
+        ]
+        if self.bits_per_byte_a is not None and self.bits_per_byte_b is not None:
+            both = f"{self.bits_per_byte_a:.3f} -> {self.bits_per_byte_b:.3f}"
+            parts.append(f"{both} bits per byte, each in its own tokens")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
 class VerificationReport:
     """Figures of one comparison. Differences are absolute, in logits; KL is in nats per token.
 
@@ -185,6 +219,7 @@ class VerificationReport:
     config: ConfigFields
     cached: tuple[CachedSteps, ...]
     amplification: float
+    vocabulary: VocabularyFigures | None = None
 
     @property
     def status(self) -> str:
@@ -199,6 +234,8 @@ class VerificationReport:
         figures["notes"] = list(self.notes)
         figures["cached"] = [{**asdict(steps), "within": steps.within} for steps in self.cached]
         figures["compared"] = self.compared
+        if self.vocabulary is None:
+            del figures["vocabulary"]
         figures["perplexity_difference"] = self.perplexity_b - self.perplexity_a
         return {"schema": SCHEMA, "status": self.status, **figures}
 
@@ -228,6 +265,8 @@ class VerificationReport:
             parts.append(f"{kinds} cache behind {prefill:,} tokens")
         else:
             parts.append("no cache")
+        if self.vocabulary is not None:
+            parts.append(self.vocabulary.summary)
         return "; ".join(parts)
 
     def raise_if_failed(self) -> None:

@@ -113,18 +113,21 @@ def verify_checkpoints(
 
     progress.describe("load")
     pair.load_both()
-    vocab_size = common_vocabulary(pair.model_a, pair.model_b)
     tokenizers = [
         loading.load_tokenizer(folder, trust_remote_code=trust_remote_code)
         for folder in (folder_a, folder_b)
     ]
+    vocab_size = common_vocabulary(pair)
+    if pair.view is not None:
+        pair.view.start((pair.model_a, pair.model_b), tokenizers, text, tokens, window)
     windows, source = comparison_windows(
         text,
-        tokenizers,
+        tokenizers if pair.view is None else tokenizers[:1],
         tokens=tokens,
         window=ordinary_window(pair, window),
         vocab_size=vocab_size,
         notes=notes,
+        only=(lambda encode: encode) if pair.view is None else pair.view.encoder,
     )
     pair.sample = windows.split(len(windows) if by_layer else batch_size)
     progress.advance(20)
@@ -219,4 +222,5 @@ def verify_checkpoints(
         config=config,
         cached=cached,
         amplification=amplification,
+        vocabulary=None if pair.view is None else pair.view.figures(),
     )

@@ -112,8 +112,10 @@ def comparison_windows(
     window: int,
     vocab_size: int,
     notes: list[str],
+    only: Callable[[Encode], Encode] = lambda encode: encode,
 ) -> tuple[torch.Tensor, Source]:
-    """Token ids ``[windows, length]`` and what made them.
+    """Token ids ``[windows, length]`` and what made them; ``only`` restricts an encoding to the
+    tokens that both folders have.
 
     The first tokenizer that there is makes them; a second one that disagrees, or is missing, is
     noted. Without any the text's bytes are the ids.
@@ -126,9 +128,9 @@ def comparison_windows(
     found = [tokenizer for tokenizer in tokenizers if tokenizer is not None]
     if not found:
         notes.append("no tokenizer: the text's bytes modulo the vocabulary size are the token ids")
-        encode = encoder(None, vocab_size)
+        encode = only(encoder(None, vocab_size))
         return token_windows(text, encode, **sizes), Source(text, encode, "bytes")
-    encodings = [encoder(tokenizer, vocab_size) for tokenizer in found]
+    encodings = [only(encoder(tokenizer, vocab_size)) for tokenizer in found]
     made = [token_windows(text, encode, **sizes) for encode in encodings]
     if len(made) < len(tokenizers):
         notes.append("only one of the folders has a tokenizer that loads")

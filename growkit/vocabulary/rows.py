@@ -31,6 +31,7 @@ class VocabularyRows:
         parts: new row -> the old rows whose mean it is; new rows that are missing here have no
             spelling and take the mean of all.
         tokens: tokens of the new tokenizer; rows above belong to none.
+        old_tokens: of the old one.
         dropped: old tokens that the new tokenizer does not have.
     """
 
@@ -38,6 +39,7 @@ class VocabularyRows:
     old_size: int
     parts: Mapping[int, tuple[int, ...]]
     tokens: int
+    old_tokens: int
     dropped: tuple[str, ...] = ()
 
     @property
@@ -79,7 +81,7 @@ def rows_of_size(old_size: int, new_size: int) -> VocabularyRows:
         )
     source = np.full(new_size, NEW, dtype=np.int64)
     source[:old_size] = np.arange(old_size)
-    return VocabularyRows(source, old_size, {}, old_size)
+    return VocabularyRows(source, old_size, {}, old_size, old_size)
 
 
 def rows_of_tokenizer(
@@ -125,7 +127,7 @@ def rows_of_tokenizer(
     _pad(source, old, new, old_size)
     kept = set(source.tolist())
     dropped = tuple(token for token, index in old.ids.items() if index not in kept)
-    return VocabularyRows(source, old_size, parts, new.size, dropped)
+    return VocabularyRows(source, old_size, parts, new.size, old.size, dropped)
 
 
 def _pad(source: IntArray, old: Tokens, new: Tokens, old_size: int) -> None:
