@@ -37,6 +37,7 @@ from growkit.surgery.lambdas import check_lambdas, layer_lambdas
 from growkit.surgery.plan import Plan, plan_growth
 from growkit.surgery.request import GrowthRequest
 from growkit.surgery.source_checks import check_tied_head
+from growkit.vocabulary.tokenizer_files import TOKENIZER_FILES
 
 if TYPE_CHECKING:
     from growkit.optimizer_state.write import GrownState
@@ -108,7 +109,7 @@ def grow_checkpoint(
         manifest = publish_plan(
             plan,
             out,
-            request.to_dict(),
+            _recorded(request),
             overwrite=overwrite,
             verify=verify,
             text=text,
@@ -150,11 +151,14 @@ def publish_plan(
         with open_progress("hash", plan.checkpoint.total_size, "B") as bar:
             content = content_hash(plan.checkpoint, bar)
     manifest = build_manifest(plan, request, content)
-    names = side_file_names(plan.checkpoint.path, model_code=_brings_model_code(plan))
+    names = side_file_names(
+        plan.checkpoint.path, model_code=_brings_model_code(plan), leave_out=_replaced(plan)
+    )
+    side_files = {**plan.growth.files, **(side_files or {})}
     manifest["copied_files"] = names
     state_files = Unchanged()
     needed = plan.total_bytes + _side_file_bytes(plan, manifest)
-    needed += sum(map(len, (side_files or {}).values()))
+    needed += sum(map(len, side_files.values()))
     if optimizer is not None:
         manifest["optimizer_state"] = optimizer.describe() | {"summary": optimizer.summary()}
         needed += optimizer.total_bytes
@@ -182,7 +186,7 @@ def publish_plan(
         if optimizer is not None:
             _write_optimizer(optimizer, folder, threads, open_progress)
         _write_side_files(plan, folder, manifest, out.name)
-        for file, data in (side_files or {}).items():
+        for file, data in side_files.items():
             write_file(folder / file, data)
         if verify:
             with open_progress("verify", 100, "%") as bar:
@@ -274,6 +278,19 @@ def _brings_model_code(plan: Plan) -> bool:
     return bool(before == after and after not in MODEL_TYPES)
 
 
+def _recorded(request: GrowthRequest) -> dict[str, Any]:
+    """The request without local paths: a tokenizer lies in what is written, so its name will do."""
+    values = request.to_dict()
+    paths = {key: Path(values[key]).name for key in ("tokenizer", "add_tokens") if key in values}
+    return values | paths
+
+
+def _replaced(plan: Plan) -> set[str]:
+    """Files that the grown folder has of its own; a new tokenizer replaces the whole old one."""
+    files = set(plan.growth.files)
+    return files | set(TOKENIZER_FILES) if "tokenizer.json" in files else files
+
+
 def _side_file_bytes(plan: Plan, manifest: dict[str, Any]) -> int:
     """About what the files beside the tensors take."""
     source = plan.checkpoint.path
@@ -285,7 +302,12 @@ def _side_file_bytes(plan: Plan, manifest: dict[str, Any]) -> int:
 def _write_side_files(plan: Plan, folder: Path, manifest: dict[str, Any], name: str) -> None:
     config = dict(plan.config)
     before, after = plan.checkpoint.config.get("model_type"), config["model_type"]
-    copy_side_files(plan.checkpoint.path, folder, model_code=_brings_model_code(plan))
+    copy_side_files(
+        plan.checkpoint.path,
+        folder,
+        model_code=_brings_model_code(plan),
+        leave_out=_replaced(plan),
+    )
     if after in MODEL_TYPES:
         config["auto_map"] = export_code(folder, after)
     elif before != after:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import BinaryIO
@@ -61,7 +61,13 @@ _LARGE_JSON = ("tokenizer*", "vocab.*")
 _MAX_JSON_BYTES = 16_000_000
 
 
-def copy_side_files(source: Path, target: Path, *, model_code: bool = True) -> list[str]:
+def copy_side_files(
+    source: Path,
+    target: Path,
+    *,
+    model_code: bool = True,
+    leave_out: Collection[str] = (),
+) -> list[str]:
     """Copy generation config, tokenizer, chat templates, licence and ``auto_map`` code.
 
     Never copied: weights, index, optimizer and trainer state, config.json, growkit.json, README.
@@ -71,6 +77,7 @@ def copy_side_files(source: Path, target: Path, *, model_code: bool = True) -> l
         target: an existing folder.
         model_code: the code that config.json names is that of the written model too; else only
             what the tokenizer needs goes along.
+        leave_out: names that are written otherwise.
 
     Returns:
         The copied names relative to the folder, sorted.
@@ -78,7 +85,7 @@ def copy_side_files(source: Path, target: Path, *, model_code: bool = True) -> l
     Raises:
         CheckpointError: a file that should be copied is a broken link or leads out of the folder.
     """
-    names = side_file_names(source, model_code=model_code)
+    names = side_file_names(source, model_code=model_code, leave_out=leave_out)
     if any("/" in name for name in names):
         (target / EXTRA_TEMPLATES).mkdir(exist_ok=True)
     for name in names:
@@ -94,10 +101,13 @@ def _blocks(file: BinaryIO, path: Path) -> Iterator[bytes]:
             yield block
 
 
-def side_file_names(source: Path, *, model_code: bool = True) -> list[str]:
+def side_file_names(
+    source: Path, *, model_code: bool = True, leave_out: Collection[str] = ()
+) -> list[str]:
     """The names that :func:`copy_side_files` copies, sorted."""
     code = _code_files(source, model_code)
     names = [path.name for path in source.iterdir() if _wanted(path, code)]
+    names = [name for name in names if name not in leave_out]
     templates = source / EXTRA_TEMPLATES
     if templates.is_dir():
         names += [f"{EXTRA_TEMPLATES}/{path.name}" for path in templates.glob("*.jinja")]

@@ -11,28 +11,14 @@ from typing import Any
 from growkit.checkpoint.links import check_links
 from growkit.core.errors import UsageError
 from growkit.core.files import read_bytes
+from growkit.vocabulary.tokenizer_files import MAX_TOKENIZER_BYTES, TOKENIZER_FILES
 
 END_OF_TEXT = "<|endoftext|>"
-# What makes up a tokenizer in a Hugging Face folder; copied as bytes, never re-saved.
-MAX_TOKENIZER_BYTES = 500_000_000
-FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "chat_template.jinja",
-    "chat_template.json",
-)
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
     """The tokenizer's files in a folder."""
-    return [folder / name for name in FILES if (folder / name).is_file()]
+    return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

@@ -23,12 +23,12 @@ from typing import Any
 
 from growkit.core.errors import UsageError
 from growkit.core.json_files import read_json_object
-from growkit.data.tokenizer import MAX_TOKENIZER_BYTES, tokenizer_files
+from growkit.data.tokenizer import tokenizer_files
+from growkit.vocabulary.tokenizer_files import MAX_TOKENIZER_BYTES, OTHER_FORMS
 from growkit.vocabulary.tokens import METASPACE, SPACE, Tokens, is_byte, read_tokens
 
 _LETTER = 0x10000  # above the surrogates: one letter for each of a million ids
 _HELD_OUT = 20  # every twentieth document measures the compression
-_STALE = ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model")
 _CACHED_WORDS = 1_000_000
 _COVERED = 0.9995  # of the occurrences of missing characters, as SentencePiece's coverage
 
@@ -265,7 +265,7 @@ def _extended(
 def _write(base: Path, out: Path, content: dict[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for path in tokenizer_files(base) if base.is_dir() else []:
-        if path.name not in _STALE and path.name != "tokenizer.json":
+        if path.name not in OTHER_FORMS and path.name != "tokenizer.json":
             shutil.copyfile(path, out / path.name)
     text = json.dumps(content, ensure_ascii=False, indent=1)
     (out / "tokenizer.json").write_text(text, encoding="utf-8")

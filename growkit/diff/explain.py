@@ -21,17 +21,17 @@ from growkit.surgery.dim_map import DimMap, ranges_of
 from growkit.surgery.effect import Fill
 from growkit.surgery.expand import RowTargets, computed_blocks, part_of, rescale, row_scale
 from growkit.surgery.lambdas import change_lambda
-from growkit.surgery.new_weights import NewRows, Redrawn, block_rows
+from growkit.surgery.new_weights import NewRows, Redrawn, block_rows, token_blocks
 from growkit.surgery.plan import Plan
 from growkit.surgery.tensor_plans import Action, TensorPlan
 
 Ranges = list[tuple[int, int]]
-NEW_LABELS = {Fill.ZERO: "zero", Fill.MEAN: "mean", Fill.INIT: "new"}
+NEW_LABELS = {Fill.ZERO: "zero", Fill.MEAN: "mean", Fill.INIT: "new", Fill.TOKEN: "tokens"}
 
 
 def dim_parts(dim: DimMap) -> dict[str, Ranges]:
     """Element ranges [start, end) of a dimension: ``old``, ``copies`` and what is new: ``zero``,
-    ``mean`` (of the old entries) and ``new`` (random, or one in a gain)."""
+    ``mean`` (of the old entries), ``tokens`` (new ones) and ``new`` (random, or one in a gain)."""
     kinds = {
         "old": np.repeat((dim.source != NEW) & (dim.rank == 0), dim.block),
         "copies": np.repeat((dim.source != NEW) & (dim.rank > 0), dim.block),
@@ -272,6 +272,9 @@ class _Walk:
 
     def _look_at_new_rows(self, step: int) -> None:
         for start, count, fill in self.new_rows.runs:
+            if fill == Fill.TOKEN:
+                self._are_tokens(start, count)
+                continue
             for first in range(start, start + count, step):
                 height = min(step, start + count - first)
                 if fill == Fill.ZERO:
@@ -279,6 +282,12 @@ class _Walk:
                 elif fill == Fill.MEAN:
                     found = self._found(first, height)
                     self._is_mean(found, self.new_rows.mean(np.dtype(np.float64)))
+
+    def _are_tokens(self, start: int, count: int) -> None:
+        """Rows of new tokens, made again."""
+        for offset, block in token_blocks(self.plan, self.tensor, start, count):
+            first = offset // (block.shape[1] * block.itemsize)
+            self.result.look(self._found(first, len(block)), block)
 
     def _is_zero(self, found: Array) -> None:
         self.result.look(found, np.zeros_like(found), by_value=True)

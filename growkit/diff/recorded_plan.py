@@ -27,6 +27,10 @@ def plan_again(source: Checkpoint, request: dict[str, Any], written: Path) -> Pl
         return build_conversion_plan(
             source, asked.conversion(alignment), symmetry=asked.symmetry_choice()
         )
+    if "tokenizer" in request or "add_tokens" in request:
+        # The tokenizer that it grew into lies in what was written.
+        request = {**request, "tokenizer": str(written)}
+        request.pop("add_tokens", None)
     grow = GrowthRequest.from_mapping(request)
     plan = _plan(source, grow)
     recorded = (read_manifest(written) or {}).get("plan", {})

@@ -34,7 +34,7 @@ from growkit.families.layout import (
 
 LAYER = "model.layers.{layer}."
 ATTENTION = LAYER + "self_attn."
-vocab = produces(fixed(lambda sizes: sizes["vocab"]))
+vocab = produces(plain("vocab"))
 hidden_out = produces(plain("hidden"))
 hidden_in = consumes(plain("hidden"))
 hidden_normed = normalises(plain("hidden"))

@@ -67,7 +67,7 @@ class AxisMap:
         if later.old_size != self.new_size:
             raise ValueError("axis maps do not fit together")
         source = np.where(later.source == NEW, NEW, self.source[later.source])
-        return AxisMap(source, self.old_size)
+        return AxisMap(source, self.old_size, self.partial or later.partial)
 
     @staticmethod
     def identity(size: int) -> AxisMap:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,6 +27,7 @@ class Fill(IntEnum):
     ZERO = 0
     MEAN = 1  # of the old entries, along the dimension that grows
     INIT = 2  # as a model from scratch: random in a projection, one in a gain
+    TOKEN = 3  # rows of new tokens, made of the rows of old ones
 
 
 @dataclass(frozen=True)
@@ -86,12 +88,28 @@ LayerMap = tuple[LayerSource, ...]
 
 
 @dataclass(frozen=True)
+class NewTokens:
+    """How the rows of new tokens start (:mod:`growkit.surgery.token_rows`).
+
+    Attributes:
+        method: one of :data:`growkit.vocabulary.rows.METHODS`.
+        parts: new row -> the old rows whose mean it is.
+        old_tokens: rows of the old table that belong to tokens.
+    """
+
+    method: str
+    parts: Mapping[int, tuple[int, ...]]
+    old_tokens: int
+
+
+@dataclass(frozen=True)
 class ModelShape:
-    """A model during planning: sizes after the operators so far."""
+    """A model during planning: sizes after the operators so far; ``folder`` is the source's."""
 
     family: Family
     sizes: Mapping[str, int]
     config: Mapping[str, Any]
+    folder: Path | None = None
 
     def has(self, role: str) -> bool:
         """A checkpoint of these sizes has the tensor with this role."""
@@ -174,6 +192,8 @@ class Effect:
         norm_factor: factor on the gain of every norm over the residual stream.
         stream_factor: factor on everything that writes the residual stream.
         key_factor: factor on whatever makes attention keys.
+        new_tokens: how the rows of new tokens start, when the vocabulary grows.
+        files: further files of the grown folder (name -> content), in place of the source's.
         aliases: written axes that are another axis of the source.
         by_role: role -> (aliases, axes) that hold for it instead.
         starts: role -> how a tensor that the source has not starts (``zeros``, ``ones``,
@@ -207,6 +227,8 @@ class Effect:
     norm_factor: float = 1.0
     stream_factor: float = 1.0
     key_factor: float = 1.0
+    new_tokens: NewTokens | None = None
+    files: Mapping[str, bytes] = field(default_factory=dict)
     aliases: Mapping[str, Alias] = field(default_factory=dict)
     by_role: Mapping[str, UnitMaps] = field(default_factory=dict)
     starts: Mapping[str, str] = field(default_factory=dict)

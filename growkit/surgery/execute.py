@@ -39,6 +39,8 @@ from growkit.surgery.new_weights import (
     constant,
     fresh_rows,
     normal,
+    token_blocks,
+    token_rows,
 )
 from growkit.surgery.plan import Plan
 from growkit.surgery.source_checks import FiniteCheck
@@ -185,7 +187,10 @@ class _Work:
             if fill == Fill.INIT:
                 self._initialise_rows(tensor, first, count)
                 continue
-            if fill == Fill.MEAN:
+            if fill == Fill.TOKEN:
+                for offset, block in token_blocks(self.plan, tensor, first, count):
+                    self._put(tensor, offset, block)
+            elif fill == Fill.MEAN:
                 mean = rows.mean(tensor.stored)
                 for row in range(first, first + count):
                     self._put(tensor, row * row_bytes, mean)
@@ -222,6 +227,8 @@ class _Work:
         if entries is not None and (new := entries.new(Fill.INIT)).any() and tensor.init != "zeros":
             fill = normal(self.plan, tensor, 0, grown.shape) if tensor.init == "normal" else 1
             grown = np.where(new, fill, grown).astype(grown.dtype)
+        if entries is not None and (new := entries.new(Fill.TOKEN)).any():
+            grown[:, new] = token_rows(self.plan, tensor).of(np.flatnonzero(new)).T
         scale = entries.element_scale if entries is not None else None
         grown = rescale(grown, tensor.factor, tensor.gain_offset, tensor.stored, columns=scale)
         NewColumns(self.plan, tensor).average(grown)

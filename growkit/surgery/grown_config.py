@@ -43,6 +43,8 @@ def grown_config(
     if "head_dim" in after and (heads_grow or "hidden" in growth.axes):
         # From here on hidden_size / num_attention_heads is no longer the head_dim.
         grown["head_dim"] = growth.sizes["head_dim"]
+    if "vocab" in growth.axes:
+        grown["vocab_size"] = growth.sizes["vocab"]
     grown.update(growth.fields)
     if growth.layers_moved:
         sources = [layer.source for layer in growth.layers]

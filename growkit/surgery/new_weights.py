@@ -22,9 +22,11 @@ from growkit.families.differential import LAMBDA_ROLES, LAMBDA_STD
 from growkit.surgery.axis_map import NEW
 from growkit.surgery.dim_map import DimMap, ranges_of
 from growkit.surgery.effect import Fill
+from growkit.surgery.expand import ColumnMoves, rescale
 from growkit.surgery.plan import Plan
 from growkit.surgery.symmetry import random_bits
 from growkit.surgery.tensor_plans import Action, TensorPlan
+from growkit.surgery.token_rows import TokenRows
 
 Array = npt.NDArray[Any]
 
@@ -127,6 +129,36 @@ def fresh_rows(
         block = normal(plan, tensor, row, (min(step, first + count - row), width))
         columns.cut(block)
         yield row * width * block.itemsize, block
+
+
+def token_rows(plan: Plan, tensor: TensorPlan) -> TokenRows:
+    """What the rows of new tokens in a table are made of."""
+    assert tensor.source is not None and plan.growth.new_tokens is not None
+    return TokenRows(plan.checkpoint, tensor.source, plan.growth.new_tokens, plan.symmetry.seed)
+
+
+def token_blocks(
+    plan: Plan, tensor: TensorPlan, first: int, count: int
+) -> Iterator[tuple[int, Array]]:
+    """(byte offset in the tensor, block of rows) of the rows of new tokens.
+
+    They are made in the width of the source and grow as the old rows do.
+    """
+    made, moves = token_rows(plan, tensor), ColumnMoves(tensor.dims[-1])
+    new_columns, stored = NewColumns(plan, tensor), _dtype(tensor)
+    columns = tensor.dims[-1]
+    scale = columns.element_scale if columns is not None else None
+    row_bytes = tensor.output.shape[1] * stored.itemsize
+    step = block_rows(made.width)
+    for row in range(first, first + count, step):
+        height = min(step, first + count - row)
+        old = made.of(np.arange(row, row + height)).astype(made.dtype)
+        # Behind the positions of the old blocks, so that no two share random numbers.
+        position = (1 << 32) + row
+        block = moves.apply(old, plan.symmetry, tensor.key, position)
+        block = rescale(block, tensor.factor, tensor.gain_offset, stored, None, scale)
+        new_columns.fill(block, position)
+        yield row * row_bytes, block
 
 
 def constant(tensor: TensorPlan) -> Array | None:

@@ -88,7 +88,7 @@ def build_plan(
     """
     symmetry = symmetry or Symmetry()
     source_family, source_sizes = read_source(checkpoint)
-    shape = ModelShape(source_family, source_sizes, checkpoint.config)
+    shape = ModelShape(source_family, source_sizes, checkpoint.config, checkpoint.path)
     growth = compose(operators, shape)
     if symmetry.mode == "even":
         # The mean of equal copies is the expert: nothing to divide.

@@ -35,6 +35,11 @@ class GrowthRequest:
             encoder's.
         layers_from: in place of ``layers``: half-open slices of the source's layers, ``0-24,8-32``.
         decoder_layers: depth of an encoder-decoder's decoder, likewise.
+        tokenizer: folder of another tokenizer, whose vocabulary the model gets.
+        add_tokens: file of tokens to add to it, or to the model's own.
+        vocab: rows of the vocabulary, beyond the tokenizer's.
+        vocab_init: rows of new tokens: ``subwords``, ``mean``, ``noise-mean`` or ``zero``.
+        pad_vocab_to: the rows are rounded up to a whole multiple of it.
         untie_embeddings: write an output projection of its own.
         depth_method: ``identity`` (exact), ``stack``, ``interpolate`` or ``solar``.
         hidden_method: ``tile`` (whole multiples), ``pad`` (any size) or ``auto`` (tile if it fits).
@@ -64,6 +69,11 @@ class GrowthRequest:
     experts: Size = None
     experts_per_token: int | None = None
     expert_reinit: float = 0.0
+    tokenizer: str | None = None
+    add_tokens: str | None = None
+    vocab: Size = None
+    vocab_init: str = "subwords"
+    pad_vocab_to: int | None = None
     untie_embeddings: bool = False
     depth_method: str = "identity"
     hidden_method: str = "auto"
@@ -120,7 +130,8 @@ class GrowthRequest:
             if asked is None or asked is False or asked == "":
                 continue
             value = Amount.parse(asked, row.flag) if row.is_amount else asked
-            result.append(row.module.make(row, value, self))
+            if (operator := row.module.make(row, value, self)) is not None:
+                result.append(operator)
         if not result:
             flags = ", ".join(row.flag for row in OPERATORS.values())
             raise UsageError(

@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from growkit.checkpoint import DTYPES, Checkpoint
 from growkit.families.layout import IntArray
+from growkit.surgery.effect import NewTokens
 from growkit.surgery.symmetry import random_bits
-from growkit.vocabulary.rows import VocabularyRows
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
@@ -35,37 +35,33 @@ class TokenRows:
     Args:
         checkpoint: the source.
         name: of the table, [vocab, width] or [vocab].
-        rows: where the rows of the grown vocabulary come from.
-        method: one of :data:`growkit.vocabulary.rows.METHODS`.
+        tokens: how they start.
         seed: of the noise.
     """
 
-    def __init__(
-        self, checkpoint: Checkpoint, name: str, rows: VocabularyRows, method: str, seed: int
-    ) -> None:
-        self.checkpoint, self.name, self.rows = checkpoint, name, rows
-        self.method, self.seed = method, seed
+    def __init__(self, checkpoint: Checkpoint, name: str, tokens: NewTokens, seed: int) -> None:
+        self.checkpoint, self.name, self.tokens, self.seed = checkpoint, name, tokens, seed
         info = checkpoint.tensors[name]
         kind = DTYPES[info.dtype].numpy
         assert kind is not None
         self.dtype, self.width = kind, int(np.prod(info.shape[1:]))
         self._lock = threading.Lock()
 
-    def of(self, tokens: IntArray) -> Floats:
-        """The rows of new tokens, before any other axis grows; float64 [tokens, width]."""
-        if self.method == "zero":
-            return np.zeros((len(tokens), self.width))
+    def of(self, rows: IntArray) -> Floats:
+        """The rows of new tokens, before any other axis grows; float64 [rows, width]."""
+        if self.tokens.method == "zero":
+            return np.zeros((len(rows), self.width))
         with self._lock:
             mean = self._mean
-        result = np.tile(mean, (len(tokens), 1))
-        if self.method == "subwords":
-            for place, token in enumerate(tokens.tolist()):
-                if parts := self.rows.parts.get(token):
+        result = np.tile(mean, (len(rows), 1))
+        if self.tokens.method == "subwords":
+            for place, token in enumerate(rows.tolist()):
+                if parts := self.tokens.parts.get(token):
                     result[place] = np.mean([self._row(part) for part in parts], axis=0)
-        elif self.method == "noise-mean":
+        elif self.tokens.method == "noise-mean":
             with self._lock:
                 sample = self._sample
-            for place, token in enumerate(tokens.tolist()):
+            for place, token in enumerate(rows.tolist()):
                 key = random_bits(self.seed, f"{self.name}#new token", token, 8)
                 drawn = np.random.Generator(np.random.Philox(int.from_bytes(key, "little")))
                 weights = drawn.standard_normal(len(sample)) / np.sqrt(max(1, len(sample)))
@@ -84,7 +80,7 @@ class TokenRows:
     @cached_property
     def _mean(self) -> Floats:
         """Of the rows of all old tokens (not of padding, where a tokenizer says which is)."""
-        size, step = self._tokens, max(1, STEP // self.width)
+        size, step = self.tokens.old_tokens, max(1, STEP // self.width)
         total = np.zeros(self.width)
         for first in range(0, size, step):
             total += self._read(first, min(step, size - first)).sum(axis=0)
@@ -96,10 +92,6 @@ class TokenRows:
         """Random old rows less the mean; [sample, width]."""
         key = random_bits(self.seed, f"{self.name}#sample", 0, 8)
         drawn = np.random.Generator(np.random.Philox(int.from_bytes(key, "little")))
-        count = min(SAMPLE, self._tokens)
-        chosen = np.sort(drawn.choice(self._tokens, count, replace=False))
+        count = min(SAMPLE, self.tokens.old_tokens)
+        chosen = np.sort(drawn.choice(self.tokens.old_tokens, count, replace=False))
         return np.array([self._row(int(index)) for index in chosen]) - self._mean
-
-    @property
-    def _tokens(self) -> int:
-        return self.rows.old_tokens

@@ -134,6 +134,6 @@ def comparison_windows(
     made = [token_windows(text, encode, **sizes) for encode in encodings]
     if len(made) < len(tokenizers):
         notes.append("only one of the folders has a tokenizer that loads")
-    elif not torch.equal(made[0], made[1]):
+    elif any(not torch.equal(made[0], other) for other in made[1:]):
         notes.append("the two tokenizers differ: the first folder's is used")
     return made[0], Source(text, encodings[0], type(found[0]).__name__)

@@ -95,30 +95,27 @@ def rows_of_tokenizer(
 
     Args:
         old, new: the tokenizers.
-        old_size: rows of the old embedding, at least ``old.size``.
+        old_size: rows of the old embedding; tokens beyond them count as new.
         new_size: rows of the new one.
         subwords: split new tokens by the old tokenizer.
 
     Raises:
-        UsageError: a tokenizer has more tokens than rows; the two share no token.
+        UsageError: the new tokenizer has more tokens than rows; the two share no token.
     """
-    for tokens, size, which in ((old, old_size, "old"), (new, new_size, "new")):
-        if tokens.size > size:
-            raise UsageError(
-                f"The {which} tokenizer has {tokens.size:,} tokens and its embedding "
-                f"{size:,} rows.",
-                "Ask for at least as many rows as tokens (--vocab), or leave the number out."
-                if which == "new"
-                else "Give the folder the tokenizer that its weights were trained with.",
-            )
+    if new.size > new_size:
+        raise UsageError(
+            f"The new tokenizer has {new.size:,} tokens and its embedding {new_size:,} rows.",
+            "Ask for at least as many rows as tokens (--vocab), or leave the number out.",
+        )
     source = np.full(new_size, NEW, dtype=np.int64)
     parts: dict[int, tuple[int, ...]] = {}
     for token, index in new.ids.items():
         known = old.id_of(token, new)
-        if known is not None:
+        if known is not None and known < old_size:
             source[index] = known
-        elif subwords and (pieces := old.split(token, new)):
-            parts[index] = pieces
+        elif subwords:
+            pieces = tuple(piece for piece in old.split(token, new) if piece < old_size)
+            parts |= {index: pieces} if pieces else {}
     if not (source != NEW).any():
         raise UsageError(
             f"The tokenizers of {str(old.folder)!r} and {str(new.folder)!r} share no token.",
@@ -126,8 +123,8 @@ def rows_of_tokenizer(
         )
     _pad(source, old, new, old_size)
     kept = set(source.tolist())
-    dropped = tuple(token for token, index in old.ids.items() if index not in kept)
-    return VocabularyRows(source, old_size, parts, new.size, old.size, dropped)
+    dropped = tuple(t for t, index in old.ids.items() if index < old_size and index not in kept)
+    return VocabularyRows(source, old_size, parts, new.size, min(old.size, old_size), dropped)
 
 
 def _pad(source: IntArray, old: Tokens, new: Tokens, old_size: int) -> None:

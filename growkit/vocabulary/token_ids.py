@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from growkit.core.json_files import parse_json_object
 from growkit.vocabulary.rows import NEW, VocabularyRows
+from growkit.vocabulary.tokens import Tokens
 
 _ENDINGS = ("_token_id", "_token_ids", "_token_index")
 _LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
@@ -52,3 +54,32 @@ def moved_ids(config: Mapping[str, Any], rows: VocabularyRows) -> tuple[dict[str
         return result
 
     return section(config, ""), lost
+
+
+def special_ids(
+    config: Mapping[str, Any], lost: list[str], files: Mapping[str, bytes], new: Tokens
+) -> tuple[dict[str, Any], list[str]]:
+    """A config whose tokens are gone, with the new tokenizer's tokens of the same role.
+
+    Args:
+        config: from :func:`moved_ids`.
+        lost: its fields without a token.
+        files: of the new tokenizer; its tokenizer_config.json says ``eos_token`` and others.
+
+    Returns:
+        The config, and a sentence for every field that changed its token or lost it.
+    """
+    stated: dict[str, Any] = {}
+    file = "tokenizer_config.json"
+    if file in files:
+        stated = parse_json_object(files[file], file, non_finite=True)
+    result, notes = dict(config), []
+    for name in dict.fromkeys(lost):
+        role = stated.get(name.removesuffix("_id"))
+        token = role.get("content") if isinstance(role, dict) else role
+        if isinstance(token, str) and token in new.ids and name in result:
+            result[name] = new.ids[token]
+            notes.append(f"{name}: its old token is gone, it is {token!r} of the new tokenizer")
+        else:
+            notes.append(f"{name}: its token is not in the new tokenizer, so it names none")
+    return result, notes

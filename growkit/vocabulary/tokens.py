@@ -161,10 +161,12 @@ def read_tokens(folder: Path) -> Tokens:
 def tokens_of_backend(backend: Any, folder: Path) -> Tokens:
     """The tokens of a ``tokenizers.Tokenizer`` that was read from ``folder``."""
     added = backend.get_added_tokens_decoder()
+    vocabulary = backend.get_vocab(with_added_tokens=True)
     return Tokens(
         folder=folder,
         backend=backend,
-        ids=backend.get_vocab(with_added_tokens=True),
+        # The library gives them in another order each time.
+        ids=dict(sorted(vocabulary.items(), key=lambda entry: entry[1])),
         added=frozenset(token.content for token in added.values()),
         special=frozenset(token.content for token in added.values() if token.special),
         spelling=_spelling(backend),

@@ -97,7 +97,7 @@ def test_config_ids_move_with_their_tokens(tmp_path: Path) -> None:
 def test_what_cannot_be_matched_is_refused(tmp_path: Path) -> None:
     tokens = read_tokens(byte_level(tmp_path / "a"))
     with pytest.raises(UsageError, match="tokens and its embedding 10 rows"):
-        rows_of_tokenizer(tokens, tokens, 10, tokens.size)
+        rows_of_tokenizer(tokens, tokens, tokens.size, 10)
     with pytest.raises(UsageError, match="smaller than"):
         rows_of_size(100, 99)
     with pytest.raises(UsageError, match=r"holds no tokenizer\.json"):

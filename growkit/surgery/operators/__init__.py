@@ -5,7 +5,8 @@ validation, the names of axes in every table, and what ``inspect`` says can grow
 data and imports nothing, so that ``growkit --help`` stays fast; the file beside it is imported when
 the growth is asked for::
 
-    make(row, value, request) -> Operator    the operator of a request; value is read already
+    make(row, value, request) -> Operator    the operator of a request; value is read already; None
+                                             where another row's operator does it too
     grows(row, shape) -> bool                a checkpoint can be grown so; without: it has the axis
 """
 
@@ -77,6 +78,11 @@ class OperatorRow(Option):
     @property
     def module(self) -> ModuleType:
         return import_module(f"{__name__}.{self.file or self.key}")
+
+
+def _whole_multiple(multiple: int) -> None:
+    if multiple < 1:
+        raise UsageError(f"--pad-vocab-to {multiple} is no multiple.", "Give 128, for example.")
 
 
 def _part_of_units(part: float) -> None:
@@ -241,6 +247,49 @@ ROWS = (
         ),
     ),
     OperatorRow(
+        key="tokenizer",
+        file="vocabulary",
+        stage=0,
+        is_amount=False,
+        help="Folder of another tokenizer: tokens keep their rows, new ones get some.",
+        axis="vocab",
+        options=(
+            Option(
+                key="vocab_init",
+                values=("subwords", "mean", "noise-mean", "zero"),
+                help="Rows of new tokens: subwords (mean of the old tokens that spell it), mean, "
+                "noise-mean or zero. Default: subwords.",
+            ),
+        ),
+    ),
+    OperatorRow(
+        key="add_tokens",
+        file="vocabulary",
+        stage=0,
+        is_amount=False,
+        help="File of tokens to add, one a line; a tab and 'special' marks a special one.",
+        axis="vocab",
+    ),
+    OperatorRow(
+        key="vocab",
+        file="vocabulary",
+        stage=0,
+        help="Rows of the vocabulary; further rows belong to no token yet.",
+        axis="vocab",
+        label="vocabulary",
+        unit="rows of the vocabulary",
+    ),
+    OperatorRow(
+        key="pad_vocab_to",
+        file="vocabulary",
+        stage=0,
+        kind=int,
+        is_amount=False,
+        check=_whole_multiple,
+        help="Round the rows of the vocabulary up to a whole multiple, such as 128.",
+        axis="vocab",
+    ),
+    OperatorRow(
         key="untie_embeddings",
         file="untie",
         stage=0,
@@ -281,7 +330,6 @@ COMMON = (
 # Axes that no growth is named after, and the order in which a model's sizes are told.
 OTHER_LABELS = {
     "dense_ffn": "FFN width of layers without experts (intermediate_size)",
-    "vocab": "vocabulary",
 }
 TOLD = (
     *("layer", "decoder_layer", "hidden", "ffn", "dense_ffn", "expert", "active_expert"),
