@@ -145,7 +145,7 @@ def token_blocks(
     They are made in the width of the source and grow as the old rows do.
     """
     made, moves = token_rows(plan, tensor), ColumnMoves(tensor.dims[-1])
-    new_columns, stored = NewColumns(plan, tensor), _dtype(tensor)
+    new_columns, stored = NewColumns(plan, tensor), tensor.stored
     columns = tensor.dims[-1]
     scale = columns.element_scale if columns is not None else None
     row_bytes = tensor.output.shape[1] * stored.itemsize
