@@ -66,7 +66,7 @@ class Group:
             "tensor": self.tensor,
             "status": self.status,
             "layers": self.layers,
-            "source_layers": self.sources,
+            "source_layers": [source for source in self.sources if source >= 0],
             "inserted": self.inserted,
             "experts": self.experts,
             "source_experts": self.expert_sources,

@@ -116,7 +116,7 @@ def measure_outliers(
     layers = layer_stacks(model).get("")
     if layers is None:
         raise CheckpointError(
-            f"{type(model).__name__} has no list of layers to read hidden states from.",
+            f"{type(model).__name__} has no layers to read hidden states from.",
             "Leave out the suite for this checkpoint.",
         )
     logits, hidden = LargestValues(), LargestValues()

@@ -82,8 +82,10 @@ class Tensor:
             be exact too, but its first gradient is amplified by 1 / sqrt(eps).
         gain_offset: a norm's gain is the stored value plus this (Gemma stores w, the gain is
             1 + w).
-        init: how a part without a source starts: ``normal`` (std ``initializer_range``), ``ones``
-            or ``zeros``.
+        init: how a part without a source starts: ``normal`` (std ``initializer_range``), ``ones``,
+            ``zeros`` or ``thirds`` (1/3).
+        own_start: the class starts it in a way that growkit does not know, so that no layer with
+            it can be made from scratch.
         stack: the axis that counts the layers it belongs to (see :class:`Stack`).
         layers: whether a layer of a model of these sizes has it (layers with and without experts).
         of_experts: weights of the experts, of which a token meets only those it is routed to.
@@ -103,6 +105,7 @@ class Tensor:
     of_experts: bool = False
     uses: Callable[[Sizes], int] = once
     expert: int | None = None
+    own_start: bool = False
 
     @property
     def per_layer(self) -> bool:
@@ -202,6 +205,8 @@ class Family:
         per_layer_fields: config lists with one entry a layer.
         layer_rules: for such a list that config.json may leave out, what the class makes of
             (config, layers) then; listed after the fields that its rule reads.
+        fresh_entries: for such a list that config.json always states, what layers made from scratch
+            have in it: (config, layers) -> one entry a layer.
         windows_everywhere: the class applies ``sliding_window`` to every layer.
         layer_counts: config fields that count leading layers (``max_window_layers``).
         stacks: the stacks of layers, in the order in which a token passes them.
@@ -238,6 +243,7 @@ class Family:
     links: tuple[Link, ...] = ()
     per_layer_fields: tuple[str, ...] = ("layer_types",)
     layer_rules: Mapping[str, LayerRule] = field(default_factory=dict)
+    fresh_entries: Mapping[str, LayerRule] = field(default_factory=dict)
     windows_everywhere: bool = False
     layer_counts: tuple[str, ...] = ()
     stacks: tuple[Stack, ...] = (Stack(),)
@@ -404,6 +410,12 @@ class Family:
                     f"Tensor {name!r} is not part of the {self.name} architecture.",
                     f"{nearest(name, expected)}growkit grows only tensors whose axes it knows.",
                 )
+
+
+def layer_count(config: Config, name: str = "num_hidden_layers") -> int:
+    """A number of layers: 0 is a model too (embedding, final norm, output projection), which
+    progressive training may start from. UsageError for anything that is no such number."""
+    return 0 if config.get(name) == 0 else required(config, name)
 
 
 def required(config: Config, name: str) -> int:

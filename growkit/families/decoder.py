@@ -17,6 +17,7 @@ from growkit.families.base import (
     Tensor,
     always,
     consumes,
+    layer_count,
     normalises,
     produces,
     required,
@@ -184,7 +185,7 @@ def head_norm_tensors(
 def basic_sizes(config: Config) -> dict[str, int]:
     """The axis sizes that every Llama-like config states."""
     return {
-        "layer": required(config, "num_hidden_layers"),
+        "layer": layer_count(config),
         "hidden": required(config, "hidden_size"),
         "ffn": required(config, "intermediate_size"),
         "vocab": required(config, "vocab_size"),

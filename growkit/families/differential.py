@@ -98,12 +98,14 @@ def polynorm_tensors() -> tuple[Tensor, ...]:
             LAYER + "mlp.act_fn.weight",
             (produces(fixed(lambda sizes: 3)),),
             flag("poly_norm"),
+            init="thirds",
         ),
         Tensor(
             "act_bias",
             LAYER + "mlp.act_fn.bias",
             (produces(fixed(lambda sizes: 1)),),
             flag("poly_norm"),
+            init="zeros",
         ),
     )
 

@@ -35,15 +35,20 @@ def has_experts(sizes: Sizes, layer: int) -> bool:
 
 
 def moved_layers(sizes: Sizes, sources: Sequence[int]) -> dict[str, int]:
-    """What depth growth makes of the pattern: every layer is of its source's kind.
+    """What depth growth makes of the pattern: every layer is of its source's kind, and one without
+    a source (-1) of the kind that the class gives to its index.
 
     The period (``expert_step``) stays where it still holds; else a list has to say it all.
     """
     if "expert_layers" not in sizes:
         return {}
-    moved = [layer for layer, source in enumerate(sources) if has_experts(sizes, source)]
-    facts = {"expert_layers": sum(1 << layer for layer in moved)}
     step = sizes.get("expert_step", 1)
+    moved = [
+        layer
+        for layer, source in enumerate(sources)
+        if (not (layer + 1) % step if source < 0 else has_experts(sizes, source))
+    ]
+    facts = {"expert_layers": sum(1 << layer for layer in moved)}
     if step > 1 and any((layer + 1) % step for layer in moved):
         facts["expert_step"] = 1
     return facts

@@ -15,6 +15,7 @@ from growkit.families.base import (
     Norm,
     Tensor,
     always,
+    layer_count,
     produces,
     required,
 )
@@ -54,7 +55,7 @@ def _sizes(config: Config) -> dict[str, int]:
     stated = {**DEFAULTS, **config}
     hidden = required(stated, "n_embd")
     return {
-        "layer": required(stated, "n_layer"),
+        "layer": layer_count(stated, "n_layer"),
         "hidden": hidden,
         "ffn": config.get("n_inner") or 4 * hidden,
         "vocab": required(stated, "vocab_size"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from growkit.families.base import Config, Norm, Tensor, always, produces, required
+from growkit.families.base import Config, Norm, Tensor, always, layer_count, produces, required
 from growkit.families.decoder import (
     KEY_PART,
     QKV_PARTS,
@@ -43,7 +43,7 @@ def _sizes(config: Config) -> dict[str, int]:
     stated = {**DEFAULTS, **config}
     hidden = required(stated, "hidden_size")
     return {
-        "layer": required(stated, "num_hidden_layers"),
+        "layer": layer_count(stated),
         "hidden": hidden,
         "ffn": required(stated, "intermediate_size"),
         "vocab": required(stated, "vocab_size"),

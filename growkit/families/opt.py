@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from growkit.core.errors import UsageError
-from growkit.families.base import Config, Norm, Tensor, always, produces, required
+from growkit.families.base import Config, Norm, Tensor, always, layer_count, produces, required
 from growkit.families.decoder import (
     ffn_in,
     ffn_out,
@@ -66,7 +66,7 @@ def _sizes(config: Config) -> dict[str, int]:
             "Only OPT with ordinary norms is supported, as all published models but 350m are.",
         )
     return {
-        "layer": required(stated, "num_hidden_layers"),
+        "layer": layer_count(stated),
         "hidden": hidden,
         "ffn": required(stated, "ffn_dim"),
         "vocab": required(stated, "vocab_size"),

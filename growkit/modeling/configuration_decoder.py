@@ -112,8 +112,8 @@ class DecoderConfig(PreTrainedConfig):
     def validate_architecture(self) -> None:
         """Called by ``@strict``: rules that tie several fields together."""
         layers = self.num_hidden_layers
-        if layers < 1:
-            raise ValueError(f"num_hidden_layers = {layers}: at least one layer is needed.")
+        if layers < 0:
+            raise ValueError(f"num_hidden_layers = {layers}: it must be 0 or more.")
         if self.hidden_act not in ACTIVATIONS:
             raise ValueError(f"hidden_act = {self.hidden_act!r}: it must be one of {ACTIVATIONS}.")
         if self.attention_dropout:

@@ -153,6 +153,8 @@ class _Builder:
             return StateRule(tensor, None, why="it has no source")
         if tensor.layer_source is not None and tensor.layer_source.kind == "identity":
             return StateRule(tensor, None, why="its layer is new and begins as the identity")
+        if tensor.in_new_layer and self.plan.growth.fresh_state:
+            return StateRule(tensor, None, why="its layer is new")
         if tensor.redrawn and tensor.expert is not None:
             return StateRule(tensor, None, why="a part of its units is drawn anew")
         if tensor.role not in self._dims:

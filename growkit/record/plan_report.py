@@ -8,6 +8,7 @@ from typing import Any
 
 from growkit.checkpoint import Checkpoint
 from growkit.record.cost import Cost, cost_of
+from growkit.surgery.effect import NO_LAYER
 from growkit.surgery.operators import axis_labels
 from growkit.surgery.plan import Plan, shared_copies
 
@@ -104,7 +105,10 @@ def plan_report(plan: Plan) -> dict[str, Any]:
 def layer_sources(plan: Plan) -> dict[str, list[dict[str, Any]]]:
     """``layer_sources``: what each layer is made of; one such list for each stack of layers."""
     return {
-        f"{stack}_sources": [{"source": layer.source, "kind": layer.kind} for layer in layers]
+        f"{stack}_sources": [
+            {"source": None if layer.source == NO_LAYER else layer.source, "kind": layer.kind}
+            for layer in layers
+        ]
         for stack, layers in plan.growth.stacks.items()
     }
 

@@ -15,6 +15,7 @@ from growkit.families.layout import Sizes
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import NEW, AxisMap
 from growkit.surgery.effect import (
+    NO_LAYER,
     Alias,
     Effect,
     Exactness,
@@ -76,6 +77,7 @@ def _then(before: Effect, step: Effect) -> Effect:
         axes=axes,
         stacks=stacks,
         kinds_by_rule=before.kinds_by_rule or step.kinds_by_rule,
+        fresh_state=before.fresh_state or step.fresh_state,
         new_units={**before.new_units, **step.new_units},
         fields={**before.fields, **step.fields},
         family=before.family or step.family,
@@ -95,8 +97,12 @@ def _then(before: Effect, step: Effect) -> Effect:
 def _chain_layers(first: LayerMap, second: LayerMap) -> LayerMap:
     chained = []
     for layer in second:
+        if layer.source == NO_LAYER:
+            chained.append(layer)
+            continue
         inner = first[layer.source]
-        kind = inner.kind if layer.kind == "kept" or inner.kind == "identity" else layer.kind
+        kept = layer.kind == "kept" or inner.kind == "identity" or inner.from_scratch
+        kind = inner.kind if kept else layer.kind
         chained.append(LayerSource(inner.source, kind))
     return tuple(chained)
 
@@ -164,6 +170,8 @@ def check_affordable(operator: Operator, shape: ModelShape) -> None:
             "Ask for fewer.",
         )
     layers = any(stack.axis == axis for stack in shape.family.stacks)
+    if not size:  # layers of a model that has none: the first of them says what one needs
+        size, shape = 1, replace(shape, sizes={**shape.sizes, axis: 1})
     needed = 2 * _weights(shape, axis) * target / size
     if needed <= MOST_BYTES and target <= (MOST_LAYERS if layers else MOST_UNITS):
         return

@@ -75,14 +75,22 @@ class LayerSource:
     """Where a layer of the grown model comes from.
 
     Attributes:
-        source: index of the old layer.
+        source: index of the old layer; ``NO_LAYER`` where the source has none. A ``new`` layer
+            takes nothing from it but its kind (window, experts) and its dtypes.
         kind: ``kept`` (the old layer), ``copy`` (a further copy), ``identity`` (a copy whose
-            residual-writing projections are zero).
+            residual-writing projections are zero), ``new`` (made from scratch).
     """
 
     source: int
     kind: str
 
+    @property
+    def from_scratch(self) -> bool:
+        """No weight of it comes from the source."""
+        return self.kind == "new" or self.source == NO_LAYER
+
+
+NO_LAYER = -1
 
 LayerMap = tuple[LayerSource, ...]
 
@@ -174,6 +182,7 @@ class Effect:
             composition for every stack.
         kinds_by_rule: every layer is of the kind that the class gives to its index, also where the
             layer that it copies is of another.
+        fresh_state: copied layers begin without optimizer state, as layers from scratch do.
         sizes: of an operator, further sizes and facts that change (``tied``); of a composition or
             conversion, all sizes of the written model.
         fields: config fields to rewrite, beside the sizes.
@@ -215,6 +224,7 @@ class Effect:
     perturbed: frozenset[str] = frozenset()
     stacks: Mapping[str, LayerMap] = field(default_factory=dict)
     kinds_by_rule: bool = False
+    fresh_state: bool = False
     sizes: Mapping[str, int] = field(default_factory=dict)
     fields: Mapping[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)

@@ -3,7 +3,7 @@ what transformers and engines make of it."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -12,7 +12,7 @@ from growkit.core.errors import GrowkitError, UsageError
 from growkit.families import Family
 from growkit.families.base import Config
 from growkit.families.upcycling import UPCYCLINGS
-from growkit.surgery.effect import Effect
+from growkit.surgery.effect import NO_LAYER, Effect, LayerMap
 from growkit.surgery.layer_pattern import moved_counts, rule_lists
 
 
@@ -47,8 +47,7 @@ def grown_config(
         grown["vocab_size"] = growth.sizes["vocab"]
     grown.update(growth.fields)
     if growth.layers_moved:
-        sources = [layer.source for layer in growth.layers]
-        _map_layers(grown, family, source_sizes["layer"], sources, growth.kinds_by_rule)
+        _map_layers(grown, family, source_sizes["layer"], growth.layers, growth.kinds_by_rule)
     if not _reads_back(grown, family, growth):
         # A field that the source left to a default now has to be stated.
         grown.update(after)
@@ -70,17 +69,22 @@ def _converted(
 
 
 def _map_layers(
-    grown: dict[str, Any], family: Family, old: int, sources: Sequence[int], by_rule: bool
+    grown: dict[str, Any], family: Family, old: int, layers: LayerMap, by_rule: bool
 ) -> None:
     """Every written layer keeps the entries of the layer that it is made of; with ``by_rule`` its
-    kind is the one that the class gives to its index.
+    kind is the one that the class gives to its index. One from scratch has those of a fresh model.
 
     A list that config.json left to the class is written out where the class would now make
     another one, or where layers differ (readers other than transformers have rules of their own).
     """
     before = {name: family.layer_list(grown, name, old) for name in family.per_layer_fields}
+    if not old:  # lists without an entry say nothing of the layers to come
+        for name in before:
+            grown.pop(name, None)
+    sources = [layer.source for layer in layers]
     grown.update(moved_counts(family, grown, old, sources))
     rules = rule_lists(family, grown, len(sources)) if by_rule else {}
+    fresh = {name: rule(grown, len(sources)) for name, rule in family.fresh_entries.items()}
     for name, values in before.items():
         if values is None:
             continue
@@ -89,8 +93,17 @@ def _map_layers(
                 f"config.json has {len(values)} entries in {name} for {old} layers.",
                 f"Write one entry a layer into {name}.",
             )
-        mapped = [values[source] for source in sources]
-        mapped = rules.get(name, mapped)
+        if name in rules:
+            mapped = rules[name]
+        elif name in fresh:
+            mapped = [
+                fresh[name][place] if layer.from_scratch else values[layer.source]
+                for place, layer in enumerate(layers)
+            ]
+        elif NO_LAYER in sources:
+            continue  # the class makes it
+        else:
+            mapped = [values[source] for source in sources]
         implied = None if grown.get(name) else family.layer_list(grown, name, len(sources))
         if mapped != implied or len(set(mapped)) > 1:
             grown[name] = mapped

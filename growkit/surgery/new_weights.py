@@ -34,6 +34,9 @@ Array = npt.NDArray[Any]
 BLOCK_ELEMENTS = 1 << 15
 
 
+CONSTANTS = {"ones": 1.0, "thirds": 1.0 / 3.0}
+
+
 def block_rows(width: int) -> int:
     """Rows of a block of a matrix of this width; randomness is keyed by the number of the block."""
     return max(1, BLOCK_ELEMENTS // max(width, 1))
@@ -49,10 +52,12 @@ def normal(
 
 
 def _std(plan: Plan, tensor: TensorPlan) -> float:
-    """As the written model's class starts it from scratch."""
+    """As the written model's class starts it from scratch; less what a new layer writes."""
     if tensor.role in LAMBDA_ROLES:
-        return float(plan.config.get("lambda_std", LAMBDA_STD))
-    return float(plan.config.get("initializer_range", plan.config.get("init_std", 0.02)))
+        names = ("lambda_std", "lambda_std_dev")
+        return float(next((plan.config[n] for n in names if n in plan.config), LAMBDA_STD))
+    std = float(plan.config.get("initializer_range", plan.config.get("init_std", 0.02)))
+    return std * tensor.factor if tensor.action is Action.NEW else std
 
 
 class NewColumns:
@@ -162,10 +167,17 @@ def token_blocks(
 
 
 def constant(tensor: TensorPlan) -> Array | None:
-    """A tensor of ones, or the closed gain of a norm that adds an offset; None: neither."""
+    """A tensor of one number: a gain, or the closed one of a norm that adds an offset; None: it is
+    random, or zero."""
     if tensor.action is Action.CLOSED:
-        return np.full(tensor.output.shape, -tensor.gain_offset).astype(tensor.stored)
-    return np.ones(tensor.output.shape, tensor.stored) if tensor.init == "ones" else None
+        value = -tensor.gain_offset
+    elif tensor.gain_offset and tensor.factor != 1.0:
+        value = tensor.gain_offset * (tensor.factor - 1.0)  # the gain is factor x offset
+    elif tensor.init in CONSTANTS:
+        value = CONSTANTS[tensor.init] * tensor.factor
+    else:
+        return None
+    return np.full(tensor.output.shape, value).astype(tensor.stored)
 
 
 # -- units drawn anew ------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from growkit.families import Family, Tensor
 from growkit.families.base import Dim
 from growkit.families.differential import LAMBDA_ROLES
 from growkit.surgery.dim_map import DimMap, map_dim
-from growkit.surgery.effect import Effect, LayerSource, UnitMaps
+from growkit.surgery.effect import NO_LAYER, Effect, LayerSource, UnitMaps
 from growkit.surgery.lambdas import LambdaChange
 from growkit.surgery.tensor_plans import Action, ExpertShare, TensorPlan
 
@@ -85,7 +85,8 @@ class PlanBuilder:
     def _kinds(self, tensor: Tensor, layer: int | None) -> dict[tuple[str, bool], tuple[int, int]]:
         """Kind of the experts of a layer -> (the first of them, how many)."""
         source = self._source_tensor(tensor)
-        if source is None:
+        scratch = layer is not None and self.growth.stacks[tensor.stack][layer].from_scratch
+        if source is None or scratch:
             return {("", False): (0, self.growth.sizes["expert"])}
         name = source.name
         if layer is not None:
@@ -105,6 +106,8 @@ class PlanBuilder:
         layer_source = self.growth.stacks[tensor.stack][layer] if layer is not None else None
         if tensor.role in self.growth.computed:
             return self._computed(tensor, layer, layer_source, name)
+        if layer_source is not None and layer_source.from_scratch:
+            return self._from_scratch(tensor, layer, layer_source, name)
         source_tensor = self._source_tensor(tensor)
         shape = self._shape(tensor)
         if source_tensor is None:
@@ -178,6 +181,48 @@ class PlanBuilder:
             share=share,
             redrawn=redrawn,
         )
+
+    def _from_scratch(
+        self, tensor: Tensor, layer: int | None, layer_source: LayerSource, name: str
+    ) -> TensorPlan:
+        """A tensor of a layer that takes no weight from the source.
+
+        It starts as the class starts it. What writes the residual stream is smaller by
+        :func:`residual_scale`; in an identity layer it is zero.
+        """
+        shape = self._shape(tensor)
+        action, factor = Action.NEW, 1.0
+        if tensor.writes_residual and layer_source.kind == "identity":
+            action = Action.CLOSED if tensor.gain_offset else Action.ZERO
+        elif tensor.writes_residual:
+            factor = residual_scale(self.growth.sizes[tensor.stack])
+        return TensorPlan(
+            output=OutputTensor(name, self._dtype_from_scratch(tensor, layer_source), shape),
+            role=tensor.role,
+            source=None,
+            dims=(None,) * len(shape),
+            action=action,
+            factor=factor,
+            init=tensor.init,
+            layer=layer,
+            gain_offset=tensor.gain_offset,
+            layer_source=layer_source,
+            expert=tensor.expert,
+        )
+
+    def _dtype_from_scratch(self, tensor: Tensor, layer_source: LayerSource) -> str:
+        """That of the same tensor of the nearest old layer, else that of the embedding; lambda
+        vectors are kept in float32."""
+        source = self._source_tensor(tensor)
+        if source is not None and layer_source.source != NO_LAYER:
+            name = source.name.replace("{layer}", str(layer_source.source))
+            found = self.checkpoint.tensors.get(name.replace("{expert}", "0"))
+            if found is not None:
+                return found.dtype
+        embedding = self.source_family.tensor("embed")
+        assert embedding is not None
+        dtype = self.checkpoint.tensors[embedding.name].dtype
+        return "F32" if tensor.role in LAMBDA_ROLES and dtype != "F64" else dtype
 
     def _computed(
         self, tensor: Tensor, layer: int | None, layer_source: LayerSource | None, name: str
@@ -315,6 +360,15 @@ class PlanBuilder:
             for dim in tensor.dims
             if not (dim.consumes or dim.normed)
         )
+
+
+def residual_scale(layers: int) -> float:
+    """Factor on what writes the residual stream in a new layer of a model of so many layers.
+
+    1 / sqrt(2 L), for two blocks a layer: together they then write about what one would (Radford et
+    al. 2019, GPT-2, section 2.3; GPT-2's class in transformers starts its ``c_proj`` so).
+    """
+    return (2.0 * layers) ** -0.5
 
 
 def _no_floats(source: str, dtype: str, why: str) -> CheckpointError:

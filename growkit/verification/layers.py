@@ -19,7 +19,7 @@ def layer_stacks(model: Any) -> dict[str, nn.ModuleList]:
     """The layers of a decoder under "", those of an encoder-decoder under its two names.
 
     A stack is the outermost list of as many modules as the config has layers, whatever its name;
-    a model without one gives an empty dict.
+    a model without one, or of no layers, gives an empty dict.
     """
     config, wanted = model.config, {"": model}
     counts = {"": config.get_text_config(decoder=True).num_hidden_layers}
@@ -33,7 +33,7 @@ def layer_stacks(model: Any) -> dict[str, nn.ModuleList]:
             for name, module in part.named_modules()
             if isinstance(module, nn.ModuleList) and len(module) == counts[stack]
         ]
-        if not lists:
+        if not lists or not counts[stack]:
             return {}
         result[stack] = min(lists, key=lambda found: found[:2])[2]
     return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -241,11 +242,15 @@ class VerificationReport:
 
     def summary(self) -> str:
         """One line for the model card."""
+        jump = ""
+        if self.passed is None and self.perplexity_a > 0.0 < self.perplexity_b:
+            nats = math.log(self.perplexity_b / self.perplexity_a)
+            jump = f" (the loss jumps by {nats:+.4f} nats per token)"
         return (
             f"{self.status}: max |d logit| {self.max_difference:.3g} "
             f"(tolerance {self.tolerance:.3g}), mean KL {self.kl_mean:.3g}, "
             f"top-1 agreement {self.top1_agreement:.2%}, perplexity {self.perplexity_a:.4f} -> "
-            f"{self.perplexity_b:.4f}, {self.tokens} tokens, {self.compute_dtype} compute; "
+            f"{self.perplexity_b:.4f}{jump}, {self.tokens} tokens, {self.compute_dtype} compute; "
             f"compared: {self.compared}"
         )
 

@@ -153,14 +153,22 @@ ROWS = (
         key="layers",
         file="depth",
         stage=4,
-        help="Layers (encoder's, where there are two stacks); see --depth-method.",
+        help="Layers (encoder's, where there are two stacks); see --new-layers.",
         axis="layer",
         label=lambda sizes: "encoder layers" if "decoder_layer" in sizes else "layers",
         options=(
             Option(
+                key="new_layers",
+                values=("identity", "random", "copy", "interposed"),
+                help="What new layers begin as: identity (exact), random (the class's own "
+                "initialisation), copy (stacked: 0 1 0 1) or interposed (0 0 1 1); all but the "
+                "first change the function. Default: identity.",
+            ),
+            Option(
                 key="depth_method",
                 values=("identity", "stack", "interpolate", "solar"),
-                help="identity (exact), stack, interpolate or solar. Default: identity.",
+                help="The older name of --new-layers: identity, stack (copy), interpolate "
+                "(interposed) or solar; copies take optimizer moments along.",
             ),
             Option(
                 key="layer_placement",

@@ -1,16 +1,26 @@
-"""Depth: identity blocks (exact), and stacking, interpolation, SOLAR overlap (not exact).
+"""Depth: what new layers begin as (``--new-layers``), exact and not.
 
 * identity (LLaMA Pro, arXiv 2401.02415): a copy of a layer whose residual-writing projections are
   zero adds exactly nothing under any pre-norm: bit-exact. Where a class has layers of several kinds
   in an order of its own, identity layers are placed so that the order goes on
   (:mod:`growkit.surgery.layer_pattern`).
-* stack (G_stack, arXiv 2405.15319): layers 1..L repeated.
-* interpolate (LiGO, AquilaMoE): every layer repeated in place.
+* random: layers from scratch in the same places, as the class starts them (``initializer_range``,
+  gains of one), what they write to the residual stream times 1 / sqrt(2 L) with L the new depth
+  (:func:`growkit.surgery.plan_builder.residual_scale`). Not exact, and hardly a jump: a new block
+  writes little. Numbers are keyed by seed and tensor name, so shards and threads change no byte.
+* copy, of old called stack (G_stack, arXiv 2405.15319): layers 1..L repeated, 0 1 0 1. Not exact.
+* interposed, of old interpolate (LiGO; orthogonal growth, arXiv 2510.08008): every layer's copies
+  beside it, 0 0 1 1. Not exact.
 * solar (arXiv 2312.15166): two copies of L layers, the last m of the first and the first m of the
-  second dropped.
+  second dropped. Not exact.
+
+Zero/one-layer expansion (arXiv 2511.04981) trains a model of 0 or 1 layers for most of a run and
+grows it once by ``random`` or ``copy``. A model of no layers has nothing to copy: its identity and
+random layers begin from scratch, in the shapes that its config.json says.
 
 Where lambda_init depends on the layer index (DiffLlama, Motif) the plan moves lambda and
-(1 - lambda_init) so that both keep their values (docs/algebra.md section 7).
+(1 - lambda_init) so that both keep their values (docs/algebra.md section 7); a layer from scratch
+has the lambda_init that the class gives to its index.
 """
 
 from __future__ import annotations
@@ -23,6 +33,7 @@ import numpy as np
 from growkit.core.errors import UsageError
 from growkit.surgery.amount import Amount
 from growkit.surgery.effect import (
+    NO_LAYER,
     Effect,
     Exactness,
     LayerMap,
@@ -36,6 +47,12 @@ from growkit.surgery.operators.slices import Slice, layers_of
 from growkit.surgery.request import GrowthRequest
 
 PLACEMENTS = ("auto", "even", "end", "pattern")
+OLDER_NAMES = {"copy": "stack", "interposed": "interpolate"}
+REASONS = {
+    "identity": "inserted blocks write zero to the residual stream (LLaMA Pro, arXiv 2401.02415)",
+    "random": "new layers begin as the class starts them, what they write times 1/sqrt(2 layers) "
+    "(arXiv 2511.04981): another function, close to the old one, to be trained",
+}
 
 
 @dataclass(frozen=True)
@@ -44,10 +61,12 @@ class Depth:
 
     Attributes:
         amount: factor, increment or new number of layers.
-        method: ``identity``, ``stack``, ``interpolate`` or ``solar``.
-        placement: where identity blocks go: ``even``ly, at the ``end``, as the class's ``pattern``
-            of layer kinds wants, or after the old layers with the given 0-based indices. ``auto``:
-            by the pattern where one can be kept that ``even`` breaks, else evenly.
+        method: ``identity``, ``random``, ``copy``, ``interposed`` or ``solar``.
+        fresh_state: copies begin without optimizer state.
+        placement: where identity and random layers go: ``even``ly, at the ``end``, as the class's
+            ``pattern`` of layer kinds wants, or after the old layers with the given 0-based
+            indices. ``auto``: by the pattern where one can be kept that ``even`` breaks, else
+            evenly.
         stack: the axis that counts the layers: ``layer``, or ``decoder_layer`` of an
             encoder-decoder, whose ``layer`` counts the encoder's.
     """
@@ -56,6 +75,7 @@ class Depth:
     method: str = "identity"
     placement: str | tuple[int, ...] = "auto"
     stack: str = "layer"
+    fresh_state: bool = False
 
     @property
     def axis(self) -> str:
@@ -74,8 +94,12 @@ class Depth:
             label = "encoder layers" if self.stack == "layer" else "decoder layers"
         target = self.amount.resolve(layers, self.option, label)
         exact = self.method == "identity"
-        if exact:
-            sources, by_rule = self._identity(shape, layers, target)
+        if self.method == "random" or not layers:
+            check_starts(shape, self.stack)
+        if not layers:
+            sources, by_rule = self._from_nothing(target), True
+        elif self.method in ("identity", "random"):
+            sources, by_rule = self._inserted(shape, layers, target)
         else:
             sources, by_rule = self._slices(layers, target), False
         return Effect(
@@ -84,10 +108,10 @@ class Depth:
             + (f"; the order of layer kinds of {shape.family.name} goes on)" if by_rule else ")"),
             stacks={self.stack: sources},
             kinds_by_rule=by_rule,
+            fresh_state=self.fresh_state,
             exactness=Exactness.BIT_EXACT if exact else Exactness.NOT_EXACT,
-            reason="inserted blocks write zero to the residual stream (LLaMA Pro, arXiv 2401.02415)"
-            if exact
-            else f"{self.method} repeats computing layers: another function, to be trained",
+            reason=REASONS.get(self.method)
+            or f"{self.method} repeats computing layers: another function, to be trained",
             warnings=(
                 *(() if exact else (f"depth method {self.method} does not keep the function",)),
                 *(pattern_notes(shape, sources) if self.stack == "layer" and not by_rule else ()),
@@ -95,8 +119,28 @@ class Depth:
             ),
         )
 
-    def _identity(self, shape: ModelShape, layers: int, target: int) -> tuple[LayerMap, bool]:
-        """The layers, and whether the class's order of kinds decided about their places."""
+    def _from_nothing(self, target: int) -> LayerMap:
+        """The layers of a model that had none: nothing to copy, so they start from scratch."""
+        if self.method not in ("identity", "random"):
+            raise UsageError(
+                f"{self.option} {self.amount.text} by {self.method} repeats layers, and the "
+                "checkpoint has none.",
+                "Give --new-layers random, or identity.",
+            )
+        return (LayerSource(NO_LAYER, "identity" if self.method == "identity" else "new"),) * target
+
+    def _inserted(self, shape: ModelShape, layers: int, target: int) -> tuple[LayerMap, bool]:
+        """Old layers and new ones between them, and whether the class's order of kinds decided
+        about their places."""
+        found, by_rule = self._placed(shape, layers, target)
+        if self.method == "random":
+            found = tuple(
+                LayerSource(layer.source, "new") if layer.kind == "identity" else layer
+                for layer in found
+            )
+        return found, by_rule
+
+    def _placed(self, shape: ModelShape, layers: int, target: int) -> tuple[LayerMap, bool]:
         even = self._after(self._insert_after(layers, target - layers), layers)
         if self.placement not in ("auto", "pattern") or self.stack != "layer":
             return even, False
@@ -142,7 +186,13 @@ class Depth:
         return indices
 
     def _slices(self, layers: int, target: int) -> LayerMap:
-        slices = {"stack": self._stack, "interpolate": self._interpolate, "solar": self._solar}
+        slices = {
+            "stack": self._stack,
+            "copy": self._cycle,
+            "interpolate": self._interpolate,
+            "interposed": self._interpolate,
+            "solar": self._solar,
+        }
         return layers_of(slices[self.method](layers, target))
 
     def _stack(self, layers: int, target: int) -> list[Slice]:
@@ -153,6 +203,9 @@ class Depth:
                 f"Stacking repeats the whole model: {2 * layers} (x2), {3 * layers} (x3) ...",
             )
         return [(0, layers)] * (target // layers)
+
+    def _cycle(self, layers: int, target: int) -> list[Slice]:
+        return [(place % layers, place % layers + 1) for place in range(target)]
 
     def _interpolate(self, layers: int, target: int) -> list[Slice]:
         return [(int(i), int(i) + 1) for i in np.arange(target) * layers // target]
@@ -170,6 +223,17 @@ class Depth:
         return [(0, keep), (overlap, layers)]
 
 
+def check_starts(shape: ModelShape, stack: str) -> None:
+    """Raise UsageError where the class starts a tensor of a layer in a way of its own."""
+    for tensor in shape.family.present(shape.sizes):
+        if tensor.own_start and tensor.per_layer and tensor.stack == stack:
+            raise UsageError(
+                f"growkit does not know how the {shape.family.name} class starts {tensor.role!r}, "
+                "so no layer of it can be made from scratch.",
+                "Give --new-layers identity, copy or interposed, from a model of 1 layer or more.",
+            )
+
+
 def _deep_decoder_note(shape: ModelShape, stack: str, target: int) -> tuple[str, ...]:
     if stack != "decoder_layer" or target <= shape.sizes["layer"]:
         return ()
@@ -182,7 +246,19 @@ def _deep_decoder_note(shape: ModelShape, stack: str, target: int) -> tuple[str,
 
 
 def make(row: OperatorRow, amount: Amount, request: GrowthRequest) -> Depth:
-    return Depth(amount, request.depth_method, read_placement(request.layer_placement), row.axis)
+    """By ``new_layers``, or by its older name.
+
+    Raises:
+        UsageError: the two say different things.
+    """
+    method, older = request.new_layers or request.depth_method, request.depth_method
+    if request.new_layers and older not in ("identity", OLDER_NAMES.get(method, method)):
+        raise UsageError(
+            f"--new-layers {method} and --depth-method {older} say different things.",
+            "Give --new-layers alone.",
+        )
+    placement = read_placement(request.layer_placement)
+    return Depth(amount, method, placement, row.axis, fresh_state=request.new_layers is not None)
 
 
 def read_placement(text: str) -> str | tuple[int, ...]:

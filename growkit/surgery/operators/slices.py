@@ -119,7 +119,7 @@ def layers_of(slices: Sequence[Slice]) -> LayerMap:
 
 
 def make(row: OperatorRow, text: str, request: GrowthRequest) -> Slices:
-    if request.layers or request.depth_method != "identity":
+    if request.layers or request.new_layers or request.depth_method != "identity":
         raise UsageError(
             "--layers-from names every layer of the grown model, so --layers and "
             "--depth-method have nothing to say.",

@@ -11,7 +11,14 @@ from growkit.core.errors import UsageError
 from growkit.families import differential as diff
 from growkit.families.base import Config, required
 from growkit.families.layout import Sizes
-from growkit.variants.gda.family import GDA, pair_rows, query_rows, stored_lambda_init
+from growkit.variants.gda.family import (
+    FRESH_LAMBDA_INIT,
+    GDA,
+    lambda_init_list,
+    pair_rows,
+    query_rows,
+    stored_lambda_init,
+)
 from growkit.variants.shared.decoder_family import common_fields, common_sizes, variant, with_norm
 
 
@@ -24,7 +31,7 @@ def _sizes(config: Config) -> dict[str, int]:
             "DIFF V1 needs an even number of both: heads are pairs.",
         )
     diff.check_head_counts(heads // 2, heads // 2, kv // 2, "num_attention_heads")
-    stored_lambda_init(config, 0)
+    lambda_init_list(config)
     common = common_sizes(config)
     return common | {
         "signal_head": heads // 2,
@@ -56,6 +63,7 @@ DIFF_V1 = variant(
     kv_elements=GDA.kv_elements,
     attention_flops=diff.attention_flops,
     per_layer_fields=GDA.per_layer_fields,
+    fresh_entries=FRESH_LAMBDA_INIT,
     lambda_init=stored_lambda_init,
     refusal=_refusal,
     wider="gda",

@@ -10,7 +10,7 @@ from typing import Any
 
 from growkit.core.errors import UsageError
 from growkit.families import differential as diff
-from growkit.families.base import Config, Family, produces, required
+from growkit.families.base import Config, Family, LayerRule, produces, required
 from growkit.families.decoder import (
     basic_fields,
     basic_sizes,
@@ -19,6 +19,7 @@ from growkit.families.decoder import (
     outer_tensors,
 )
 from growkit.families.head_dim import OUTPUT_NORM, HeadDimRule
+from growkit.families.lambda_schedule import lambda_init_schedule
 from growkit.families.layout import Sizes, adjacent_parts, head_dim, stripes
 
 
@@ -37,7 +38,7 @@ def _sizes(config: Config) -> dict[str, int]:
             "Signal and noise keys come in pairs: use an even number.",
         )
     diff.check_head_counts(heads - noise, noise, stored_kv // parts)
-    stored_lambda_init(config, 0)
+    lambda_init_list(config)
     return basic_sizes(config) | {
         "signal_head": heads - noise,
         "noise_head": noise,
@@ -64,6 +65,11 @@ def _fields(sizes: Sizes) -> dict[str, Any]:
 
 def stored_lambda_init(config: Config, layer: int) -> float:
     """lambda_init of a layer, from the config's list."""
+    return float(lambda_init_list(config)[layer])
+
+
+def lambda_init_list(config: Config) -> list[float]:
+    """The config's list. Raises UsageError unless it has one entry a layer."""
     values = config.get("lambda_init")
     if not isinstance(values, list) or len(values) != config.get("num_hidden_layers"):
         raise UsageError(
@@ -71,8 +77,13 @@ def stored_lambda_init(config: Config, layer: int) -> float:
             "layers.",
             "lambda_init is a list with one number a layer.",
         )
-    return float(values[layer])
+    return values
 
+
+# A layer that is made from scratch gets what a model made from scratch gives its index.
+FRESH_LAMBDA_INIT: dict[str, LayerRule] = {
+    "lambda_init": lambda config, layers: list(lambda_init_schedule(layers))
+}
 
 pair_rows = produces(adjacent_parts("kv_head", lambda sizes: sizes["parts"], head_dim))
 query_rows = produces(stripes("signal_head", "noise_head"))
@@ -156,6 +167,7 @@ GDA = Family(
     attention_flops=diff.attention_flops,
     head_dim=HeadDimRule(OUTPUT_NORM),
     per_layer_fields=("lambda_init", "layer_types"),
+    fresh_entries=FRESH_LAMBDA_INIT,
     lambda_init=stored_lambda_init,
     full_copies_only=diff.polynorm_needs_whole_copies,
     adopt=config_from,

@@ -66,6 +66,7 @@ def _simulation(kind: str, heads: str, features: bool) -> tuple[Tensor, ...]:
             f"{name}.{layer}.{part}",
             tuple(produces(_width(size)) for size in (sizes if part == "weight" else sizes[:1])),
             uses=_channels if layer.startswith("heads") else _simulated_heads,
+            own_start=True,
         )
         for layer, sizes in layers.items()
         for part in ("weight", "bias")

@@ -22,7 +22,7 @@ from growkit.families.decoder import (
     query_rows,
 )
 from growkit.families.layout import Sizes, adjacent_parts, fixed, head_dim, plain, value_dim
-from growkit.variants.gda.family import pair_rows, stored_lambda_init
+from growkit.variants.gda.family import FRESH_LAMBDA_INIT, lambda_init_list, pair_rows
 from growkit.variants.shared.decoder_family import common_fields, common_sizes, variant, with_norm
 
 
@@ -35,7 +35,7 @@ def _sizes(config: Config) -> dict[str, int]:
             f"config.json has num_attention_heads = {maps} and num_key_value_heads = {kv}.",
             "Maps come in pairs, and with key_rank keys too: use even numbers.",
         )
-    stored_lambda_init(config, 0)
+    lambda_init_list(config)
     common = common_sizes(config)
     return common | {
         "query_head": maps // 2,
@@ -89,4 +89,5 @@ SHARED_DIFF = variant(
     kv_elements=lambda sizes: 2 * sizes["parts"] * sizes["kv_head"] * sizes["head_dim"],
     attention_flops=lambda s: 4 * s["query_head"] * (s["head_dim"] + s["value_dim"]),
     per_layer_fields=("lambda_init", "layer_types"),
+    fresh_entries=FRESH_LAMBDA_INIT,
 )

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from growkit.core.errors import UsageError
-from growkit.families.base import Config, required
+from growkit.families.base import Config, layer_count
 from growkit.families.lambda_schedule import (
     diff_lambda_init,
     follows_schedule,
@@ -25,7 +25,7 @@ NORM_EPS = 1e-5
 
 
 def _sizes(config: Config) -> dict[str, int]:
-    layers = required(config, "num_hidden_layers")
+    layers = layer_count(config)
     stated = config.get("lambda_init") or lambda_init_schedule(layers)
     sizes = DIFF_V1.sizes({**config, "lambda_init": stated})
     objections = {

@@ -41,7 +41,13 @@ def _weights() -> tuple[Tensor, ...]:
     """w_k and w_v in the form that the checkpoint has."""
     heads = consumes(plain("query_head"))
     return tuple(
-        Tensor(f"{name}_{kind}", ATTENTION + name, (heads, *tail), flag(f"{kind}_weights"))
+        Tensor(
+            f"{name}_{kind}",
+            ATTENTION + name,
+            (heads, *tail),
+            flag(f"{kind}_weights"),
+            own_start=True,
+        )
         for name in ("w_k", "w_v")
         for kind, tail in WEIGHTS.items()
     )

@@ -64,6 +64,7 @@ def _weights() -> tuple[Tensor, ...]:
             f"{block}.{name}",
             (heads, *tail),
             flag(f"{kind}_weights"),
+            own_start=True,
             stack=DECODER,
         )
         for role, block in (("decoder_", SELF_ATTENTION), ("cross_", CROSS_ATTENTION))
