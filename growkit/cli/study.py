@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +17,9 @@ from growkit.cli.common import (
     complete_words,
     open_output,
 )
+
+if TYPE_CHECKING:
+    from growkit.cli.output import Output
 
 PANEL = "Train"
 
@@ -58,7 +61,12 @@ def study(
         bool, typer.Option("--plan", help="Show what would be run, and what it costs; run nothing.")
     ] = False,
     report: Annotated[
-        bool, typer.Option("--report", help="Write table, plots and page of what is there.")
+        bool,
+        typer.Option(
+            "--report",
+            help="Write table, plots and page of what is there; with a study's folder as RECIPE "
+            "from its study.json alone.",
+        ),
     ] = False,
     flops_per_second: FlopsPerSecondOption = None,
     json_mode: JsonOption = False,
@@ -80,6 +88,9 @@ def study(
     from growkit.study.selection import choose
     from growkit.study.study import RECIPE, Study
 
+    if recipe.is_dir():
+        output.result({"written": _write_again(output, recipe, out, report)})
+        return
     recipe = find_recipe(recipe, "study")
     loaded = load_study(recipe, overrides or [])
     choice = choose(loaded, _words(arms), _numbers(seeds))
@@ -114,6 +125,30 @@ def study(
             f"Their logs are {one.runs}/KEY/log.txt. The same command tries them again; what "
             "diverged needs a smaller learning rate.",
         )
+
+
+def _write_again(output: Output, folder: Path, out: Path | None, report: bool) -> list[str]:
+    """What a study (or every study in a folder) says, from ``study.json``: no text, no training.
+
+    In its own folder, or as OUT/NAME.html.
+    """
+    from growkit.core.errors import UsageError
+    from growkit.study.page import studies_in, write_pages, write_study
+    from growkit.study.results import read_result
+
+    if not report:
+        raise UsageError(
+            f"{str(folder)!r} is a folder, not a recipe.",
+            "Add --report to write the page of a study again; a recipe is a YAML file.",
+        )
+    if out is not None:
+        written = write_pages(folder, out)
+    else:
+        results = [(read_result(path), path) for path in studies_in(folder)]
+        written = [write_study(result, path, note=output.note)[-1] for result, path in results]
+    for path in written:
+        output.show(str(path))
+    return [str(path) for path in written]
 
 
 def _words(text: str | None) -> list[str]:

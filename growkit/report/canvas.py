@@ -1,9 +1,11 @@
-"""The canvas of every figure, and the figure as SVG text that stands in a page by itself."""
+"""The canvas of every figure, the look of its lines, and the figure as text inside a page."""
 
 from __future__ import annotations
 
 import io
+import math
 import re
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,6 +13,17 @@ from typing import Any
 
 from growkit.core.errors import UsageError
 from growkit.core.plot_text import literal_text
+
+WIDTH = 6.2
+INK, SOFT, GRID, PAPER = "#1b1f24", "#6b7480", "#d5dae0", "#ffffff"
+# Okabe & Ito's colours, which the colour-blind tell apart (without their yellow).
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# What these are called in the style sheet of a page, which has them for light and dark.
+NAMES = {INK: "ink", SOFT: "soft", GRID: "grid", PAPER: "paper"} | {
+    color.lower(): f"c{number}" for number, color in enumerate(COLORS)
+}
+# Lines with no more points than this show them.
+FEW = 24
 
 
 @dataclass(frozen=True)
@@ -28,7 +41,7 @@ class Figure:
 
 
 @contextmanager
-def canvas(key: str, size: tuple[float, float] = (5.4, 3.4)) -> Iterator[Any]:
+def canvas(key: str, size: tuple[float, float] = (WIDTH, 3.4)) -> Iterator[Any]:
     """A matplotlib figure of ``size`` inches; the same data give the same bytes.
 
     Raises:
@@ -43,11 +56,47 @@ def canvas(key: str, size: tuple[float, float] = (5.4, 3.4)) -> Iterator[Any]:
             "A report needs matplotlib, which is not installed.",
             "Run: pip install 'growkit[plots]'.",
         ) from error
+    look: dict[str, Any] = dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), INK
+    )
+    look |= {"axes.edgecolor": SOFT, "grid.color": GRID, "font.size": 9.5, "axes.titlesize": 9.5}
+    look |= {"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True}
     # Text stays text: searchable, small.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": key, "font.size": 9}):
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": key, **look}):
         drawn = Canvas(figsize=size, layout="constrained")
         FigureCanvasSVG(drawn)
         yield drawn
+
+
+def points(count: int, marker: str = "o") -> dict[str, Any]:
+    """How a line of so many points marks them: a single one would not be seen otherwise."""
+    return {"marker": marker if count <= FEW else None, "markersize": 6 if count == 1 else 3.5}
+
+
+def line_label(text: str, width: int = 30) -> str:
+    """A name as matplotlib shows it as it is: no formulas, not hidden by an underscore."""
+    text = "\n".join(textwrap.wrap(text.replace("$", r"\$"), width)) or " "
+    return " " + text if text.startswith("_") else text
+
+
+def legend_below(drawn: Any) -> None:
+    """The names of all lines below the plots, which keep their height."""
+    shown: dict[str, Any] = {}
+    for axes in drawn.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            shown.setdefault(label, handle)
+    if not shown:
+        return
+    longest = max(len(line) for label in shown for line in label.splitlines())
+    columns = min(len(shown), 3 if longest <= 22 else 2 if longest <= 38 else 1)
+    rows = math.ceil(len(shown) / columns)
+    lines = max(label.count("\n") for label in shown) + 1
+    width, height = drawn.get_size_inches()
+    drawn.set_size_inches(width, height + 0.1 + rows * (0.05 + 0.14 * lines))
+    drawn.legend(
+        shown.values(), shown, loc="outside lower left", ncols=columns, fontsize=8.5,
+        frameon=False, handlelength=2.6, borderpad=0.2, labelspacing=0.35,
+    )  # fmt: skip
 
 
 def svg_text(drawn: Any, key: str) -> str:
@@ -63,11 +112,21 @@ def svg_text(drawn: Any, key: str) -> str:
     return re.sub(r"url\(#", f"url(#{key}-", text)
 
 
+def themed(svg: str) -> str:
+    """The figure in the colours of its page, light or dark."""
+
+    def variable(found: re.Match[str]) -> str:
+        name = NAMES.get(found[2].lower())
+        return f"{found[1]}var(--{name})" if name else found[0]
+
+    return re.sub(r"((?:fill|stroke|stop-color): ?)(#[0-9a-fA-F]{6})\b", variable, svg)
+
+
 def png_bytes(drawn: Any) -> bytes:
     """The figure as a PNG picture."""
     literal_text(drawn)
     buffer = io.BytesIO()
-    drawn.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    drawn.savefig(buffer, format="png", dpi=180, metadata={"Software": None})
     return buffer.getvalue()
 
 

@@ -25,7 +25,7 @@ def limits(result: StudyResult) -> list[str]:
 
 def _of_runs(result: StudyResult) -> list[str]:
     said = []
-    missing, alone, diverged, edges = [], [], [], []
+    missing, alone, diverged = [], [], []
     for arm in result.arms:
         done = {run.seed for run in arm.runs}
         for seed, why in sorted(arm.failed.items()):
@@ -35,12 +35,15 @@ def _of_runs(result: StudyResult) -> list[str]:
         missing += [f"{arm.label} ({seeds_text(open_)})"] if open_ else []
         diverged += [f"{arm.label} ({seeds_text(infinite)})"] if infinite else []
         alone += [arm.label] if len(done) == 1 else []
-        if arm.sweep and arm.sweep.at_edge:
-            edges.append(f"{arm.label} ({arm.sweep.chosen:g})")
         off = [run for run in arm.runs if abs(run.flops / result.budget - 1) > OFF_BUDGET]
         if off:
             part = percent(off[0].flops / result.budget, 1)
             said.append(f"{arm.label}: spent {part} of the budget (seed {off[0].seed}).")
+    edges = [
+        f"{result.label(name)} ({sweep.chosen:g})"
+        for name, sweep in result.sweeps().items()
+        if sweep.at_edge
+    ]
     for text, arms in (
         ("Not finished", missing),
         ("One seed, so the spread is not known", alone),

@@ -3,21 +3,45 @@
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from math import inf, isfinite
+from dataclasses import dataclass, replace
+from math import ceil, inf, isfinite
 from statistics import median
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from growkit.report.canvas import Figure, canvas, finished
-from growkit.study.results import Arm, StudyResult
+from growkit.report.canvas import (
+    COLORS,
+    INK,
+    PAPER,
+    SOFT,
+    WIDTH,
+    Figure,
+    canvas,
+    finished,
+    legend_below,
+    line_label,
+    points,
+)
+from growkit.study.results import Arm, StudyResult, Sweep
 from growkit.study.savings import arm_figures
-from growkit.study.statistics import Finding, findings
+from growkit.study.statistics import findings
 
+STYLES = ("-", ":", "-.")
+# Of a model from scratch beside the grown one that has the style of the same place above.
+DASHES = ("--", (0, (8, 2)), (0, (2, 1)))
+LOSS = "held-out loss (nats a token)"
+FLOPS = "training FLOPs, from the first step of the first model"
+# File names of the figures of probes begin so.
+SERIES = "series-"
+# The part of the budget that the second figure looks at.
+END = 0.6
+# Intervals longer than so many times the largest difference are cut: two seeds would hide the rest.
+CUT = 3.0
+
+Draw = Callable[[Any, StudyResult], bool]
 Array = npt.NDArray[np.float64]
 # FLOPs summed in another order may differ by this part.
 NEAR = 1e-9
@@ -103,14 +127,6 @@ def common_start(arm: Arm, arms: Sequence[Arm]) -> float:
     return spent
 
 
-# Okabe & Ito's colours, which the colour-blind tell apart (without their yellow).
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-STYLES = ("-", ":", "-.")
-# Of a model from scratch beside the grown one that has the style of the same place above.
-DASHES = ("--", (0, (8, 2)), (0, (2, 1)))
-MARKERS = ("o", "s", "^")
-
-
 def line_look(result: StudyResult, arm: Arm) -> dict[str, Any]:
     """Colour and line style of an arm; from scratch is dashed in the colour of its grown twin."""
     twins = _twins(result)
@@ -119,17 +135,6 @@ def line_look(result: StudyResult, arm: Arm) -> dict[str, Any]:
     lap = number // len(COLORS) % len(STYLES)
     style = DASHES[lap] if arm.name in twins else STYLES[lap]
     return {"color": COLORS[number % len(COLORS)], "linestyle": style}
-
-
-def marker(result: StudyResult, arm: Arm) -> str:
-    """What marks the points of an arm."""
-    return MARKERS[result.arms.index(arm) % len(MARKERS)]
-
-
-def line_label(text: str, width: int = 30) -> str:
-    """A name as matplotlib shows it as it is: no formulas, not hidden by an underscore."""
-    text = "\n".join(textwrap.wrap(text.replace("$", r"\$"), width)) or " "
-    return " " + text if text.startswith("_") else text
 
 
 def _twins(result: StudyResult) -> dict[str, str]:
@@ -145,36 +150,27 @@ def _twins(result: StudyResult) -> dict[str, str]:
     return twins
 
 
-LOSS = "held-out loss (nats a token)"
-FLOPS = "training FLOPs, from the first step of the first model"
-# File names of the figures of probes begin so.
-SERIES = "series-"
-# The part of the budget that the second figure looks at.
-END = 0.6
-# Intervals longer than so many times the largest difference are cut: two seeds would hide the rest.
-CUT = 3.0
-
-Draw = Callable[[Any, StudyResult], bool]
-
-
-def draw_figures(result: StudyResult) -> list[Figure]:
+def draw_figures(result: StudyResult, *, png: bool = True) -> list[Figure]:
     """All figures; those without data say what they would need. The first three have a PNG too.
+
+    Args:
+        png: draw those; a page needs none.
 
     Raises:
         UsageError: matplotlib is not installed.
     """
-    rows = max(len(result.comparisons), 1)
+    pairs = max(len(result.comparisons), 1)
     figures = [
         _figure(
             result, "loss", "Loss against compute", _losses, "a finished run",
             "Mean over the seeds, band from the lowest to the highest; dashed: from scratch in the "
             "shape of the grown arm of that colour; a diamond marks where a grown model begins, "
-            "grey is a source that several arms grow from.", png=True,
+            "grey is a source that several arms grow from.", png=png,
         ),
         _figure(
             result, "loss-end", "The end of the budget", _end, "a finished run",
             "The same curves near the end, the lowest final loss first in the legend; an arm that "
-            "is far off leaves the picture.", png=True,
+            "is far off leaves the picture.", png=png,
         ),
         _figure(
             result, "differences", "Paired differences of the final loss", _differences,
@@ -182,12 +178,9 @@ def draw_figures(result: StudyResult) -> list[Figure]:
             "Left of 0 the first arm is lower. Small: seeds; large: mean with Student's 95 % "
             "interval (an arrow where it is cut); grey: no difference shown; hollow: not shown any "
             "more after Holm's correction.",
-            size=(8.2, 1.3 + 0.42 * rows), png=True,
+            height=0.75 + 0.46 * pairs, png=png,
         ),
-        _figure(
-            result, "sweeps", "Learning-rate sweeps", _sweeps, "a learning-rate sweep",
-            "Held-out loss of the trials; ringed: the rate that was chosen; x: diverged.",
-        ),
+        _sweeps(result),
     ]  # fmt: skip
     names = sorted({name for arm in result.arms for run in arm.runs for name in run.series})
     for name in names:
@@ -210,23 +203,23 @@ def _figure(
     needs: str,
     caption: str,
     *,
-    size: tuple[float, float] = (8.2, 4.4),
+    height: float = 3.6,
     png: bool = False,
 ) -> Figure:
-    with canvas(key, size) as drawn:
+    with canvas(key, (WIDTH, height)) as drawn:
         axes = drawn.add_subplot()
         if not draw(axes, result):
             return Figure(key, title, f"Not shown: it needs {needs}.", "")
-        axes.grid(alpha=0.3)
-        handles, labels = axes.get_legend_handles_labels()
-        if labels:
-            drawn.legend(handles, labels, loc="outside right upper", fontsize=7, frameon=False)
+        axes.grid()
+        legend_below(drawn)
         return finished(drawn, Figure(key, title, caption, ""), png=png)
 
 
 def _line(axes: Any, band: Band, label: str | None, look: dict[str, Any], among: int) -> None:
     """Mean and band; many bands over each other are paler."""
-    axes.plot(band.places, band.mean, label=label, linewidth=1.4, **look)
+    axes.plot(
+        band.places, band.mean, label=label, linewidth=1.4, **(points(len(band.places), ".") | look)
+    )
     if (band.low < band.high).any():
         pale = min(0.15, 0.6 / among)
         axes.fill_between(
@@ -256,10 +249,10 @@ def _losses(axes: Any, result: StudyResult) -> bool:
         )
         for flops, loss in growths(arm):
             color = line_look(result, arm)["color"]
-            axes.plot([flops], [loss], "D", color=color, markersize=5, markerfacecolor="white")
+            axes.plot([flops], [loss], "D", color=color, markersize=5, markerfacecolor=PAPER)
         shown.append(band)
     for number, band in enumerate(shared.values()):
-        look = {"color": "0.5", "linestyle": "-"}
+        look = {"color": SOFT, "linestyle": "-"}
         _line(axes, band.part(1e-300, inf), None if number else "common source", look, 4)
     if not shown:
         return False
@@ -280,7 +273,7 @@ def _end(axes: Any, result: StudyResult) -> bool:
         if band is None or one.loss is None:
             continue
         part = band.part(result.budget * END, inf)
-        label = line_label(f"{one.loss.mean:.4f}  {one.arm.label}")
+        label = line_label(f"{one.loss.mean:.4f}  {one.arm.label}", 38)
         look = line_look(result, one.arm) | {"marker": ".", "markersize": 4}
         _line(axes, part, label, look, len(result.arms))
         ends.append([*part.low, *part.high])
@@ -310,60 +303,80 @@ def _differences(axes: Any, result: StudyResult) -> bool:
     if not values:
         return False
     reach = CUT * max(values) or 1e-6
-    colors = {"lower": COLORS[0], "higher": COLORS[1], "none": "0.55", "unknown": "0.55"}
+    colors = {"lower": COLORS[0], "higher": COLORS[1], "none": SOFT, "unknown": SOFT}
     for row, one in enumerate(found):
         color = colors[one.direction]
+        # The two arms stand above their interval: beside it they would take half of the width.
+        axes.text(
+            0.01, row - 0.32, line_label(f"{one.label} against {one.against_label}", 80),
+            transform=axes.get_yaxis_transform(), va="center", fontsize=8.5,
+        )  # fmt: skip
         seeds = list(one.differences.values())
         axes.plot(seeds, [row] * len(seeds), "o", color=color, markersize=3, alpha=0.6)
         estimate = one.estimate
         if estimate is None:
-            axes.text(0, row, "no common seed", va="center", ha="center", fontsize=7, color="0.4")
+            axes.text(0, row, "no common seed", va="center", ha="center", fontsize=8, color=SOFT)
         elif estimate.low is not None and estimate.high is not None:
             low, high = max(estimate.low, -reach), min(estimate.high, reach)
             axes.plot([low, high], [row, row], color=color, linewidth=1.6)
-            face = "white" if one.direction in ("lower", "higher") and not one.survives else color
+            face = PAPER if one.direction in ("lower", "higher") and not one.survives else color
             axes.plot([estimate.mean], [row], "D", color=color, markerfacecolor=face, markersize=6)
             for end, whole, arrow in ((low, estimate.low, "<"), (high, estimate.high, ">")):
                 axes.plot([end], [row], arrow if end != whole else "|", color=color, markersize=6)
-    axes.axvline(0, color="0.2", linewidth=1)
-    axes.set_yticks(range(len(found)), [_pair(one) for one in found], fontsize=7)
-    axes.set_ylim(len(found) - 0.5, -0.5)
+    axes.axvline(0, color=INK, linewidth=1)
+    axes.set_yticks([])
+    axes.set_ylim(len(found) - 0.6, -0.6)
     width = max(abs(end) for end in axes.get_xlim())
     axes.set_xlim(-width, width)
     axes.set_xlabel("difference of the final held-out loss (nats a token)")
     return True
 
 
-def _pair(one: Finding) -> str:
-    return line_label(f"{one.label} against {one.against_label}", 46)
+def _sweeps(result: StudyResult) -> Figure:
+    """A small plot each, on a scale of its own: the losses of arms lie far from each other."""
+    figure = Figure(
+        "sweeps", "Learning-rate sweeps",
+        "Held-out loss of the trials; ringed: the rate that was chosen; x: diverged. Every arm or "
+        "base that had trials of its own, each with a scale of its own.", "",
+    )  # fmt: skip
+    found = {
+        name: sweep
+        for name, sweep in result.sweeps().items()
+        if any(isfinite(loss) for _, loss in sweep.losses)
+    }
+    if not found:
+        return replace(figure, caption="Not shown: it needs a learning-rate sweep.")
+    rates = sorted({rate for sweep in found.values() for rate, _ in sweep.losses})
+    columns = min(len(found), 2)
+    rows = ceil(len(found) / columns)
+    with canvas("sweeps", (WIDTH, 0.3 + 1.75 * rows)) as drawn:
+        plots = drawn.subplots(rows, columns, squeeze=False, sharex=True).flatten()
+        for axes in plots[len(found) :]:
+            axes.remove()
+        for axes, (name, sweep) in zip(plots, found.items(), strict=False):
+            _sweep(axes, sweep)
+            edge = ", at the edge" if sweep.at_edge else ""
+            axes.set_title(line_label(result.label(name) + edge, 40), loc="left")
+            axes.set_xscale("log")
+            axes.set_xticks(rates, [f"{rate:g}" for rate in rates], rotation=45, fontsize=8)
+            axes.set_xticks([], minor=True)
+            axes.tick_params(labelbottom=True)
+            axes.margins(0.12, 0.2)
+            axes.grid()
+        drawn.supxlabel("peak learning rate", fontsize=9.5)
+        drawn.supylabel("held-out loss of the trials", fontsize=9.5)
+        return finished(drawn, figure)
 
 
-def _sweeps(axes: Any, result: StudyResult) -> bool:
-    curves = []
-    for arm in result.arms:
-        if arm.sweep is None or not any(isfinite(loss) for _, loss in arm.sweep.losses):
-            continue
-        look = line_look(result, arm)
-        rates, losses = zip(*arm.sweep.losses, strict=True)
-        look |= {"marker": marker(result, arm), "label": line_label(arm.label)}
-        axes.plot(rates, losses, markersize=4, **look)
-        chosen = [loss for rate, loss in arm.sweep.losses if rate == arm.sweep.chosen]
-        axes.plot(
-            [arm.sweep.chosen] * len(chosen), chosen, "o", markersize=10, color=look["color"],
-            markerfacecolor="none",
-        )  # fmt: skip
-        for rate in (rate for rate, loss in arm.sweep.losses if not isfinite(loss)):
-            axes.plot(
-                [rate], [0.97], "x", color=look["color"], transform=axes.get_xaxis_transform()
-            )
-        curves.append(losses)
-    if not curves:
-        return False
-    _frame(axes, curves)
-    axes.set_xscale("log")
-    axes.set_xlabel("peak learning rate")
-    axes.set_ylabel(f"{LOSS}, trials")
-    return True
+def _sweep(axes: Any, sweep: Sweep) -> None:
+    axes.plot(*zip(*sweep.losses, strict=True), "o-", color=COLORS[0], markersize=4)
+    chosen = [loss for rate, loss in sweep.losses if rate == sweep.chosen]
+    axes.plot(
+        [sweep.chosen] * len(chosen), chosen, "o", markersize=10, color=COLORS[1],
+        markerfacecolor="none",
+    )  # fmt: skip
+    for rate in (rate for rate, loss in sweep.losses if not isfinite(loss)):
+        axes.plot([rate], [0.93], "x", color=COLORS[1], transform=axes.get_xaxis_transform())
 
 
 def _series(name: str) -> Draw:

@@ -14,6 +14,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from growkit.core.errors import CheckpointError, UsageError
+from growkit.core.json_files import read_json_object
 from growkit.core.whole_file import write_whole
 
 FORMAT = 1
@@ -188,6 +192,30 @@ class StudyResult:
         """The arm of a name."""
         return next(arm for arm in self.arms if arm.name == name)
 
+    def rate_owner(self, name: str) -> str:
+        """The base or arm whose learning rate an arm uses: itself, or where ``of`` leads to."""
+        seen = [name]
+        while (other := self._rate_of(seen[-1])) is not None and other not in seen:
+            seen.append(other)
+        return seen[-1]
+
+    def _rate_of(self, name: str) -> str | None:
+        section = {
+            **(self.recipe.get("training") or {}),
+            **(start_of(self.recipe, name).get("training") or {}),
+        }
+        rate = section.get("learning_rate")
+        return rate.get("of") if isinstance(rate, dict) else None
+
+    def label(self, name: str) -> str:
+        """What readers call a base or an arm."""
+        labels = {arm.name: arm.label for arm in self.arms}
+        return labels.get(name) or start_of(self.recipe, name).get("label") or name
+
+    def sweeps(self) -> dict[str, Sweep]:
+        """Base or arm -> the sweep of its own; arms that take the rate of another have none."""
+        return {self.rate_owner(arm.name): arm.sweep for arm in self.arms if arm.sweep is not None}
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able values; the loss of a trial that diverged, NaN, is null there."""
         values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
@@ -203,41 +231,47 @@ class StudyResult:
         return write_whole(folder / STUDY_FILE, text + "\n")
 
 
+def start_of(recipe: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What a recipe says of a base or an arm, as plain values."""
+    parts = [recipe.get("arms"), recipe.get("bases")]
+    found = (part[name] for part in parts if isinstance(part, dict) and name in part)
+    return next((start for start in found if isinstance(start, dict)), {})
+
+
+def read_result(folder: Path) -> StudyResult:
+    """The result that a study left in its folder.
+
+    Raises:
+        UsageError: there is none.
+        CheckpointError: ``study.json`` is not what a study writes.
+    """
+    path = folder / STUDY_FILE
+    if not path.is_file():
+        raise UsageError(
+            f"There is no study in {str(folder)!r}: it holds no {STUDY_FILE}.",
+            "Give the output folder of growkit study.",
+        )
+    remedy = "Run the study again: it takes what is in records/."
+    values = read_json_object(path, remedy=remedy)
+    if values.get("format") != FORMAT:
+        raise CheckpointError(f"{str(path)!r} has format {values.get('format')!r}.", remedy)
+    try:
+        return result_from(values)
+    except (ValidationError, TypeError, KeyError, AttributeError) as error:
+        problem = str(error).splitlines()[0]
+        raise CheckpointError(f"{str(path)!r} is no result of a study: {problem}", remedy) from None
+
+
 def result_from(values: Mapping[str, Any]) -> StudyResult:
     """The result that :meth:`StudyResult.to_dict` gave."""
     values = {key: value for key, value in values.items() if key != "format"}
-    arms = tuple(_arm(arm) for arm in values.pop("arms"))
-    comparisons = tuple(Comparison(**item) for item in values.pop("comparisons"))
-    seeds = tuple(values.pop("seeds"))
-    return StudyResult(arms=arms, comparisons=comparisons, seeds=seeds, **values)
-
-
-def _arm(values: Mapping[str, Any]) -> Arm:
-    sweep = values.get("sweep")
-    return Arm(
-        **{
-            **values,
-            "runs": tuple(_run(run) for run in values["runs"]),
-            "sweep": None
-            if sweep is None
-            else Sweep(
-                **{
-                    **sweep,
-                    "losses": tuple((a, math.nan if b is None else b) for a, b in sweep["losses"]),
-                }
-            ),
-            "failed": {int(seed): why for seed, why in values.get("failed", {}).items()},
-        }
+    return TypeAdapter(StudyResult).validate_python(
+        values | {"arms": [arm | {"sweep": _sweep(arm["sweep"])} for arm in values["arms"]]}
     )
 
 
-def _run(values: Mapping[str, Any]) -> Run:
-    return Run(
-        seed=values["seed"],
-        phases=tuple(Phase(**phase) for phase in values["phases"]),
-        curve=tuple(Point(**point) for point in values["curve"]),
-        measures=dict(values.get("measures", {})),
-        series={
-            name: [(a, b) for a, b in pairs] for name, pairs in values.get("series", {}).items()
-        },
-    )
+def _sweep(values: dict[str, Any] | None) -> dict[str, Any] | None:
+    if values is None:
+        return None
+    losses = [(rate, math.nan if loss is None else loss) for rate, loss in values["losses"]]
+    return values | {"losses": losses}

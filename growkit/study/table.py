@@ -90,7 +90,7 @@ def equal_flops(result: StudyResult) -> Table:
     return Table(
         f"Equal FLOPs{alike}: {result.budget:.3g} training FLOPs each, by final loss",
         COLUMNS,
-        _rows(figures),
+        _rows(figures, result),
         _note(result),
     )
 
@@ -105,7 +105,7 @@ def equal_parameters(result: StudyResult) -> list[Table]:
         Table(
             f"Equal parameters: {_sizes(group)}, and equal FLOPs",
             COLUMNS,
-            _rows(_within(group)),
+            _rows(_within(group), result),
         )
         for group in _groups(arm_figures(result))
         if 1 < len(group) < len(result.arms)
@@ -192,11 +192,11 @@ def _sizes(group: Sequence[ArmFigures]) -> str:
     return human_count(least) + ("" if least == most else f" to {human_count(most)}")
 
 
-def _rows(figures: Sequence[ArmFigures]) -> tuple[tuple[str, ...], ...]:
-    return tuple(_row(one) for one in sorted(figures, key=lambda one: one.order))
+def _rows(figures: Sequence[ArmFigures], result: StudyResult) -> tuple[tuple[str, ...], ...]:
+    return tuple(_row(one, result) for one in sorted(figures, key=lambda one: one.order))
 
 
-def _row(one: ArmFigures) -> tuple[str, ...]:
+def _row(one: ArmFigures, result: StudyResult) -> tuple[str, ...]:
     runs = one.arm.runs
     tokens, seconds = mean_of([run.tokens for run in runs]), mean_of([run.seconds for run in runs])
     return (
@@ -208,7 +208,7 @@ def _row(one: ArmFigures) -> tuple[str, ...]:
         _flops(one.saving),
         _saved(one.saving),
         "" if tokens is None else human_count(tokens),
-        _rates(one.arm),
+        _rates(one.arm, result),
         "" if seconds is None else human_seconds(seconds),
     )
 
@@ -254,10 +254,14 @@ def _saved(saving: Saving) -> str:
     return f"{mean} ({low} to {high})"
 
 
-def _rates(arm: Arm) -> str:
+def _rates(arm: Arm, result: StudyResult) -> str:
     rates = [f"{rate:.3g}" for rate in learning_rates(arm)]
     text = " then ".join(rate for i, rate in enumerate(rates) if i == 0 or rate != rates[i - 1])
-    return text + (" (edge of the sweep)" if arm.sweep and arm.sweep.at_edge else "")
+    if arm.sweep is None:
+        return text
+    if result.rate_owner(arm.name) != arm.name:
+        return f"{text} (not its own)"
+    return text + (" (edge of the sweep)" if arm.sweep.at_edge else "")
 
 
 def _note(result: StudyResult) -> str:
