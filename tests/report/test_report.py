@@ -197,8 +197,9 @@ def test_what_a_run_has_not_is_said(tmp_path: Path, runs: list[Path]) -> None:
                        probe_steps=0), tmp_path / "plain").out  # fmt: skip
     target = tmp_path / "report.html"
     figures = {figure.key: figure for figure in write_report(read_runs([plain]), target)}
-    assert [key for key in KEYS if figures[key].svg] == ["loss-tokens", "loss-flops"]
-    assert list(Parsed(target.read_text()).figures) == ["loss-tokens", "loss-flops"]
+    shown = ["loss-tokens", "loss-flops", "learning-rate", "throughput"]
+    assert [key for key in KEYS if figures[key].svg] == shown
+    assert list(Parsed(target.read_text()).figures) == shown
     assert "Lambda by layer: Not shown: it needs differential attention." in target.read_text()
     assert main(["report", str(plain), "-q"]) == 0
     assert (plain / "training" / "report.html").read_text().startswith("<!DOCTYPE html>")

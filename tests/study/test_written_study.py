@@ -18,10 +18,12 @@ import numpy as np
 import pytest
 from made_up_studies import BUDGET, growth_study, made_arm, made_run, made_study, sweep
 
+from growkit.cli.main import main
 from growkit.study.caveats import limits
 from growkit.study.figures import band_of, common_start, draw_figures, growths, line_look, loss_band
-from growkit.study.page import markdown, study_page, write_study
-from growkit.study.results import Phase, StudyResult, result_from
+from growkit.study.page import markdown, studies_in, study_page, write_study
+from growkit.study.records import read_record
+from growkit.study.results import Phase, StudyResult, read_result, result_from
 from growkit.study.savings import arm_figures
 from growkit.study.table import (
     comparisons,
@@ -137,6 +139,62 @@ def evil_study() -> StudyResult:
     run = replace(arms[1].runs[0], series={EVIL: [(0.0, 1.0), (1.0, 0.5)]})
     arms = (arms[0], replace(arms[1], runs=(run, *arms[1].runs[1:])))
     return made_study(*arms, name=EVIL, question=EVIL, recipe={"name": EVIL}, machine={"os": EVIL})
+
+
+STUDIES = Path(__file__).parents[2] / "benchmarks" / "studies"
+
+
+def test_committed_studies_are_what_their_records_say() -> None:
+    """And their tables are those of today: a page is made from study.json and from nothing else."""
+    names = [path.name for path in studies_in(STUDIES)]
+    assert names == [
+        "conversion", "growth", "growth-1m", "optimizer", "plateau", "ratio", "symmetry"
+    ]  # fmt: skip
+    for name in names:
+        result = read_result(STUDIES / name)
+        assert (STUDIES / name / "table.md").read_text() == markdown(result)
+        assert (STUDIES / name / "study.json").read_text() == json.dumps(
+            result.to_dict(), indent=1, allow_nan=False
+        ) + "\n"
+        for phase in {p.key: p for arm in result.arms for r in arm.runs for p in r.phases}.values():
+            record = read_record(STUDIES / name / "records" / f"{phase.key}.json")
+            assert record is not None and record.last_loss == phase.last_loss
+            assert (record.steps, record.learning_rate) == (phase.steps, phase.learning_rate)
+
+
+def test_pages_from_committed_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for file in ("symmetry/study.json", "ratio/study.json"):
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).write_bytes((STUDIES / file).read_bytes())
+    pages = tmp_path / "pages"
+    assert main(["study", str(tmp_path), "--report", "--json", "--out", str(pages)]) == 0
+    written = json.loads(capsys.readouterr().out)["written"]
+    assert written == [str(pages / name) for name in ("ratio.html", "symmetry.html")]
+    text = (pages / "symmetry.html").read_text()
+    said = text.index("split (the default) against even, at equal FLOPs, equal parameters: lower")
+    assert said < text.index("<h2>The arms</h2>") < text.index("<h2>Figures</h2>")
+    assert "small, signal heads x2" in text and "that of split (the default)" in text
+    assert "prefers-color-scheme: dark" in text and "stroke: var(--c0)" in text
+    digest = re.search(r">[0-9a-f]{12,16}<", text)
+    assert digest is None
+    assert main(["study", str(tmp_path / "ratio")]) == 2
+    assert "Add --report" in capsys.readouterr().err
+    (tmp_path / "ratio" / "study.json").write_text('{"format": 1, "arms": [{"sweep": null}]}')
+    assert main(["study", str(tmp_path / "ratio"), "--report"]) == 1
+    assert "is no result of a study" in capsys.readouterr().err
+    assert main(["study", str(pages), "--report"]) == 2
+    assert "There is no study" in capsys.readouterr().err
+
+
+def test_a_borrowed_sweep_is_not_an_arms_own(result: StudyResult) -> None:
+    """One plot a sweep, on a scale that shows all its losses, and the borrower says whose it is."""
+    recipe = {"arms": {"scratch": {}, "signal": {"training": {"learning_rate": {"of": "scratch"}}}}}
+    borrowed = replace(result, recipe=recipe)
+    assert list(borrowed.sweeps()) == ["scratch"] and list(result.sweeps()) == ["scratch", "signal"]
+    assert not [line for line in limits(borrowed) if "at the edge of its sweep" in line]
+    (plot,) = [figure.svg for figure in draw_figures(borrowed, png=False) if figure.key == "sweeps"]
+    assert ">scratch</text>" in plot and "signal" not in plot
+    assert "that of scratch" in study_page(borrowed, [])
 
 
 def test_names_are_text(tmp_path: Path) -> None:
