@@ -28,7 +28,9 @@ RUNS = ("-", "-", "--", ":")
 
 def losses_by_tokens(axes: Any, runs: Sequence[Run]) -> bool:
     """Training (pale) and held-out loss."""
-    drawn = _plain(axes, runs, "loss", "loss (nats a token)", label=False, alpha=0.35, linewidth=1)
+    drawn = _plain(
+        axes, runs, "loss", "loss (nats per token)", label=False, alpha=0.35, linewidth=1
+    )
     for number, run in enumerate(runs):
         drawn |= _held_out(axes, run, number, lambda values: values)
     _mark_growths(axes, runs)
@@ -42,7 +44,7 @@ def losses_by_flops(axes: Any, runs: Sequence[Run]) -> bool:
     for number, run in known:
         drawn |= _held_out(axes, run, number, run.flops)
     axes.set_xlabel("training FLOPs, over all growths")
-    axes.set_ylabel("held-out loss (nats a token)")
+    axes.set_ylabel("held-out loss (nats per token)")
     _mark_growths(axes, [run for _, run in known], lambda run: run.flops([run.tokens_before])[0])
     return drawn
 
@@ -74,8 +76,8 @@ def learning_rates(axes: Any, runs: Sequence[Run]) -> bool:
 
 
 def throughput(axes: Any, runs: Sequence[Run]) -> bool:
-    """Tokens a second."""
-    drawn = _plain(axes, runs, "tokens_per_second", "tokens a second")
+    """Tokens per second."""
+    drawn = _plain(axes, runs, "tokens_per_second", "tokens per second")
     axes.set_ylim(bottom=0)
     _mark_growths(axes, runs)
     return drawn
@@ -219,7 +221,7 @@ FIGURES: list[tuple[str, str, str, Draw, str]] = [
     ),
     (
         "loss-flops", "Held-out loss against compute",
-        "Three forward passes a token, counted over all growths from the first run named.",
+        "Three forward passes per token, counted over all growths from the first run named.",
         losses_by_flops, "held-out text and a known architecture",
     ),
     (
@@ -228,7 +230,7 @@ FIGURES: list[tuple[str, str, str, Draw, str]] = [
     ),
     (
         "throughput", "Throughput",
-        "Tokens a second between two lines of the log, evaluations left out.",
+        "Tokens per second between two lines of the log, evaluations left out.",
         throughput, "lines of training",
     ),
     (

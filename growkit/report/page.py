@@ -161,7 +161,7 @@ def summary(run: Run) -> str:
     if run.tokens_before:
         text += f" after {run.tokens_before:,} before it"
     if losses:
-        text += f", held-out loss {losses[0]:.4f} → {losses[-1]:.4f} nats a token"
+        text += f", held-out loss {losses[0]:.4f} → {losses[-1]:.4f} nats per token"
     if run.loss_before_growth is not None:
         text += f"; {run.loss_before_growth:.4f} before its growth"
     return text + ("." if run.record else ". It is not finished.")

@@ -160,7 +160,7 @@ def _recipe(stored: Path) -> dict[str, Any]:
 
 
 def _flops_per_token(folder: Path, source: Path | None, recipe: dict[str, Any]) -> float | None:
-    """FLOPs of a training step a token, at the sequence length."""
+    """FLOPs of a training step per token, at the sequence length."""
     newest = newest_whole(folder / "training" / "checkpoints", contents=False)[0]
     places = [place for place in (folder, newest, source) if place is not None]
     place = next((place for place in places if (place / "config.json").is_file()), None)

@@ -32,7 +32,7 @@ from growkit.study.statistics import findings
 STYLES = ("-", ":", "-.")
 # Of a model from scratch beside the grown one that has the style of the same place above.
 DASHES = ("--", (0, (8, 2)), (0, (2, 1)))
-LOSS = "held-out loss (nats a token)"
+LOSS = "held-out loss (nats per token)"
 FLOPS = "training FLOPs, from the first step of the first model"
 # File names of the figures of probes begin so.
 SERIES = "series-"
@@ -310,6 +310,7 @@ def _differences(axes: Any, result: StudyResult) -> bool:
         axes.text(
             0.01, row - 0.32, line_label(f"{one.label} against {one.against_label}", 80),
             transform=axes.get_yaxis_transform(), va="center", fontsize=8.5,
+            bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.5},
         )  # fmt: skip
         seeds = list(one.differences.values())
         axes.plot(seeds, [row] * len(seeds), "o", color=color, markersize=3, alpha=0.6)
@@ -328,7 +329,7 @@ def _differences(axes: Any, result: StudyResult) -> bool:
     axes.set_ylim(len(found) - 0.6, -0.6)
     width = max(abs(end) for end in axes.get_xlim())
     axes.set_xlim(-width, width)
-    axes.set_xlabel("difference of the final held-out loss (nats a token)")
+    axes.set_xlabel("difference of the final held-out loss (nats per token)")
     return True
 
 

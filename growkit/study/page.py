@@ -179,9 +179,12 @@ def _conclusions(result: StudyResult) -> str:
         spread = "" if best.loss.deviation is None else f" ± {best.loss.deviation:.4f}"
         lowest = (
             f"<p>Lowest final loss: <strong>{escape(best.arm.label)}</strong>, "
-            f"{best.loss.mean:.4f}{spread} nats a token.</p>\n"
+            f"{best.loss.mean:.4f}{spread} nats per token.</p>\n"
         )
-    kinds = [one.direction + ("" if one.survives else " weak") for one in findings(result)]
+    kinds = [
+        one.direction + ("" if one.survives or one.direction == "none" else " weak")
+        for one in findings(result)
+    ]
     lines = "".join(
         f'<li class="{kind}">{escape(line)}</li>\n'
         for kind, line in zip(kinds or ["unknown"], verdicts(result), strict=True)
@@ -216,7 +219,14 @@ def run_text(result: StudyResult) -> list[str]:
 
 def arms_table(result: StudyResult) -> Table:
     """What each arm does, phase by phase, its final model, and how its learning rate was found."""
-    columns = ("arm", "what it does", "final model", "learning rate", "parameters", "FLOPs a token")
+    columns = (
+        "arm",
+        "what it does",
+        "final model",
+        "learning rate",
+        "parameters",
+        "FLOPs per token",
+    )
     return Table(
         "Arms",
         columns,
@@ -231,7 +241,7 @@ def arms_table(result: StudyResult) -> Table:
             )
             for arm in result.arms
         ),
-        "Loss in brackets: what the growth itself changed, before a step. FLOPs a token: of "
+        "Loss in brackets: what the growth itself changed, before a step. FLOPs per token: of "
         "training the final model.",
         words=4,
     )

@@ -133,7 +133,7 @@ def comparisons(result: StudyResult) -> Table:
         "Comparisons",
         ("comparison", "at", "verdict", "difference", "95 % CI", "seeds", "p", "p (Holm)"),
         tuple(rows),
-        "Final held-out losses in nats a token, paired by seed; intervals are Student's over the "
+        "Final held-out losses in nats per token, paired by seed; intervals are Student's over the "
         "paired differences, each for itself; p (Holm) is corrected for all comparisons together."
         if rows
         else "The recipe asks for no comparison.",
@@ -271,7 +271,7 @@ def _note(result: StudyResult) -> str:
         else "the final loss of the from-scratch arm of the same shape and seed"
     )
     return (
-        f"Final loss: held out, nats a token, mean ± standard deviation over "
+        f"Final loss: held out, nats per token, mean ± standard deviation over "
         f"{seeds_text(result.seeds)}. Target: {target}; saving: 1 - FLOPs to it / FLOPs of that "
         "from-scratch arm to it, blank where a seed did not reach it. Training FLOPs count from "
         "the first step of the first model. Wall time: a seed, on one worker."

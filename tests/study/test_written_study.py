@@ -153,9 +153,8 @@ def test_committed_studies_are_what_their_records_say() -> None:
     for name in names:
         result = read_result(STUDIES / name)
         assert (STUDIES / name / "table.md").read_text() == markdown(result)
-        assert (STUDIES / name / "study.json").read_text() == json.dumps(
-            result.to_dict(), indent=1, allow_nan=False
-        ) + "\n"
+        again = json.dumps(result.to_dict(), indent=1, allow_nan=False) + "\n"
+        assert (STUDIES / name / "study.json").read_text() == again
         for phase in {p.key: p for arm in result.arms for r in arm.runs for p in r.phases}.values():
             record = read_record(STUDIES / name / "records" / f"{phase.key}.json")
             assert record is not None and record.last_loss == phase.last_loss
@@ -189,7 +188,9 @@ def test_pages_from_committed_files(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_a_borrowed_sweep_is_not_an_arms_own(result: StudyResult) -> None:
     """One plot a sweep, on a scale that shows all its losses, and the borrower says whose it is."""
     recipe = {"arms": {"scratch": {}, "signal": {"training": {"learning_rate": {"of": "scratch"}}}}}
-    borrowed = replace(result, recipe=recipe)
+    scratch, signal, noise = result.arms
+    arms = (scratch, replace(signal, sweep=scratch.sweep), noise)
+    borrowed = replace(result, recipe=recipe, arms=arms)
     assert list(borrowed.sweeps()) == ["scratch"] and list(result.sweeps()) == ["scratch", "signal"]
     assert not [line for line in limits(borrowed) if "at the edge of its sweep" in line]
     (plot,) = [figure.svg for figure in draw_figures(borrowed, png=False) if figure.key == "sweeps"]
