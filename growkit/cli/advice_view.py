@@ -44,8 +44,9 @@ def advice_rows(advice: Advice) -> list[tuple[str, str]]:
         rows.append(
             (
                 "compare after",
-                f"{human_count(budget.compare_tokens)} tokens, {OPTIMAL_TOKENS_PER_PARAMETER} a "
-                "new parameter (rule of thumb from 2203.15556; LLaMA-Pro took 80 B for 1.3 B new)",
+                f"{human_count(budget.compare_tokens)} tokens, {OPTIMAL_TOKENS_PER_PARAMETER} per "
+                "new parameter (rule of thumb from arXiv:2203.15556; LLaMA-Pro took 80 B for 1.3 B "
+                "new)",
             )
         )
     of_what = "the recipe's" if facts.recipe is not None else "these"
@@ -82,11 +83,12 @@ def _base(advice: Advice) -> str:
     facts, ratio = advice.facts, tokens_per_parameter(advice.facts)
     size = f"{human_count(facts.base_parameters)} parameters"
     if ratio is None or facts.trained_tokens is None:
-        return f"{size}; tokens seen: not recorded (--trained-tokens, model.trained_tokens)"
+        where = "--trained-tokens" if facts.recipe is None else "model.trained_tokens"
+        return f"{size}; tokens seen: not recorded ({where})"
     verdict = "over-trained" if ratio > OPTIMAL_TOKENS_PER_PARAMETER else "not over-trained"
     return (
         f"{size}, {human_count(facts.trained_tokens)} tokens seen: {ratio:,.1f} a parameter, "
-        f"{verdict} (compute-optimal: {OPTIMAL_TOKENS_PER_PARAMETER}, 2203.15556)"
+        f"{verdict} (compute-optimal: {OPTIMAL_TOKENS_PER_PARAMETER}, arXiv:2203.15556)"
     )
 
 

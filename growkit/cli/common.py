@@ -81,13 +81,15 @@ ShardSizeOption = Annotated[
 ]
 
 
-def complete_recipe(kind: str | None = None) -> Callable[[str], list[str]]:
+def complete_recipe(
+    kind: str | None = None, more: tuple[str, ...] = ()
+) -> Callable[[str], list[str]]:
     """Completion in the shell: the shipped recipes of a kind (files complete as ever)."""
 
     def complete(incomplete: str) -> list[str]:
         from growkit.recipe.shipped import recipe_names
 
-        return [name for name in recipe_names(kind) if name.startswith(incomplete)]
+        return [name for name in [*recipe_names(kind), *more] if name.startswith(incomplete)]
 
     return complete
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -58,7 +59,8 @@ def study(
         typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a value of the recipe."),
     ] = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Show what would be run, and what it costs; run nothing.")
+        bool,
+        typer.Option("--plan", help="Show what would be run, and what it costs; write nothing."),
     ] = False,
     report: Annotated[
         bool,
@@ -100,10 +102,12 @@ def study(
         raise UsageError(
             f"--report: there is no study in {str(out)!r}.", "Give its folder with --out."
         )
-    one = Study(loaded, out, runs or out / "runs", output)
     if plan:
-        output.result(show_plan(output, one, choice, flops_per_second))
+        with TemporaryDirectory(prefix="growkit-plan-") as scratch:
+            one = Study(loaded, out, runs or out / "runs", output, scratch=Path(scratch))
+            output.result(show_plan(output, one, choice, flops_per_second))
         return
+    one = Study(loaded, out, runs or out / "runs", output)
     changes = [word for override in overrides or [] for word in ("--set", override)]
     command = shlex.join(["growkit", "study", str(recipe), *changes, "--out", str(out)])
     if report:

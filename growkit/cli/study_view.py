@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,29 +18,32 @@ def show_plan(
     output: Output, study: Study, choice: Choice, flops_per_second: float | None
 ) -> dict[str, Any]:
     """Every base and arm with its size and its share of the budget; returns it as plain data."""
+    from rich import box
     from rich.table import Table
 
-    rows = study.outline(choice)
+    from growkit.core.quantities import counted, human_count
+
+    rows, indent = study.outline(choice), "  "
     done, planned = study.progress(choice)
     table = Table(
-        title=f"{study.out.name}: {study.nodes.lengths.budget:.3g} training FLOPs an arm, "
-        f"{len(choice.seeds)} seeds",
+        title=f"{study.out.name}: {study.nodes.lengths.budget:.3g} training FLOPs per arm, "
+        f"{counted(len(choice.seeds), 'seed')}",
         title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
-    table.add_column("run")
-    table.add_column("goes on from")
-    for heading in ("parameters", "FLOPs a token", "steps", "tokens", "FLOPs"):
-        table.add_column(heading, justify="right")
-    table.add_column("learning rate")
+    table.add_column("run\n  from", overflow="fold", min_width=20)
+    for heading in ("para-\nmeters", "FLOPs per\ntoken", "steps", "tokens", "training\nFLOPs"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("learning\nrate", overflow="fold")
     for row in rows:
         table.add_row(
-            row.name,
-            row.origin,
-            f"{row.parameters:,}",
-            f"{row.flops_per_token:.3g}",
+            f"{row.name}\n{fill(row.origin, 20, initial_indent=indent, subsequent_indent=indent)}",
+            human_count(row.parameters),
+            human_count(row.flops_per_token),
             f"{row.steps:,}",
-            f"{row.tokens:,}",
-            f"{row.flops:.3g}",
+            human_count(row.tokens),
+            f"{row.flops:.2e}",
             row.rate,
         )
     output.show(table)

@@ -23,6 +23,7 @@ from growkit.cli.output import Output
 
 if TYPE_CHECKING:
     from growkit.advice import Throughput
+    from growkit.advice.dry_run import DryRun
     from growkit.training.recipe import Recipe
     from growkit.training.run_result import TrainingResult
 
@@ -64,6 +65,12 @@ def train(
             "--grow-now", help="Ask the staged run in the output folder to grow at its next step."
         ),
     ] = False,
+    dry: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Check the recipe, count text, steps and memory; write nothing."
+        ),
+    ] = False,
     tokens_per_second: TokensPerSecondOption = None,
     flops_per_second: FlopsPerSecondOption = None,
     json_mode: JsonOption = False,
@@ -90,9 +97,20 @@ def train(
         ask_for_growth(target)
         output.note(f"The run in {target} grows at the end of its next step.")
         return
+    if dry:
+        from growkit.advice.dry_run import dry_run
+
+        throughput = Throughput(tokens_per_second, flops_per_second)
+        done = dry_run(loaded, target, resume=resume, overwrite=overwrite, reporter=output)
+        _show_dry_run(output, done, target, loaded, throughput)
+        output.show(f"next: {_without_dry_run(recipe, target)}")
+        output.result(done.to_dict())
+        return
     output.note(f"Training into {target}.")
     if first:
-        _advise(output, loaded, Throughput(tokens_per_second, flops_per_second))
+        rows, findings = _advice(loaded, Throughput(tokens_per_second, flops_per_second))
+        for line in (*(f"{label}: {value}" for label, value in rows), *findings):
+            output.note(f"  {line}")
     result = run(loaded, target, resume=resume, overwrite=overwrite, reporter=output)
     if first:
         show(output, result)
@@ -103,8 +121,70 @@ def train(
         leave()
 
 
-def _advise(output: Output, recipe: Recipe, throughput: Throughput) -> None:
-    """What is known before the first step; nothing for a model from scratch."""
+def _without_dry_run(recipe: Path, target: Path) -> str:
+    """The command that was given, without the switch."""
+    import sys
+
+    words = [word for word in sys.argv[1:] if word != "--dry-run"]
+    if words[:1] != ["train"]:
+        words = ["train", str(recipe), "--out", str(target)]
+    return shlex.join(["growkit", *words])
+
+
+def _show_dry_run(
+    output: Output, done: DryRun, target: Path, recipe: Recipe, throughput: Throughput
+) -> None:
+    """What the run would come to, as rows that wrap."""
+    from rich.table import Table
+
+    from growkit.core.quantities import counted, human_bytes, human_count
+
+    table = Table(title=f"dry run: {target}", title_justify="left", show_header=False)
+    table.add_column("what", no_wrap=True)
+    table.add_column("value", overflow="fold")
+    section, text, steps = recipe.training, done.text, recipe.total_steps
+    begin = recipe.model.checkpoint or f"from scratch ({(recipe.model.config or {})['model_type']})"
+    table.add_row("output", done.out)
+    table.add_row("model", f"{begin}, {human_count(done.parameters)} parameters")
+    files = counted(text.files, "file") if text.files else "the built-in text"
+    table.add_row(
+        "text",
+        f"{files}, {human_bytes(text.size)}, about {human_count(text.tokens)} tokens "
+        f"({text.bytes_per_token:.2f} bytes per token in a sample)",
+    )
+    if done.held_out_tokens:
+        part = f"{recipe.data.eval_fraction:.3g}"
+        table.add_row("held out", f"{part} of it, about {human_count(done.held_out_tokens)} tokens")
+    table.add_row(
+        "steps",
+        f"{steps:,} of {recipe.tokens_per_step:,} tokens "
+        f"({recipe.sequences_per_step} x {recipe.data.sequence_length}): "
+        f"{human_count(steps * recipe.tokens_per_step)} tokens, the text about {done.passes:.2f} "
+        "times",
+    )
+    schedule = f"peak {section.learning_rate:g}, {section.schedule}, "
+    schedule += f"warm-up {counted(recipe.steps(section.warmup_steps), 'step')}"
+    if section.schedule == "wsd":
+        schedule += f", decay {counted(recipe.steps(section.decay_steps), 'step')}"
+    table.add_row("learning rate", schedule)
+    table.add_row(
+        "every",
+        f"{counted(section.logging_steps, 'step')} a log line, {section.eval_steps:,} an "
+        f"evaluation, {section.save_steps:,} a checkpoint",
+    )
+    if recipe.stages:
+        table.add_row("growths", f"{len(recipe.stages)}, planned one after another")
+    if recipe.model.checkpoint is None:
+        total = human_bytes(done.memory.total)
+        table.add_row("memory per process", f"{total} and activations")
+    rows, findings = _advice(recipe, throughput)
+    for label, value in rows:
+        table.add_row(label, value)
+    output.show(table, *findings)
+
+
+def _advice(recipe: Recipe, throughput: Throughput) -> tuple[list[tuple[str, str]], list[str]]:
+    """What is known before the first step, rows and findings; nothing for one from scratch."""
     from growkit.advice import advise, facts_of_recipe
     from growkit.cli.advice_view import advice_rows, finding_lines
     from growkit.core.errors import GrowkitError
@@ -112,14 +192,11 @@ def _advise(output: Output, recipe: Recipe, throughput: Throughput) -> None:
     try:
         facts = facts_of_recipe(recipe)
     except GrowkitError:
-        return  # a folder that cannot be read is the run's to refuse
+        return [], []  # a folder that cannot be read is the run's to refuse
     if facts is None:
-        return
+        return [], []
     advice = advise(facts, throughput)
-    for label, value in advice_rows(advice):
-        output.note(f"  {label}: {value}")
-    for line in finding_lines(advice):
-        output.note(f"  {line}")
+    return advice_rows(advice), finding_lines(advice)
 
 
 def show(output: Output, result: TrainingResult) -> None:

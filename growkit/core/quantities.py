@@ -20,6 +20,11 @@ def human_count(count: float) -> str:
     return f"{count:.0f}"
 
 
+def counted(count: int, noun: str) -> str:
+    """``1 file``, ``49,152 files``."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
 def percent(part: float, digits: int = 0, *, sign: bool = False) -> str:
     """A part of 1 as ``12.5 %``."""
     return f"{100 * part:{'+' if sign else ''}.{digits}f} %"

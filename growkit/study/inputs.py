@@ -35,8 +35,13 @@ class Inputs:
     fingerprints: dict[str, str]
 
 
-def open_inputs(recipe: StudyRecipe, runs: Path, reporter: Reporter) -> Inputs:
+def open_inputs(
+    recipe: StudyRecipe, runs: Path, reporter: Reporter, scratch: Path | None = None
+) -> Inputs:
     """Hash what the study reads, and train its tokenizer if it is not there.
+
+    Args:
+        scratch: where it is made instead of in ``runs``.
 
     Raises:
         UsageError, CheckpointError: files or folders that are missing or damaged.
@@ -45,13 +50,13 @@ def open_inputs(recipe: StudyRecipe, runs: Path, reporter: Reporter) -> Inputs:
 
     corpus = corpus_of(recipe.data)
     sources = [*corpus.sources, *([corpus.held_out] if corpus.held_out is not None else [])]
-    memo = runs / "data" / "hashes.json"
+    memo = (scratch or runs) / "data" / "hashes.json"
     content = digest([source.content(memo) for source in sources])
     fingerprints = {"data": content}
     for start in [*recipe.bases.values(), *recipe.arms.values()]:
         if start.checkpoint is not None:
             fingerprints[str(start.checkpoint)] = _fingerprint(start.checkpoint)
-    tokenizer = _tokenizer(recipe, corpus, runs, content, reporter)
+    tokenizer = _tokenizer(recipe, corpus, (runs, scratch or runs), content, reporter)
     if tokenizer is not None:
         fingerprints["tokenizer"] = tokenizer_fingerprint(tokenizer)
     return Inputs(tokenizer, fingerprints)
@@ -67,15 +72,23 @@ def _fingerprint(folder: Path) -> str:
 
 
 def _tokenizer(
-    recipe: StudyRecipe, corpus: Corpus, runs: Path, content: str, reporter: Reporter
+    recipe: StudyRecipe,
+    corpus: Corpus,
+    places: tuple[Path, Path],
+    content: str,
+    reporter: Reporter,
 ) -> Path | None:
+    """Taken from the first place where it is there, else made in the second."""
     section = recipe.tokenizer
     if section is None:
         return None
     if section.path is not None:
         return section.path.resolve()
     size = section.train_bpe or 257
-    target = runs / "tokenizers" / digest([content, size, recipe.data.eval_fraction])
+    name = digest([content, size, recipe.data.eval_fraction])
+    there, target = (place / "tokenizers" / name for place in places)
+    if there.is_dir():
+        return there
 
     def make(folder: Path) -> None:
         from growkit.data.tokenizer import train_bpe

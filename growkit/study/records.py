@@ -105,19 +105,20 @@ class Records:
     Args:
         own: folder of the study's own copies.
         runs: folder of the runs, shared by studies.
+        copied: records that another study made are copied to ``own``.
     """
 
-    def __init__(self, own: Path, runs: Path) -> None:
-        self.own, self.runs = own, runs
+    def __init__(self, own: Path, runs: Path, *, copied: bool = True) -> None:
+        self.own, self.runs, self.copied = own, runs, copied
         self._known: dict[str, Record] = {}
 
     def get(self, key: str) -> Record | None:
-        """The record of a run, or None; one that another study made is copied."""
+        """The record of a run, or None."""
         if key not in self._known:
             record = read_record(self.own / f"{key}.json")
             if record is None:
                 record = read_record(self.runs / key / RECORD)
-                if record is not None:
+                if record is not None and self.copied:
                     record.write(self.own / f"{key}.json")
             if record is None:
                 return None

@@ -40,6 +40,8 @@ class Study:
         out: folder of the results.
         runs: folder of the trained models; several studies may share one.
         reporter: told what continues.
+        scratch: what has to be made to know shapes and keys (tokenizer, untrained models) goes
+            here instead of ``runs``, and nothing is written elsewhere until :meth:`run`.
 
     Raises:
         UsageError, CheckpointError: the recipe names what cannot be used, or ``out`` holds
@@ -47,15 +49,21 @@ class Study:
     """
 
     def __init__(
-        self, recipe: StudyRecipe, out: Path, runs: Path, reporter: Reporter | None = None
+        self,
+        recipe: StudyRecipe,
+        out: Path,
+        runs: Path,
+        reporter: Reporter | None = None,
+        *,
+        scratch: Path | None = None,
     ) -> None:
         self.recipe, self.out = recipe, out.resolve()
         self.runs = runs.resolve()
         self.reporter = reporter or Silent()
         _claim(self.out, self.runs)
-        self.inputs: Inputs = open_inputs(recipe, self.runs, self.reporter)
-        shapes = Shapes(recipe, self.runs / "shapes", self.inputs.tokenizer)
-        self.records = Records(self.out / "records", self.runs)
+        self.inputs: Inputs = open_inputs(recipe, self.runs, self.reporter, scratch)
+        shapes = Shapes(recipe, (scratch or self.runs) / "shapes", self.inputs.tokenizer)
+        self.records = Records(self.out / "records", self.runs, copied=scratch is None)
         self.nodes = Nodes(
             recipe,
             shapes,

@@ -74,6 +74,36 @@ def open_run(
         UsageError: the folder holds something else.
         GrowkitError: another process is training into it.
     """
+    _check_place(out, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open_lock(folder / LOCK) as lock:
+        _lock(lock.fileno(), out)
+        _prepare(recipe, out, folder, resume, overwrite, reporter)
+        yield
+
+
+def look_into(recipe: Recipe, out: Path, resume: str, overwrite: bool, reporter: Reporter) -> str:
+    """What a run would do with ``out``, in words; nothing is written.
+
+    Raises:
+        UsageError: the folder holds something else, as :func:`open_run` says.
+    """
+    folder = out / "training"
+    _check_place(out, folder)
+    stored = folder / "recipe.yaml"
+    if not stored.is_file() or not _has_begun(folder):
+        return "a new run"
+    if overwrite:
+        return "a new run; the one that is there is thrown away"
+    _check_resumable(recipe, out, stored, resume, reporter)
+    if resume == "auto":
+        newest = resume_point(folder / "checkpoints", resume, reporter)
+    else:
+        newest = _chosen(resume)
+    return "the run there begins again" if newest is None else f"continues from {newest.name}"
+
+
+def _check_place(out: Path, folder: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UsageError(f"The output {str(out)!r} is a file.", "Choose a folder with --out.")
     if not (folder / "recipe.yaml").is_file() and _is_in_use(out, folder):
@@ -81,11 +111,17 @@ def open_run(
             f"The output {str(out)!r} is not empty and holds no training run.",
             "Choose another --out.",
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    with open_lock(folder / LOCK) as lock:
-        _lock(lock.fileno(), out)
-        _prepare(recipe, out, folder, resume, overwrite, reporter)
-        yield
+
+
+def _check_resumable(
+    recipe: Recipe, out: Path, stored: Path, resume: str, reporter: Reporter
+) -> None:
+    if resume == "never":
+        raise UsageError(
+            f"{str(out)!r} holds a run already.",
+            "Choose another --out, continue with --resume auto, or begin anew: --overwrite.",
+        )
+    _check_same(recipe, stored, reporter)
 
 
 def _is_in_use(out: Path, folder: Path) -> bool:
@@ -126,12 +162,7 @@ def _prepare(
         remove(folder / "tokenizer")
         remove(folder / DATA)
     elif stored.is_file():
-        if resume == "never":
-            raise UsageError(
-                f"{str(out)!r} holds a run already.",
-                "Choose another --out, continue with --resume auto, or begin anew: --overwrite.",
-            )
-        _check_same(recipe, stored, reporter)
+        _check_resumable(recipe, out, stored, resume, reporter)
     remove(folder / "checkpoints" / checkpoints.PARTIAL)
     write_whole(stored, yaml.safe_dump(recipe.to_dict(), sort_keys=False))
 
@@ -203,6 +234,17 @@ def resume_point(folder: Path, resume: str, reporter: Reporter) -> Path | None:
         elif skipped:
             reporter.warn("no whole checkpoint is left: the run starts from the beginning")
         return newest
+    chosen = _chosen(resume)
+    # Newer checkpoints of this run belong to the branch that is left here.
+    for newer in checkpoints.list_checkpoints(folder):
+        if checkpoints.step_of(newer) > checkpoints.step_of(chosen):
+            superseded = newer.with_name(newer.name + ".superseded")
+            remove(superseded)
+            newer.rename(superseded)
+    return chosen
+
+
+def _chosen(resume: str) -> Path:
     chosen = Path(resume).resolve()
     problem = checkpoints.damage(chosen) if chosen.is_dir() else "it is not a folder"
     if problem is None and checkpoints.step_of(chosen) < 0:
@@ -212,10 +254,4 @@ def resume_point(folder: Path, resume: str, reporter: Reporter) -> Path | None:
             f"{resume!r} cannot be resumed from: {problem}.",
             "Give a checkpoint-N folder that growkit train wrote, or --resume auto.",
         )
-    # Newer checkpoints of this run belong to the branch that is left here.
-    for newer in checkpoints.list_checkpoints(folder):
-        if checkpoints.step_of(newer) > checkpoints.step_of(chosen):
-            superseded = newer.with_name(newer.name + ".superseded")
-            remove(superseded)
-            newer.rename(superseded)
     return chosen

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_checkpoints as tiny
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from growkit.advice.new_run import learning_rate, new_run_recipe
 from growkit.cli.app import build_app
 from growkit.cli.main import main
+from growkit.data.tokenizer import train_bpe
+from growkit.training import load_recipe
 
 Said = tuple[int, str, str]
 Call = Callable[..., Said]
@@ -146,3 +154,110 @@ def test_ctrl_c_says_how_to_resume(
     assert bool(said) == bool(again)
     monkeypatch.setenv("RANK", "1")
     assert growkit(*shlex.split(words))[2] == "interrupted\n"
+
+
+# -- a recipe for the checkpoint at hand, and what it comes to ------------------------------------
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny grown folder with a tokenizer, and a text beside it."""
+    folder = tmp_path_factory.mktemp("new-user")
+    config = LlamaConfig(
+        vocab_size=257,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "source")
+    train_bpe([], 257, folder / "source")
+    tiny.grow(folder / "source", folder / "grown", ffn="x1.5")
+    (folder / "text.txt").write_text("To be, or not to be, that is the question. " * 600)
+    return folder / "grown"
+
+
+def everything(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_a_recipe_is_written_checked_and_trains(
+    grown: Path, growkit: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = grown.with_name("text.txt")
+    code, out, err = growkit("recipes", "new-run", grown, "--text", text)
+    assert (code, err) == (0, "")
+    assert out == "wrote recipe.yaml\nnext: edit it, then growkit train recipe.yaml --dry-run\n"
+    said = Path("recipe.yaml").read_text()
+    assert all(len(line) <= 100 for line in said.splitlines())
+    for part in ("the model's whole context", "GPT-3", "arXiv:2308.04014", "are new since the"):
+        assert part in said
+    recipe = load_recipe(Path("recipe.yaml"))
+    assert recipe.model.checkpoint == grown and recipe.data.files == [text]
+    assert recipe.data.sequence_length == 64 and recipe.training.bf16
+    assert recipe.training.learning_rate == 3e-4  # half of GPT-3's at its smallest size
+    tokens = recipe.training.max_tokens
+    assert tokens is not None and 0.9 * text.stat().st_size < tokens < text.stat().st_size
+
+    before = everything(tmp_path)
+    code, out, err = growkit("train", "recipe.yaml", "--dry-run")
+    assert (code, err) == (0, "") and everything(tmp_path) == before
+    for part in ("a new run", "1 file, 25.8 kB, about 25.80 k tokens", "memory per process"):
+        assert part in out
+    assert max(map(len, out.partition("- ")[0].splitlines())) <= 80
+    assert out.splitlines()[-1] == "next: growkit train recipe.yaml --out checkpoints/recipe"
+    code, out, err = growkit("train", "recipe.yaml", "--dry-run", "--json")
+    counted = json.loads(out)
+    assert counted["steps"] == recipe.total_steps and counted["out"] == "a new run"
+    assert growkit("train", "recipe.yaml", "--dry-run", "--quiet") == (0, "", "")
+
+    code, _, err = growkit("recipes", "new-run", grown)
+    assert code == 2 and "--out 'recipe.yaml' exists already" in err
+    assert Path("recipe.yaml").read_text() == said
+
+
+def test_the_batch_follows_the_memory(grown: Path) -> None:
+    text = grown.with_name("text.txt")
+    batch = re.compile(r"train_batch_size: (\d+)")
+    sizes = [
+        int(batch.findall(new_run_recipe(grown, None, memory))[0])
+        for memory in (2_000_000, 8_000_000, 64_000_000)
+    ]
+    assert sizes[0] < sizes[1] < sizes[2] <= 64
+    assert "TOO MUCH for one device" in new_run_recipe(grown, text, 100_000)
+    assert learning_rate(125_000_000) == 3e-4 and learning_rate(6_700_000_000) == 6e-5
+    assert learning_rate(350_000_000) > learning_rate(500_000_000) > learning_rate(760_000_000)
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        ("data.sequence_length=128", "the model has positions for 64"),
+        ("data.eval_fraction=0.001", "held-out text has about 26 tokens, less than one sequence"),
+        ("training.report_to=[nobody]", "names the tracker 'nobody'"),
+        ("data.files=[nowhere]", "nowhere"),
+        ("training.decay_steps=1000000", "decay"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would(
+    change: str, sentence: str, grown: Path, growkit: Call, tmp_path: Path
+) -> None:
+    (tmp_path / "r.yaml").write_text(new_run_recipe(grown, grown.with_name("text.txt")))
+    before = everything(tmp_path)
+    code, _, err = growkit("train", tmp_path / "r.yaml", "--dry-run", "--set", change)
+    assert code == 2 and sentence in err and everything(tmp_path) == before
+
+
+def test_a_dry_run_from_scratch(
+    growkit: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = growkit("train", "train-gda-small", "--dry-run", "--set", "tokenizer={bytes: 1}")
+    assert code == 0 and "from scratch (gda)" in out and not list(tmp_path.iterdir())
+
+
+def test_new_run_needs_a_checkpoint(growkit: Call) -> None:
+    assert "new-run needs the checkpoint" in growkit("recipes", "new-run")[2]
+    assert "takes one name" in growkit("recipes", "train-continue", "grown")[2]

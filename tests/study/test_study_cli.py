@@ -37,8 +37,8 @@ def test_a_plan_runs_nothing_and_leaves_the_folder_usable(
     assert code == 0
     assert "scratch" in out and "0 of 10 runs are there" in out
     # small, on, signal, scratch with two seeds, and two trials.
-    assert {path.name for path in Path("studies/tiny").iterdir()} == {"runs"}
-    assert {p.name for p in Path("studies/tiny/runs").iterdir()} <= {"shapes", "tokenizers", "data"}
+    assert not Path("studies").exists() and "…" not in out
+    assert max(map(len, out.splitlines()[:-1])) <= 80  # the last line is a sentence
     code, out, err = call(capsys, recipe, "--plan", "--json", "--arms", "scratch", "--seeds", "1")
     plan = json.loads(out)
     assert (code, err, plan["runs"], plan["finished"]) == (0, "", 1, 0)
