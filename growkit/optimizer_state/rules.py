@@ -31,11 +31,18 @@ from growkit.surgery.dim_map import DimMap
 from growkit.surgery.effect import Exactness, Fill
 from growkit.surgery.lambdas import LambdaChange, change_lambda
 from growkit.surgery.plan import Plan
-from growkit.surgery.tensor_plans import TensorPlan
+from growkit.surgery.tensor_plans import Action, TensorPlan
 
 Floats = npt.NDArray[np.float64]
 LAYER_COPY = "the layer is a further copy: its gradients are those of another place"
 MEAN_CHANNELS = "new channels hold the mean of the old ones and take a part of their gradient"
+IDENTITY = "its layer is new and begins as the identity"
+# Why a tensor begins without state, where what is done for it says so.
+WITHOUT_STATE = {
+    Action.NEW: "it has no source",
+    Action.ZERO: IDENTITY,
+    Action.CLOSED: IDENTITY,
+}
 NOT_PRESERVED = "the growth does not keep the function"
 
 
@@ -149,12 +156,13 @@ class _Builder:
             yield self._rule(tensor)
 
     def _rule(self, tensor: TensorPlan) -> StateRule:
-        if tensor.source is None:
-            return StateRule(tensor, None, why="it has no source")
+        why = WITHOUT_STATE.get(tensor.action, "")
         if tensor.layer_source is not None and tensor.layer_source.kind == "identity":
-            return StateRule(tensor, None, why="its layer is new and begins as the identity")
-        if tensor.in_new_layer and self.plan.growth.fresh_state:
-            return StateRule(tensor, None, why="its layer is new")
+            why = why or IDENTITY
+        elif tensor.in_new_layer and self.plan.growth.fresh_state:
+            why = why or "its layer is new"
+        if why or tensor.source is None:
+            return StateRule(tensor, None, why=why)
         if tensor.redrawn and tensor.expert is not None:
             return StateRule(tensor, None, why="a part of its units is drawn anew")
         if tensor.role not in self._dims:

@@ -20,8 +20,10 @@ from growkit.surgery.lambdas import LambdaChange
 class Action(str, Enum):
     """What is done for a written tensor.
 
-    Each room has one table of them: how it is written (:mod:`growkit.surgery.execute`), how it is
-    compared with its source (:mod:`growkit.diff.explain`).
+    Each room has one table of them: how it is written (``WRITERS`` of
+    :mod:`growkit.surgery.execute`), how it is compared with its source (``EXPLAINERS`` of
+    :mod:`growkit.diff.explain`), and whether optimizer state goes on (``WITHOUT_STATE`` of
+    :mod:`growkit.optimizer_state.rules`); what of it is new, :attr:`all_new` says.
     """
 
     COPIED = "copied"  # the same bytes
