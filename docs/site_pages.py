@@ -1,8 +1,9 @@
 """Hooks of mkdocs.yml: the pages of the site that are made from code, and links that leave docs/.
 
-* ``index.md`` is README.md and ``contributing.md`` is CONTRIBUTING.md.
+* ``index.md`` is README.md, ``contributing.md`` CONTRIBUTING.md, ``changes.md`` CHANGELOG.md.
 * ``reference/cli.md`` is made by walking the commands, ``reference/recipes.md`` from the sections
   of the recipes (a key without a meaning under *Attributes* of its class is an error).
+* ``studies/NAME.html`` is the page of a committed study, made from its ``study.json``.
 * Links from a page to a file outside docs/ become links to the repository; links from README.md
   into docs/ become links between pages, so that ``mkdocs build --strict`` checks them.
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import tempfile
 import types
 import typing
 from collections.abc import Iterable, Iterator
@@ -266,14 +268,19 @@ def _parameters(command: Any) -> str:
 
 # -- hooks ----------------------------------------------------------------------------------------
 
+_scratch = tempfile.TemporaryDirectory()  # for the pages of the studies
+
 
 def on_files(files: Any, config: Any) -> Any:
     """Add the pages that are no files of docs/."""
     from mkdocs.structure.files import File
 
+    from growkit.study.page import write_pages
+
     made = {
         "index.md": (ROOT / "README.md").read_text(encoding="utf-8"),
         "contributing.md": (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"),
+        "changes.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
         "reference/recipes.md": recipe_page(),
         "reference/cli.md": command_page(),
     }
@@ -283,6 +290,8 @@ def on_files(files: Any, config: Any) -> Any:
     for picture in sorted(studies.glob("*/*.png")):
         name = f"studies/{picture.relative_to(studies)}"
         files.append(File.generated(config, name, abs_src_path=str(picture)))
+    for page in write_pages(studies, Path(_scratch.name)):
+        files.append(File.generated(config, f"studies/{page.name}", abs_src_path=str(page)))
     return files
 
 
@@ -298,7 +307,11 @@ def site_links(markdown: str, page: str) -> str:
         ValueError: a link names a file that the repository has not.
     """
     up = "../" * page.count("/")
-    beside = ROOT if page in ("index.md", "contributing.md") else ROOT / "docs" / Path(page).parent
+    beside = (
+        ROOT
+        if page in ("index.md", "contributing.md", "changes.md")
+        else ROOT / "docs" / Path(page).parent
+    )
 
     def moved(found: re.Match[str]) -> str:
         before, target, after = found.groups()
@@ -307,7 +320,8 @@ def site_links(markdown: str, page: str) -> str:
                 return before + inside(target.removeprefix(prefix), ROOT) + after
         if target.startswith(SITE):
             name, _, anchor = target.removeprefix(SITE).partition("#")
-            return before + up + name.rstrip("/") + ".md" + (f"#{anchor}" if anchor else "") + after
+            name = name if name.endswith(".html") else f"{name.rstrip('/')}.md"
+            return before + up + name + (f"#{anchor}" if anchor else "") + after
         if re.match(r"[a-z]+:|#", target):
             return before + target + after
         return before + inside(target, beside) + after
