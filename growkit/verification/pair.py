@@ -142,6 +142,10 @@ class Pair:
         return logits
 
 
+# Growths of the vocabulary, as a plan names them.
+VOCABULARY = ("tokenizer", "add_tokens", "vocab")
+
+
 def common_vocabulary(pair: Pair) -> int:
     """Number of tokens of both models, which are loaded.
 
@@ -153,7 +157,8 @@ def common_vocabulary(pair: Pair) -> int:
     """
     configs = [model.config.get_text_config(decoder=True) for model in (pair.model_a, pair.model_b)]
     size_a, size_b = (int(config.vocab_size) for config in configs)
-    if "vocab" in pair.b.manifest.get("plan", {}).get("axes", {}):
+    steps = pair.b.manifest.get("plan", {}).get("operators", ())
+    if any(isinstance(step, dict) and step.get("operator") in VOCABULARY for step in steps):
         pair.view = VocabularyView.between(pair.a, pair.b, size_a, size_b, pair.model_a.config)
         return len(pair.view.ids_a)
     if size_a != size_b:
