@@ -56,7 +56,7 @@ def work_of(config: Any, n: int, *, causal: bool = True, wide_values: bool = Tru
     if attention in ("diff_v1", "shared_diff", "gda"):
         value_width = kind.heads_of(config).value_dim
     if attention in ("diff_v2", "gda_gated"):
-        per_token = kind.extra_parameters(config)  # lambda_proj
+        per_token = hidden * kind.heads_of(config).n_signal  # lambda_proj
     if attention == "shared_diff":
         layout = kind.heads_of(config)
         updates = layout.n_signal * config.query_rank + layout.n_kv * config.key_rank

@@ -105,7 +105,7 @@ def convert(
     from growkit.converting import convert_checkpoint
     from growkit.variants.request import ConversionRequest
 
-    request = ConversionRequest(to=to, **choices)
+    request = ConversionRequest.from_mapping({"to": to, **choices})
     made, manifest = convert_checkpoint(Path(source), Path(out), request, **(writing or {}))
     return Written(Path(out), made, manifest)
 

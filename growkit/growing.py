@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +24,9 @@ from growkit.checkpoint.unchanged import Unchanged
 from growkit.checkpoint.vocabulary import tokens_of
 from growkit.checkpoint.written_names import Overwrite
 from growkit.core.errors import UsageError
+from growkit.core.names import CONFIG, README
 from growkit.core.paths import output_path
-from growkit.core.progress import Progress, SilentProgress
+from growkit.core.progress import SILENT, Progress, Reporter
 from growkit.core.writing import write_file
 from growkit.finished import finished_output
 from growkit.model_code.files import MODEL_TYPES, export_code
@@ -46,12 +46,25 @@ if TYPE_CHECKING:
 SIDE_FILE_BYTES = 1 << 20
 
 
-OpenProgress = Callable[[str, float, str], AbstractContextManager[Progress]]
+@dataclass(frozen=True)
+class WriteOptions:
+    """How a folder is written, whatever is written into it.
 
+    Attributes:
+        overwrite: replace an existing folder; ``"all"``: with foreign files in it.
+        verify: compare source and result through transformers (imports torch).
+        text: to verify on; default the built-in sample.
+        hash_content: record a hash of the source's weights (reads them once more).
+        max_shard_size: bytes, or with a unit (``5GB``).
+        threads: workers; default two a core.
+    """
 
-def no_progress(description: str, total: float, unit: str) -> AbstractContextManager[Progress]:
-    """Progress that nobody sees."""
-    return nullcontext(SilentProgress())
+    overwrite: Overwrite = False
+    verify: bool = True
+    text: str | None = None
+    hash_content: bool = False
+    max_shard_size: int | str = "5GB"
+    threads: int | None = None
 
 
 def grow_checkpoint(
@@ -59,15 +72,9 @@ def grow_checkpoint(
     out: Path,
     request: GrowthRequest,
     *,
-    overwrite: Overwrite = False,
-    verify: bool = True,
-    text: str | None = None,
-    hash_content: bool = False,
     optimizer_from: Path | None = None,
-    max_shard_size: int | str = "5GB",
-    threads: int | None = None,
-    open_progress: OpenProgress = no_progress,
-    warn: Callable[[str], None] = lambda text: None,
+    reporter: Reporter = SILENT,
+    **writing: Any,
 ) -> tuple[Plan, dict[str, Any]]:
     """Grow a checkpoint folder into ``out``.
 
@@ -79,16 +86,10 @@ def grow_checkpoint(
         source: folder of the checkpoint.
         out: folder to write.
         request: sizes and choices.
-        overwrite: replace an existing ``out``; ``"all"``: with foreign files in it.
-        verify: compare source and result through transformers (imports torch).
-        text: to verify on; default the built-in sample.
-        hash_content: record a hash of the source's weights (reads them once more).
         optimizer_from: folder of the run's optimizer state, when it is not beside the weights;
             ``request.optimizer_state`` says what becomes of it.
-        max_shard_size: bytes, or with a unit (``5GB``).
-        threads: workers; default two a core.
-        open_progress: opens a progress bar from description, total and unit.
-        warn: told about weights that are not finite.
+        reporter: shows progress, and is told about weights that are not finite.
+        writing: fields of :class:`WriteOptions`.
 
     Returns:
         The plan and the manifest (content of ``growkit.json``); with ``already_there`` when the
@@ -98,7 +99,8 @@ def grow_checkpoint(
         UsageError, CheckpointError, GrowkitError: bad request, source or target; nothing written.
         VerificationFailed: the written folder does not compute what its plan promises.
     """
-    parse_size(max_shard_size)
+    options = WriteOptions(**writing)
+    parse_size(options.max_shard_size)
     with open_checkpoint(source) as checkpoint:
         plan = plan_growth(checkpoint, request)
         layers = plan.source_sizes["layer"]
@@ -110,14 +112,8 @@ def grow_checkpoint(
             plan,
             out,
             _recorded(request),
-            overwrite=overwrite,
-            verify=verify,
-            text=text,
-            hash_content=hash_content,
-            max_shard_size=max_shard_size,
-            threads=threads,
-            open_progress=open_progress,
-            warn=warn,
+            options,
+            reporter=reporter,
             optimizer=optimizer,
         )
     return plan, manifest
@@ -127,28 +123,22 @@ def publish_plan(
     plan: Plan,
     out: Path,
     request: dict[str, Any],
+    options: WriteOptions,
     *,
-    overwrite: Overwrite = False,
-    verify: bool = True,
-    text: str | None = None,
-    hash_content: bool = False,
-    max_shard_size: int | str = "5GB",
-    threads: int | None = None,
-    open_progress: OpenProgress = no_progress,
-    warn: Callable[[str], None] = lambda text: None,
+    reporter: Reporter = SILENT,
     optimizer: GrownState | None = None,
     side_files: Mapping[str, bytes] | None = None,
 ) -> dict[str, Any]:
     """Write a plan, verify the files and publish the folder; returns the manifest.
 
-    Arguments and errors are those of :func:`grow_checkpoint`; ``request`` goes into the manifest,
-    ``optimizer`` is the grown optimizer state to write beside the weights, ``side_files`` further
-    files (name -> content).
+    Errors are those of :func:`grow_checkpoint`; ``request`` goes into the manifest, ``optimizer``
+    is the grown optimizer state to write beside the weights, ``side_files`` further files (name ->
+    content).
     """
-    shard_bytes = parse_size(max_shard_size)
+    shard_bytes = parse_size(options.max_shard_size)
     content = None
-    if hash_content:
-        with open_progress("hash", plan.checkpoint.total_size, "B") as bar:
+    if options.hash_content:
+        with reporter.progress("hash", plan.checkpoint.total_size) as bar:
             content = content_hash(plan.checkpoint, bar)
     manifest = build_manifest(plan, request, content)
     names = side_file_names(
@@ -164,33 +154,35 @@ def publish_plan(
         needed += optimizer.total_bytes
         state_files.add(optimizer.state.stored_files())
         for warning in optimizer.warnings():
-            warn(warning)
+            reporter.warn(warning)
     shard_plan = plan_shards([tensor.output for tensor in plan.tensors], shard_bytes)
-    if not overwrite:
+    if not options.overwrite:
         found = finished_output(
             plan,
             output_path(out),
             manifest,
             shard_plan,
-            verify=verify,
+            verify=options.verify,
             optimizer=optimizer,
             side_files=side_files,
-            threads=threads,
+            threads=options.threads,
         )
         if found is not None:
             return found | {"already_there": True}
     source = plan.checkpoint.path
-    _warn_of_missing_rows(plan, warn)
-    with staged_output(out, overwrite=overwrite, needed_bytes=needed, sources=[source]) as folder:
-        _write_tensors(plan, folder, shard_plan, threads, open_progress, warn)
+    _warn_of_missing_rows(plan, reporter)
+    with staged_output(
+        out, overwrite=options.overwrite, needed_bytes=needed, sources=[source]
+    ) as folder:
+        _write_tensors(plan, folder, shard_plan, options.threads, reporter)
         if optimizer is not None:
-            _write_optimizer(optimizer, folder, threads, open_progress)
+            _write_optimizer(optimizer, folder, options.threads, reporter)
         _write_side_files(plan, folder, manifest, out.name)
         for file, data in side_files.items():
             write_file(folder / file, data)
-        if verify:
-            with open_progress("verify", 100, "%") as bar:
-                manifest["verification"] = _verify(source, folder, out.name, text, bar)
+        if options.verify:
+            with reporter.progress("verify", 100, unit="%") as bar:
+                manifest["verification"] = _verify(source, folder, out.name, options.text, bar)
             _write_manifest_and_card(plan, folder, manifest, out.name)
         plan.checkpoint.check_unchanged(manifest["copied_files"])
         if optimizer is not None:
@@ -198,11 +190,11 @@ def publish_plan(
     return manifest
 
 
-def _warn_of_missing_rows(plan: Plan, warn: Callable[[str], None]) -> None:
+def _warn_of_missing_rows(plan: Plan, reporter: Reporter) -> None:
     """A tokenizer larger than the embedding is copied as it is; a smaller one is usual."""
     tokens, rows = tokens_of(plan.checkpoint.path), plan.source_sizes.get("vocab")
     if tokens is not None and rows is not None and tokens > rows:
-        warn(
+        reporter.warn(
             f"the tokenizer has {tokens} tokens and the embedding {rows} rows, so texts with the "
             "others can be neither trained on nor generated: resize the embedding first "
             "(resize_token_embeddings of transformers)"
@@ -214,8 +206,7 @@ def _write_tensors(
     folder: Path,
     shard_plan: ShardPlan,
     threads: int | None,
-    open_progress: OpenProgress,
-    warn: Callable[[str], None],
+    reporter: Reporter,
 ) -> None:
     lock = threading.Lock()
     reported: set[str] = set()
@@ -224,9 +215,9 @@ def _write_tensors(
         with lock:
             if name not in reported:
                 reported.add(name)
-                warn(f"tensor {name!r} holds NaN or infinite weights")
+                reporter.warn(f"tensor {name!r} holds NaN or infinite weights")
 
-    with open_progress("write", plan.total_bytes, "B") as bar:
+    with reporter.progress("write", plan.total_bytes) as bar:
 
         def advance(count: int) -> None:
             with lock:
@@ -258,12 +249,12 @@ def _grown_optimizer(plan: Plan, request: GrowthRequest, folder: Path | None) ->
 
 
 def _write_optimizer(
-    optimizer: GrownState, folder: Path, threads: int | None, open_progress: OpenProgress
+    optimizer: GrownState, folder: Path, threads: int | None, reporter: Reporter
 ) -> None:
     from growkit.optimizer_state.store import FOLDER
 
     lock = threading.Lock()
-    with open_progress("optimizer", optimizer.total_bytes, "B") as bar:
+    with reporter.progress("optimizer", optimizer.total_bytes) as bar:
 
         def advance(count: int) -> None:
             with lock:
@@ -314,14 +305,14 @@ def _write_side_files(plan: Plan, folder: Path, manifest: dict[str, Any], name: 
         config.pop("auto_map", None)
     config["growkit"] = config_block(manifest)
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-    write_file(folder / "config.json", text)
+    write_file(folder / CONFIG, text)
     _write_manifest_and_card(plan, folder, manifest, name)
 
 
 def _write_manifest_and_card(plan: Plan, folder: Path, manifest: dict[str, Any], name: str) -> None:
     write_file(folder / MANIFEST, manifest_text(manifest))
     card = model_card(plan.checkpoint.path, manifest, name)
-    write_file(folder / "README.md", card)
+    write_file(folder / README, card)
 
 
 def _verify(

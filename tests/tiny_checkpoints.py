@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from growkit.checkpoint import open_checkpoint
+from growkit.core.progress import Silent
 from growkit.growing import grow_checkpoint
 from growkit.surgery.plan import Plan
 from growkit.surgery.request import GrowthRequest
@@ -236,10 +238,22 @@ def make_folder(
     return write_folder(path, config, make_tensors(config, dtype, seed), shards=shards)
 
 
+class Told(Silent):
+    """A reporter that hands warnings to a function."""
+
+    def __init__(self, told: Callable[[str], None]) -> None:
+        self.told = told
+
+    def warn(self, text: str) -> None:
+        self.told(text)
+
+
 def grow(source: Path, out: Path, *, threads: int = 1, **request: Any) -> Plan:
     """Grow without verification. Options that the request does not know go to the writer."""
     options = {k: request.pop(k) for k in ("max_shard_size", "warn", "verify") if k in request}
     options.setdefault("verify", False)
+    if "warn" in options:
+        options["reporter"] = Told(options.pop("warn"))
     plan, _ = grow_checkpoint(source, out, GrowthRequest(**request), threads=threads, **options)
     return plan
 

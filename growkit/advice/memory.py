@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from math import ceil, prod
 from typing import Any, Literal
 
-from growkit.training.lambda_names import is_lambda, is_lambda_vector
+from growkit.families.differential import is_lambda, is_lambda_vector
 
 Shape = tuple[int, ...]
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "F32": 4, "F64": 8, "BF16": 2, "F16": 2}

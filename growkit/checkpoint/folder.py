@@ -25,6 +25,7 @@ from growkit.core import systems
 from growkit.core.errors import CheckpointError, UsageError, nearest
 from growkit.core.files import COPY_AGAIN, read_bytes
 from growkit.core.json_files import parse_json_object
+from growkit.core.names import CONFIG
 from growkit.core.os_errors import about
 
 
@@ -55,7 +56,7 @@ class Checkpoint:
         self.files = files or Unchanged()
         self.config_bytes = config_bytes
         self.config: dict[str, Any] = parse_json_object(
-            config_bytes, str(path / "config.json"), non_finite=True
+            config_bytes, str(path / CONFIG), non_finite=True
         )
         self.shards = tuple(headers)
         self.tensors: dict[str, TensorInfo] = {}
@@ -158,7 +159,7 @@ class Checkpoint:
         Args:
             also: names of files in the folder that were read besides config, index and shards.
         """
-        names = ("config.json", INDEX_FILE, *self.shards, *also)
+        names = (CONFIG, INDEX_FILE, *self.shards, *also)
         self.files.check(self.path / name for name in names)
 
     def close(self) -> None:
@@ -193,7 +194,7 @@ def open_checkpoint(path: Path, *, require_tensors: bool = True) -> Checkpoint:
     if not path.is_dir():
         raise not_a_folder(path)
     check_links(path)
-    config_path = path / "config.json"
+    config_path = path / CONFIG
     if not config_path.is_file():
         raise other_format(path, os.listdir(path)) or UsageError(
             f"{str(path)!r} has no config.json.", "Give the folder of a Hugging Face checkpoint."

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from growkit.core.errors import CheckpointError, GrowkitError, UsageError, nearest
+from growkit.core.names import CONFIG, README
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # What grow, verify and the model card read; no weights of other formats.
@@ -22,7 +23,7 @@ WANTED = (
     "*.txt",
     "*.jinja",
     "bpe.codes",
-    "README.md",
+    README,
     "LICENSE*",
     "LICENCE*",
     "NOTICE*",
@@ -76,7 +77,7 @@ def resolve_source(
                 "Leave it out; a local folder has no revisions.",
             )
         return source
-    return _download(name, revision, list(WANTED) if weights else ["config.json"], progress)
+    return _download(name, revision, list(WANTED) if weights else [CONFIG], progress)
 
 
 def origin(folder: Path) -> tuple[str, str | None]:

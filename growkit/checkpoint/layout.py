@@ -11,9 +11,8 @@ from growkit.checkpoint.other_formats import conversion, other_format
 from growkit.core.errors import CheckpointError, UsageError
 from growkit.core.files import COPY_AGAIN
 from growkit.core.json_files import read_json_object
+from growkit.core.names import INDEX_FILE, SINGLE_FILE
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 MAX_CONFIG_BYTES = 16_000_000
 _MAX_INDEX_BYTES = 64_000_000
 _MODEL_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")

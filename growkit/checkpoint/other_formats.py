@@ -9,10 +9,11 @@ from typing import Any
 
 from growkit.core.errors import CheckpointError, UsageError
 from growkit.core.json_files import read_json_object
+from growkit.core.names import CONFIG, TOKENIZER
 
 ADAPTER = "adapter_config.json"
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+_TOKENIZERS = (TOKENIZER, "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 _OTHERS = {
     "tf_model.h5": "TensorFlow",
     "flax_model.msgpack": "Flax",
@@ -63,7 +64,7 @@ def other_format(path: Path, files: Collection[str]) -> UsageError | None:
 
 def conversion(path: Path, files: Collection[str] = (), source: str | None = None) -> str:
     """A shell command that writes ``path`` (or the Hub id ``source``) as safetensors."""
-    config = _read(path / "config.json")
+    config = _read(path / CONFIG)
     named = config.get("architectures")
     kind = named[0] if isinstance(named, list) and named and _identifier(named[0]) else None
     if kind is None:

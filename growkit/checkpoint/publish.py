@@ -21,12 +21,13 @@ from growkit.checkpoint.staging import (
 )
 from growkit.checkpoint.written_names import Overwrite, check_replaceable
 from growkit.core.errors import GrowkitError, UsageError
+from growkit.core.names import CONFIG, MANIFEST, SINGLE_FILE
 from growkit.core.os_errors import about
 from growkit.core.paths import output_path
 from growkit.core.quantities import human_bytes
 from growkit.core.systems import is_opened_as
 
-_CHECKPOINT_SIGNS = ("config.json", "growkit.json", "model.safetensors")
+_CHECKPOINT_SIGNS = (CONFIG, MANIFEST, SINGLE_FILE)
 
 
 @contextmanager

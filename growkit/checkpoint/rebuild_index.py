@@ -26,6 +26,7 @@ from growkit.checkpoint.written_names import Overwrite
 from growkit.core.errors import CheckpointError, GrowkitError, UsageError, nearest
 from growkit.core.files import open_regular
 from growkit.core.json_files import read_json_object
+from growkit.core.names import CONFIG, README
 from growkit.core.whole_file import write_whole
 
 _SHARD = re.compile(r"[^.][\w.-]*\.safetensors")
@@ -126,7 +127,7 @@ def strip_prefix(
                         writer.write(names[info.name], offset, piece)
                         advance(len(piece))
         copy_side_files(folder, target)
-        for name in ("config.json", "README.md"):
+        for name in (CONFIG, README):
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, target / name)
     return {"out": str(out), "tensors": len(infos), "renamed": renamed}

@@ -12,6 +12,7 @@ from typing import Any
 
 from growkit.core.errors import CheckpointError
 from growkit.core.json_files import read_json
+from growkit.core.names import TOKENIZER
 
 _MAX_BYTES = 500_000_000
 _TOO_LARGE_TO_LOOK = 64_000_000  # a warning is not worth the memory
@@ -23,7 +24,7 @@ def tokens_of(folder: Path) -> int | None:
     Reads ``tokenizer.json``, or ``vocab.json`` with ``added_tokens.json``; needs no library.
     """
     try:
-        whole = _read(folder / "tokenizer.json")
+        whole = _read(folder / TOKENIZER)
         if isinstance(whole, dict):
             model = whole.get("model")
             return _size(model.get("vocab") if isinstance(model, dict) else None, whole)

@@ -21,6 +21,7 @@ from typing import Literal
 from growkit.checkpoint.side_files import EXTRA_TEMPLATES, code_files
 from growkit.core.errors import GrowkitError, UsageError
 from growkit.core.json_files import read_json_object
+from growkit.core.names import OPTIMIZER_FOLDER
 
 Overwrite = bool | Literal["all"]
 
@@ -77,7 +78,7 @@ def foreign_files(folder: Path) -> list[str]:
 
 def _foreign_inside(folder: Path) -> list[str]:
     name = folder.name
-    if name == "growkit_optimizer":
+    if name == OPTIMIZER_FOLDER:
         allowed: tuple[str, ...] = ("state.json", "*.safetensors")
     elif name == EXTRA_TEMPLATES:
         allowed = ("*.jinja",)

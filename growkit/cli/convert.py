@@ -168,8 +168,7 @@ def run_conversion(
         folder,
         out,
         request,
-        open_progress=lambda name, total, unit: output.progress(name, total, unit=unit),
-        warn=output.warn,
+        reporter=output,
         **writing,
     )
     output.show(*plan_tables(manifest["plan"]))

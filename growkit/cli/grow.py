@@ -83,12 +83,7 @@ def grow(
         from growkit.verification.windows import read_text
 
         given = read_text(text)
-    warnings: list[str] = []
-
-    def warn(message: str) -> None:
-        warnings.append(message)
-        output.warn(message)
-
+    before = len(output.warnings)
     _, manifest = grow_checkpoint(
         folder,
         out,
@@ -100,9 +95,9 @@ def grow(
         optimizer_from=optimizer_from,
         max_shard_size=max_shard_size,
         threads=threads,
-        open_progress=lambda name, total, unit: output.progress(name, total, unit=unit),
-        warn=warn,
+        reporter=output,
     )
+    warnings = output.warnings[before:]
     if not (json_mode or quiet):
         from growkit.cli.plan_view import plan_tables
 

@@ -60,6 +60,7 @@ class Output:
         from growkit.cli.console import LiteralConsole
 
         self.json_mode, self.quiet, self.verbose = json_mode, quiet, verbose
+        self.warnings: list[str] = []
         self.stdout: Console = LiteralConsole(soft_wrap=not sys.stdout.isatty())
         self.stderr: Console = LiteralConsole(stderr=True, soft_wrap=not sys.stderr.isatty())
 
@@ -81,7 +82,8 @@ class Output:
             _print_line(self.stderr, text)
 
     def warn(self, text: str) -> None:
-        """Print a warning on stderr, in every mode."""
+        """Print a warning on stderr, in every mode, and keep it."""
+        self.warnings.append(text)
         self.stderr.print("warning: ", style="yellow", end="")
         _print_line(self.stderr, text)
 

@@ -11,8 +11,6 @@ from typing import Any
 
 from growkit.core.signals import leave_terminal, stopping_signals
 
-TERMINATED = 128 + signal.SIGTERM  # as a shell reports it
-
 
 @contextmanager
 def terminated_in_order() -> Iterator[None]:

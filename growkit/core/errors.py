@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 
@@ -67,3 +67,22 @@ def shown(value: Any, limit: int = 80) -> str:
     """``repr`` of a value from a file, cut to ``limit`` characters."""
     text = repr(value)
     return text if len(text) <= limit else text[:limit] + "..."
+
+
+def check_keys(
+    values: Iterable[object], known: Collection[str], whose: str, place: str = ""
+) -> None:
+    """Raise UsageError for a key that is not known; the nearest one and all of them are named.
+
+    Args:
+        values: the keys that were given.
+        known: those that there are.
+        whose: who has them, as the subject of the sentence: ``The recipe``.
+        place: where, as its end: `` under 'grow'``.
+    """
+    for key in values:
+        if key not in known:
+            raise UsageError(
+                f"{whose} has an unknown key {key!r}{place}.",
+                f"{nearest(str(key), known)}Valid keys: {', '.join(known)}.",
+            )

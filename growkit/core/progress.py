@@ -57,3 +57,6 @@ class Silent:
         self, description: str, total: float | None, *, unit: str = "B"
     ) -> Iterator[Progress]:
         yield SilentProgress()
+
+
+SILENT = Silent()

@@ -8,7 +8,7 @@ here, so this module is imported where a file is at hand, not at the start of a 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -18,12 +18,13 @@ from growkit.core.json_files import read_json_object
 
 
 class Record(BaseModel):
-    """Base of the models: exact types (no "1" for 1), unknown keys stay."""
+    """Base of the models: exact types (no "1" for 1), unknown keys stay, values do not change."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
+    model_config = ConfigDict(strict=True, frozen=True, extra="allow")
+    remedy: ClassVar[str] = COPY_AGAIN  # what to do about a file that holds something else
 
 
-Checked = TypeVar("Checked", bound=BaseModel)
+Checked = TypeVar("Checked", bound=Record)
 
 
 def read_record(path: Path, model: type[Checked]) -> Checked:
@@ -32,7 +33,8 @@ def read_record(path: Path, model: type[Checked]) -> Checked:
     Raises:
         CheckpointError: it is not there, not JSON, or holds something else.
     """
-    return checked(model, read_json_object(path, non_finite=True), str(path))
+    value = read_json_object(path, non_finite=True, remedy=model.remedy)
+    return checked(model, value, str(path))
 
 
 def checked(
@@ -41,7 +43,7 @@ def checked(
     file: str,
     *,
     error: type[GrowkitError] = CheckpointError,
-    remedy: str = COPY_AGAIN,
+    remedy: str | None = None,
 ) -> Checked:
     """A value that was read from ``file`` as ``model``.
 
@@ -51,8 +53,9 @@ def checked(
     try:
         return model.model_validate(value)
     except ValidationError as cause:
+        remedy = remedy or model.remedy
         problem = cause.errors(include_url=False)[0]
-        key = ".".join(str(step) for step in problem["loc"])
+        key = ".".join(str(step) for step in problem["loc"])[:80]
         if problem["type"] == "missing":
             raise error(f"{file!r} has no {key!r}.", remedy) from None
         given = shown(problem["input"])

@@ -23,6 +23,7 @@ from typing import Any
 
 from growkit.core.errors import UsageError
 from growkit.core.json_files import read_json_object
+from growkit.core.names import TOKENIZER
 from growkit.data.tokenizer import tokenizer_files
 from growkit.vocabulary.tokenizer_files import MAX_TOKENIZER_BYTES, OTHER_FORMS
 from growkit.vocabulary.tokens import METASPACE, SPACE, Tokens, is_byte, read_tokens
@@ -120,7 +121,7 @@ def extend_tokenizer(
 
 
 def _file(base: Path) -> Path:
-    return base / "tokenizer.json" if base.is_dir() else base
+    return base / TOKENIZER if base.is_dir() else base
 
 
 def _split(
@@ -265,10 +266,10 @@ def _extended(
 def _write(base: Path, out: Path, content: dict[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for path in tokenizer_files(base) if base.is_dir() else []:
-        if path.name not in OTHER_FORMS and path.name != "tokenizer.json":
+        if path.name not in OTHER_FORMS and path.name != TOKENIZER:
             shutil.copyfile(path, out / path.name)
     text = json.dumps(content, ensure_ascii=False, indent=1)
-    (out / "tokenizer.json").write_text(text, encoding="utf-8")
+    (out / TOKENIZER).write_text(text, encoding="utf-8")
 
 
 def _count(tokens: Tokens, texts: list[str]) -> int:

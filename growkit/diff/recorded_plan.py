@@ -12,6 +12,7 @@ from growkit.record.manifest import read_manifest
 from growkit.record.plan_report import layer_sources
 from growkit.surgery.plan import Plan, build_conversion_plan, plan_growth
 from growkit.surgery.request import GrowthRequest
+from growkit.variants.gqa.aligned import Aligned
 from growkit.variants.gqa.alignment import read_alignment
 from growkit.variants.request import ConversionRequest
 
@@ -23,10 +24,10 @@ def plan_again(source: Checkpoint, request: dict[str, Any], written: Path) -> Pl
     """
     if "convert" in request:
         asked = ConversionRequest.from_mapping(request["convert"])
-        alignment = read_alignment(written) if asked.merge == "aligned" else None
-        return build_conversion_plan(
-            source, asked.conversion(alignment), symmetry=asked.symmetry_choice()
-        )
+        conversion = asked.conversion()
+        if asked.merge == "aligned":
+            conversion = Aligned(conversion, read_alignment(written))
+        return build_conversion_plan(source, conversion, symmetry=asked.symmetry_choice())
     if "tokenizer" in request or "add_tokens" in request:
         # The tokenizer that it grew into lies in what was written.
         request = {**request, "tokenizer": str(written)}

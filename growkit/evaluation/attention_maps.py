@@ -17,8 +17,8 @@ from torch import Tensor
 
 from growkit.core.errors import CheckpointError
 from growkit.evaluation.model import check_causal
-
-LAMBDA_VECTORS = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
+from growkit.families import differential, sizes_where_known
+from growkit.families.differential import LAMBDA_ROLES, signal_to_noise
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,10 @@ class LayerMaps:
 
     def _subtracted(self, signal: Tensor, noise: Tensor) -> Tensor:
         """Summed noise map of each signal head."""
-        if _is_diffllama(self.module):  # head i is paired with head i of the other half
-            return noise
-        heads = self.module.heads
-        groups = noise.unflatten(1, (-1, heads.noise_per_group)).sum(2)
-        return groups.repeat_interleave(heads.signal_per_group, dim=1)
+        known = sizes_where_known(self.module.config)
+        assert known is not None
+        of_group = torch.from_numpy(signal_to_noise(known[1])).to(noise.device)
+        return noise[:, of_group].sum(2)
 
 
 def observe(model: Any, take: Callable[[int, LayerMaps], None], **inputs: Any) -> Any:
@@ -147,21 +146,17 @@ def eager(model: Any) -> Iterator[None]:
 
 def noise_heads(module: Any, count: int) -> Tensor:
     """Which of an attention module's ``count`` maps are subtracted, bool ``[count]``."""
-    order = torch.arange(count)
-    heads: Any = getattr(module, "heads", None)
-    if _is_diffllama(module):  # signal heads are the first half
-        return order >= count // 2
-    if hasattr(heads, "signal_per_group"):
-        stripe = heads.signal_per_group + heads.noise_per_group
-        return order % stripe >= heads.signal_per_group
-    return torch.zeros(count, dtype=torch.bool)
+    known = sizes_where_known(getattr(module, "config", None))
+    if known is None or "noise_head" not in known[1]:
+        return torch.zeros(count, dtype=torch.bool)
+    return torch.from_numpy(differential.noise_heads(*known))
 
 
 def layer_lambda(module: Any) -> float | None:
     """lambda of a layer of differential attention where it is one number per layer, else None."""
-    if not all(hasattr(module, name) for name in (*LAMBDA_VECTORS, "lambda_init")):
+    if not all(hasattr(module, name) for name in (*LAMBDA_ROLES, "lambda_init")):
         return None
-    q1, k1, q2, k2 = (getattr(module, name).double() for name in LAMBDA_VECTORS)
+    q1, k1, q2, k2 = (getattr(module, name).double() for name in LAMBDA_ROLES)
     difference = (q1 * k1).sum().exp() - (q2 * k2).sum().exp()
     return float(difference) + float(module.lambda_init)
 
@@ -177,10 +172,6 @@ def row_entropy(weights: Tensor) -> Tensor:
     # A row of zeros (signal and noise cancel) spreads nothing: its entropy is taken as 0.
     shares = weights / total.where(total > 0, torch.ones_like(total))
     return torch.special.entr(shares).sum(-1)
-
-
-def _is_diffllama(module: Any) -> bool:
-    return getattr(getattr(module, "config", None), "model_type", None) == "diffllama"
 
 
 def _is_map(tensor: Any) -> TypeGuard[Tensor]:

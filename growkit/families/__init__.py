@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, MutableMapping
 from functools import cached_property
 from importlib import import_module
+from typing import Any
 
 from growkit.core.errors import UsageError, nearest
 from growkit.families.base import Config, Family, Tensor
@@ -41,21 +42,9 @@ _ORDINARY = (
     OPT,
     T5,
 )
-# Folder in growkit/variants -> the families in its family.py. These are imported when a family is
-# first asked for: their tables are written with the parts of this package.
-_OF_VARIANTS = {
-    "gda": ("GDA",),
-    "motif": ("MOTIF",),
-    "diffllama": ("DIFFLLAMA",),
-    "wgqa_t5": ("T5_GQA", "T5_WGQA"),
-    "gqa": ("GQA",),
-    "diff_v1": ("DIFF_V1",),
-    "gda_gated": ("DIFF_V2", "GDA_GATED"),
-    "shared_diff": ("SHARED_DIFF",),
-    "wgqa": ("WGQA",),
-    "sas": ("SAS",),
-    "unilm_diff_v1": ("UNILM_DIFF_V1",),
-}
+# The table of those of growkit/variants, which are written with the parts of this package and so
+# are imported when a family is first asked for.
+_VARIANTS = "growkit.variants.catalogue"
 
 
 class _Families(MutableMapping[str, Family]):
@@ -63,10 +52,7 @@ class _Families(MutableMapping[str, Family]):
 
     @cached_property
     def _by_name(self) -> dict[str, Family]:
-        families = [*_ORDINARY]
-        for variant, names in _OF_VARIANTS.items():
-            module = import_module(f"growkit.variants.{variant}.family")
-            families += [getattr(module, name) for name in names]
+        families = [*_ORDINARY, *import_module(_VARIANTS).families()]
         return {family.name: family for family in families}
 
     def __getitem__(self, name: str) -> Family:
@@ -93,7 +79,7 @@ def family_of(config: Config, names: Collection[str] = ()) -> Family:
 
     Raises UsageError for an unknown ``model_type``, and for fields that hold what no model has.
     """
-    check_fields(config)
+    check_fields(config, import_module(_VARIANTS).SIZES)
     model_type = config.get("model_type")
     candidates = [family for family in FAMILIES.values() if model_type in family.model_types]
     if len(candidates) == 1:
@@ -105,6 +91,19 @@ def family_of(config: Config, names: Collection[str] = ()) -> Family:
         f"growkit has no family for model_type {model_type!r}.",
         f"{nearest(str(model_type), known)}Known model types: {', '.join(known)}.",
     )
+
+
+def sizes_where_known(config: Any) -> tuple[Family, dict[str, int]] | None:
+    """Family and sizes of a config object of transformers; None for a model that is none of ours.
+
+    ``config`` may be None: of a module that has none.
+    """
+    try:
+        fields = config.to_dict()
+        family = family_of(fields)
+        return family, family.sizes(fields)
+    except (AttributeError, UsageError):
+        return None
 
 
 def _by_attention(candidates: list[Family], config: Config) -> Family:
@@ -120,4 +119,4 @@ def _by_attention(candidates: list[Family], config: Config) -> Family:
     )
 
 
-__all__ = ["FAMILIES", "Family", "Tensor", "family_of"]
+__all__ = ["FAMILIES", "Family", "Tensor", "family_of", "sizes_where_known"]

@@ -224,8 +224,10 @@ class Family:
         wider: name of the family that holds the models that ``refusal`` objects to.
         adopt: the config of a checkpoint of another family (config, family, sizes) in the words of
             this one.
+        adopted_facts: facts that the checkpoint of another family has in this one, from its config.
         refused: options of operators that cannot be exact here -> why.
         lambda_init: lambda_init of a layer (differential families).
+        gainless_head_norm: the class norms the output of every head, without a gain to store.
         lambda_scale_role: role of the tensor that absorbs a change of (1 - lambda_init), for
             formats that compute lambda_init from the layer index; None where it is stored.
         full_copies_only: axes on which only whole copies are exact (a norm runs over the axis).
@@ -260,8 +262,10 @@ class Family:
     attention_field: str = "attention"
     wider: str | None = None
     adopt: Callable[[Config, Family, Sizes], dict[str, Any]] | None = None
+    adopted_facts: Callable[[Config], dict[str, int]] = field(default=lambda config: {})
     refused: Mapping[str, str] = field(default_factory=dict)
     lambda_init: Callable[[Config, int], float] | None = None
+    gainless_head_norm: bool = False
     lambda_scale_role: str | None = None
     full_copies_only: Callable[[Sizes], tuple[str, ...]] = field(default=lambda sizes: ())
     spellings: Mapping[str, str] = field(default_factory=dict)

@@ -26,13 +26,7 @@ _SIZES = (
     "vocab_size",
     "num_attention_heads",
     "num_key_value_heads",
-    "num_noise_heads",
-    "num_simulated_heads",
     "head_dim",
-    "simulated_head_dim",
-    "query_rank",
-    "key_rank",
-    "sas_kernel_size",
     "num_experts",
     "num_local_experts",
     "num_experts_per_tok",
@@ -48,7 +42,6 @@ _SIZES = (
     "ffn_dim",
     "word_embed_proj_dim",
     "num_heads",
-    "decoder_num_key_value_heads",
     "relative_attention_num_buckets",
     "no_rope_layer_interval",
 )
@@ -107,19 +100,19 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
 )
 
 
-def check_fields(config: Mapping[str, Any]) -> None:
+def check_fields(config: Mapping[str, Any], more_sizes: tuple[str, ...] = ()) -> None:
     """Raise UsageError for a field of config.json that holds what no model has.
 
-    A field that is absent or null is left to the family.
+    A field that is absent or null is left to the family; ``more_sizes`` are those of variants.
     """
-    for names, allowed, remedy in _RULES:
+    for names, allowed, remedy in (*_RULES, (more_sizes, *_RULES[0][1:])):
         for name in names:
             value = config.get(name)
             if value is not None and not allowed(value):
                 raise UsageError(
                     f"config.json has {name} = {shown(value)}.", remedy.format(name=name)
                 )
-    for names, largest in ((_LAYERS, MAX_LAYERS), (_SIZES, MAX_SIZE)):
+    for names, largest in ((_LAYERS, MAX_LAYERS), (_SIZES + more_sizes, MAX_SIZE)):
         for name in names:
             value = config.get(name)
             if value is not None and value > largest:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from growkit.core.errors import UsageError
 from growkit.families import decoder
-from growkit.families.base import Dim, Link, Tensor, consumes, produces
+from growkit.families.base import Dim, Family, Link, Tensor, consumes, produces
 from growkit.families.decoder import ATTENTION, LAYER, evenly_shared, flag
+from growkit.families.lambda_schedule import LAMBDA_ROLES
 from growkit.families.layout import IntArray, Sizes, fixed, head_dim, plain, value_dim
 
-LAMBDA_ROLES = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
 # Of lambda vectors from scratch where the config does not say it (arXiv 2410.05258; our classes).
 LAMBDA_STD = 0.1
 
@@ -25,6 +26,14 @@ def signal_to_noise(sizes: Sizes) -> IntArray:
     if signal >= noise:
         return (np.arange(signal) * noise // signal).reshape(-1, 1)
     return np.arange(noise).reshape(signal, -1)
+
+
+def noise_heads(family: Family, sizes: Sizes) -> npt.NDArray[np.bool_]:
+    """Which query heads are noise heads, in the order of q_proj's rows; shape [query heads]."""
+    query = family.tensor("q")
+    assert query is not None
+    rows = query.dims[0].layout(sizes)
+    return rows.axis == rows.axes.index("noise_head")
 
 
 LINKS = (
@@ -119,3 +128,17 @@ def attention_flops(sizes: Sizes) -> int:
 def polynorm_needs_whole_copies(sizes: Sizes) -> tuple[str, ...]:
     """PolyNorm's norm runs over the FFN width: only whole duplication keeps it."""
     return ("ffn",) if sizes["poly_norm"] else ()
+
+
+def is_lambda(name: str) -> bool:
+    """Whether a parameter belongs to lambda: its vectors, or a projection that makes it."""
+    return any(component.startswith("lambda") for component in name.split("."))
+
+
+def is_lambda_vector(name: str, dimensions: int) -> bool:
+    """Whether a parameter is a lambda vector (or scalar) itself.
+
+    exp() of their dot products makes lambda, so that bfloat16's rounding would move it visibly:
+    they stay in float32 whatever the dtype of the weights.
+    """
+    return dimensions < 2 and name.rpartition(".")[2].startswith("lambda")

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two published schedules of lambda_init by layer. Pure Python.
+"""Names of the lambda vectors, and the two published schedules of lambda_init by layer.
 
 A checkpoint of our own format stores one value per layer in ``config.json``; the schedules fill
 that list for a model made from scratch or read from a format that computes it from the layer index.
+Pure Python: exported folders have this file too.
 """
 
 from __future__ import annotations
 
 import math
+
+LAMBDA_ROLES = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
 
 
 def diff_lambda_init(layer: int) -> float:

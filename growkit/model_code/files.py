@@ -14,8 +14,10 @@ from pathlib import Path
 from growkit import __version__
 from growkit.core.writing import write_file
 from growkit.model_code.transformers_internals import CHECKED_VERSIONS
+from growkit.variants.catalogue import attention_table
 
 ROOT = Path(__file__).parents[1]
+ATTENTIONS = ROOT / "variants" / "attentions.py"
 # First line of every written file.
 HEADER = (
     f"# Written by growkit {__version__}, checked with transformers {', '.join(CHECKED_VERSIONS)}; "
@@ -45,17 +47,22 @@ def sources(model_type: str) -> list[Path]:
     """The model's file and every file that it imports, directly or not."""
     found = [ROOT / "modeling" / f"modeling_{model_type}.py"]
     for path in found:
-        for match in _RELATIVE_IMPORT.finditer(path.read_text("utf-8")):
+        for match in _RELATIVE_IMPORT.finditer(text_of(path)):
             target = imported_file(path, match)
             if target not in found:
                 found.append(target)
     return found
 
 
+def text_of(path: Path) -> str:
+    """Text of a source file; of the table of attentions that with every import written out."""
+    return attention_table() if path == ATTENTIONS else path.read_text("utf-8")
+
+
 def exported_name(path: Path) -> str:
     """Name in a folder, without ending: ``variants/gda/attention.py`` is ``gda`` there."""
-    if path.parent == ROOT / "variants":
-        return {"attentions": "variants"}[path.stem]
+    if path == ATTENTIONS:
+        return "variants"
     if path.parent.parent != ROOT / "variants" or path.parent.name == "shared":
         return path.stem
     part = "" if path.stem == "attention" else f"_{path.stem}"
@@ -80,10 +87,7 @@ def flattened(source: str, path: Path) -> str:
 def code_files(model_type: str) -> dict[str, str]:
     """File name -> text of every file of a self-contained folder."""
     paths = sources(model_type)
-    files = {
-        f"{exported_name(path)}.py": HEADER + flattened(path.read_text("utf-8"), path)
-        for path in paths
-    }
+    files = {f"{exported_name(path)}.py": HEADER + flattened(text_of(path), path) for path in paths}
     assert len(files) == len(paths), "two files of one name"
     for name, text in files.items():
         assert not _GROWKIT_IMPORT.search(text), f"{name} must not import growkit"

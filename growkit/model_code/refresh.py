@@ -17,6 +17,7 @@ from typing import Any
 
 from growkit.core.errors import UsageError
 from growkit.core.json_files import read_json_object
+from growkit.core.names import CONFIG
 from growkit.core.os_errors import about
 from growkit.model_code.files import MODEL_TYPES, auto_map, code_files
 
@@ -54,7 +55,7 @@ def refresh_code(folder: Path) -> Refreshed:
     wanted = {name: text.encode("utf-8") for name, text in code_files(model_type).items()}
     if config.get("auto_map") != auto_map(model_type):
         text = json.dumps(config | {"auto_map": auto_map(model_type)}, indent=2) + "\n"
-        wanted["config.json"] = text.encode("utf-8")
+        wanted[CONFIG] = text.encode("utf-8")
     changed = {name: data for name, data in wanted.items() if _content(folder / name) != data}
     work = folder / WORK
     if work.is_dir() and not work.is_symlink():
@@ -68,7 +69,7 @@ def refresh_code(folder: Path) -> Refreshed:
 def _own_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise UsageError(f"{str(folder)!r} is not a folder.", "Give the folder of a model.")
-    config = read_json_object(folder / "config.json")
+    config = read_json_object(folder / CONFIG)
     model_type, modules = config.get("model_type"), config.get("auto_map", {})
     # "org/name--module.Class" where the folder came from the Hub
     named = [

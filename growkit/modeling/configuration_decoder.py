@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the configs of all our decoders share: sizes, checks, and the size in closed form."""
+"""What the configs of all our decoders share: sizes and checks."""
 
 from __future__ import annotations
 
@@ -34,9 +34,8 @@ class DecoderConfig(PreTrainedConfig):
     elements of one attention layer (in the docstring of each variant):
 
     * parameters = L [A + 3 E F + 2 E] + E + 2 V E (V E if tied), plus 4 L with "poly_norm"
-      (:meth:`parameter_count`). In A, biases add one entry a row of q, k, v (and E for o), head
-      norms 2 head_dim;
-    * KV cache = L C elements a token (:meth:`kv_cache_bytes`).
+      In A, biases add one entry a row of q, k, v (and E for o), head norms 2 head_dim;
+    * KV cache = L C elements a token.
     """
 
     keys_to_ignore_at_inference = ["past_key_values", "cache"]  # noqa: RUF012
@@ -81,33 +80,6 @@ class DecoderConfig(PreTrainedConfig):
         }
         if self.hidden_act != "poly_norm":  # it normalises over the whole FFN width: not shardable
             self.base_model_tp_plan |= _MLP_TP_PLAN
-
-    def attention_parameters(self) -> int:
-        """Parameters of one attention layer."""
-        raise NotImplementedError
-
-    def attention_kv_elements(self) -> int:
-        """Cached elements of one attention layer and token."""
-        raise NotImplementedError
-
-    def parameter_count(self, *, embeddings: bool = True) -> int:
-        """Parameters in closed form, with or without the embedding and output matrices."""
-        poly_norm = 4 if self.hidden_act == "poly_norm" else 0
-        layer = (
-            self.attention_parameters()
-            + 3 * self.hidden_size * self.intermediate_size
-            + 2 * self.hidden_size
-            + poly_norm
-        )
-        total = self.num_hidden_layers * layer + self.hidden_size
-        if embeddings:
-            matrices = 1 if self.tie_word_embeddings else 2
-            total += matrices * self.vocab_size * self.hidden_size
-        return total
-
-    def kv_cache_bytes(self, tokens: int = 1, element_bytes: int = 2) -> int:
-        """Bytes of the key/value cache for ``tokens`` tokens of one sequence (bf16 by default)."""
-        return tokens * self.num_hidden_layers * self.attention_kv_elements() * element_bytes
 
     def validate_architecture(self) -> None:
         """Called by ``@strict``: rules that tie several fields together."""

@@ -121,14 +121,6 @@ class GdaConfig(DecoderConfig):
         """Width of one head's value and output."""
         return self.heads.value_dim
 
-    def attention_parameters(self) -> int:
-        """Parameters of one attention layer."""
-        return GdaAttentionBase.parameter_count(self)
-
-    def attention_kv_elements(self) -> int:
-        """Cached elements of one attention layer and token."""
-        return GdaAttentionBase.kv_cache_elements(self)
-
     @classmethod
     def from_motif(cls, config: Mapping[str, Any]) -> GdaConfig:
         """The same model as a Motif config (2.6B or 2-12.7B), whose tensors then load by name.

@@ -85,14 +85,6 @@ class GrowkitConfig(DecoderConfig):
             )
         return self.hidden_size // self.num_attention_heads
 
-    def attention_parameters(self) -> int:
-        """Parameters of one attention layer."""
-        return self.variant.parameter_count(self)
-
-    def attention_kv_elements(self) -> int:
-        """Cached elements of one attention layer and token."""
-        return self.variant.kv_cache_elements(self)
-
     def validate_architecture(self) -> None:
         """Called by ``@strict``: every rule that ties several fields together."""
         variant = self.variant

@@ -23,7 +23,7 @@ from transformers.models.llama.modeling_llama import (
 )
 
 from ..core.engines import ENGINES
-from ..variants.gda.attention import LAMBDA_NAMES
+from ..families.lambda_schedule import LAMBDA_ROLES
 from ..variants.shared.layer_keywords import CACHE_NAMES
 from ..variants.shared.linear_weights import LinearWeights
 from ..variants.shared.one_call import AttentionBase
@@ -104,7 +104,7 @@ class DecoderPreTrainedModel(SelfContained, PreTrainedModel):
     _can_compile_fullgraph = True
     _supports_attention_backend = True
     # lambda is exp of a dot product: bf16 vectors would move it visibly
-    _keep_in_fp32_modules_strict: ClassVar[list[str]] = list(LAMBDA_NAMES)
+    _keep_in_fp32_modules_strict: ClassVar[list[str]] = list(LAMBDA_ROLES)
     _can_record_outputs: ClassVar[dict[str, type[nn.Module]]] = {
         "hidden_states": DecoderLayer,
         "attentions": AttentionBase,

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from growkit.core.errors import CheckpointError, UsageError
+from growkit.core.names import OPTIMIZER
 from growkit.optimizer_state.parameter_names import Named, model_parameters
 from growkit.optimizer_state.sharded import read_sharded
 from growkit.optimizer_state.source import METADATA, RESET, OptimizerState
@@ -62,8 +63,8 @@ def _in_folder(place: Path, parameters: Callable[[], Named]) -> OptimizerState |
     if (place / INDEX).is_file() and place.name == FOLDER:
         return read_store(place)
     names = sorted(path.name for path in place.iterdir())
-    if "optimizer.pt" in names:
-        return read_torch_files([place / "optimizer.pt"], "trainer", parameters)
+    if OPTIMIZER in names:
+        return read_torch_files([place / OPTIMIZER], "trainer", parameters)
     files = [name for name in names if re.fullmatch(r"optimizer(_\d+)?\.bin", name)]
     if files:
         files.sort(key=lambda name: int((re.search(r"\d+", name) or ["0"])[0]))

@@ -29,10 +29,11 @@ from growkit.checkpoint.raw_bytes import byte_view, read_exactly
 from growkit.core.errors import CheckpointError
 from growkit.core.files import open_regular
 from growkit.core.json_files import read_json_object
+from growkit.core.names import OPTIMIZER_FOLDER
 from growkit.core.writing import write_file
 from growkit.optimizer_state.source import MOMENTS, Array, Moment, OptimizerState, ParameterState
 
-FOLDER = "growkit_optimizer"
+FOLDER = OPTIMIZER_FOLDER
 INDEX = "state.json"
 FORMAT = 1
 GROW_AGAIN = "Grow the checkpoint again, or without it: --optimizer-state reset."

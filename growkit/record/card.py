@@ -10,6 +10,7 @@ import yaml
 from growkit.core.errors import GrowkitError
 from growkit.core.files import read_text
 from growkit.core.markdown import markdown_code, markdown_text
+from growkit.core.names import README
 from growkit.core.yaml_files import parse_yaml
 
 MAX_CARD_BYTES = 2_000_000
@@ -109,10 +110,10 @@ def _proof(manifest: dict[str, Any]) -> str:
 
 def _front_matter(source: Path) -> dict[str, Any]:
     try:
-        text = read_text(source / "README.md", limit=MAX_CARD_BYTES)
+        text = read_text(source / README, limit=MAX_CARD_BYTES)
         if not text.startswith("---"):
             return {}
-        value = parse_yaml(text.split("---", 2)[1], "README.md")
+        value = parse_yaml(text.split("---", 2)[1], README)
     except (GrowkitError, IndexError):
         return {}
     return value if isinstance(value, dict) else {}

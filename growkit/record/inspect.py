@@ -49,7 +49,7 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
             "noise": noise,
             "ratio": f"{signal // divisor}:{noise // divisor}",
             "groups": min(signal, noise),
-            "sub_layer_norm": bool(sizes.get("sub_layer_norm")) or family.name == "diffllama",
+            "sub_layer_norm": bool(sizes.get("sub_layer_norm")) or family.gainless_head_norm,
         }
         report["layers"] = layer_lambdas(checkpoint, family, sizes["layer"])
         check_lambdas(family, report["layers"])

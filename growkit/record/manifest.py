@@ -13,11 +13,11 @@ from growkit.checkpoint import Checkpoint, identity
 from growkit.checkpoint.hub import origin
 from growkit.core.errors import CheckpointError
 from growkit.core.json_files import read_json_object
+from growkit.core.names import MANIFEST, TRAINING_RECORD
 from growkit.record.new_parameters import abbreviated, new_parameters, written_out
 from growkit.record.plan_report import plan_report
 from growkit.surgery.plan import Plan
 
-MANIFEST = "growkit.json"
 FORMAT = 2  # 2: new_parameters abbreviated, see growkit.record.new_parameters
 REMEDY = "Copy the file from where the folder was grown, or remove it to continue without."
 
@@ -135,8 +135,6 @@ def manifest_text(manifest: dict[str, Any]) -> str:
 
 # A string of JSON has no line break of its own, so only lists are found.
 _NUMBERS = re.compile(r"(?<=\[)\n\s*-?\d+(?:,\n\s*-?\d+)*\n\s*(?=\])")
-
-TRAINING_RECORD = "growkit_training.json"
 
 
 def trained_tokens(folder: Path) -> int | None:

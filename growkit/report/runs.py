@@ -10,6 +10,7 @@ from typing import Any
 
 from growkit.checkpoint import open_checkpoint
 from growkit.core.errors import CheckpointError, GrowkitError, UsageError
+from growkit.core.names import CONFIG, METRICS, RECIPE
 from growkit.core.paths import output_path
 from growkit.core.yaml_files import read_yaml
 from growkit.families import family_of
@@ -24,7 +25,6 @@ from growkit.record.plan_report import main_dtype, stored_dtypes
 from growkit.training.checkpoints import newest_whole
 from growkit.training.metrics import read_metrics
 
-METRICS = "metrics.jsonl"
 MAX_LENGTH = 2**40
 REMEDY = "Give output folders of growkit train, as it wrote them."
 
@@ -118,7 +118,7 @@ def _name(folder: Path, ambiguous: bool) -> str:
 
 
 def _read(folder: Path, name: str) -> Run:
-    metrics, stored = folder / "training" / METRICS, folder / "training" / "recipe.yaml"
+    metrics, stored = folder / "training" / METRICS, folder / "training" / RECIPE
     rows = read_metrics(metrics)
     if not rows or not stored.is_file():
         raise UsageError(
@@ -163,7 +163,7 @@ def _flops_per_token(folder: Path, source: Path | None, recipe: dict[str, Any]) 
     """FLOPs of a training step per token, at the sequence length."""
     newest = newest_whole(folder / "training" / "checkpoints", contents=False)[0]
     places = [place for place in (folder, newest, source) if place is not None]
-    place = next((place for place in places if (place / "config.json").is_file()), None)
+    place = next((place for place in places if (place / CONFIG).is_file()), None)
     if place is None:
         return None
     try:

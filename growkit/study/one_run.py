@@ -23,16 +23,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
 from growkit import __version__
+from growkit.core import records as core_records
 from growkit.core.errors import CheckpointError, Diverged, GrowkitError
 from growkit.core.files import open_lock
-from growkit.core.json_files import read_json_object
-from growkit.core.records import checked
+from growkit.core.names import METRICS, RECIPE
 from growkit.core.systems import lock_record
 from growkit.core.terminal_text import printable
 from growkit.core.whole_file import write_whole
@@ -78,10 +78,11 @@ def end_with_parent(parent: int, interval: float = 2.0) -> None:
 BEGIN_ANEW = "Remove the folder of the run; it is made again."
 
 
-class NodeRecord(BaseModel):
+class NodeRecord(core_records.Record):
     """What node.json holds; the study that waits for the run wrote it."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(extra="ignore")
+    remedy: ClassVar[str] = BEGIN_ANEW
 
     key: str
     name: str
@@ -96,9 +97,7 @@ class NodeRecord(BaseModel):
 
 
 def _node(folder: Path) -> dict[str, Any]:
-    path = folder / NODE
-    node = read_json_object(path, remedy=BEGIN_ANEW)
-    return checked(NodeRecord, node, str(path), remedy=BEGIN_ANEW).model_dump()
+    return core_records.read_record(folder / NODE, NodeRecord).model_dump()
 
 
 def work(folder: Path) -> Record:
@@ -119,12 +118,12 @@ def work(folder: Path) -> Record:
 
     recipe = make_recipe(values, node["name"])
     model, diverged = folder / MODEL, None
-    _move(model / "training" / "recipe.yaml", recipe)
+    _move(model / "training" / RECIPE, recipe)
     try:
         train(recipe, model)
     except Diverged as error:
         diverged = error.cause
-    rows = read_metrics(model / "training" / "metrics.jsonl")
+    rows = read_metrics(model / "training" / METRICS)
     diverged = diverged or kept.not_finite(rows)
     final = _final(model)
     measures = {} if diverged else kept.measures(model, recipe, rows, node["measures"])
@@ -190,7 +189,7 @@ def carry_over(source: Path, target: Path) -> None:
     It is the growth that changes nothing.
     """
     from growkit.checkpoint import open_checkpoint
-    from growkit.growing import publish_plan
+    from growkit.growing import WriteOptions, publish_plan
     from growkit.optimizer_state.find import find_state
     from growkit.optimizer_state.write import GrownState
     from growkit.surgery.plan import build_plan
@@ -199,7 +198,7 @@ def carry_over(source: Path, target: Path) -> None:
         plan = build_plan(checkpoint, [])
         state = find_state(source)
         optimizer = None if state is None else GrownState(plan, state, "grow")
-        publish_plan(plan, target, {}, verify=False, optimizer=optimizer)
+        publish_plan(plan, target, {}, WriteOptions(verify=False), optimizer=optimizer)
 
 
 def _in_words(start: Start) -> str:

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from growkit.core.errors import CheckpointError
 from growkit.core.json_files import read_json_object
+from growkit.core.names import CONFIG
 from growkit.core.whole_file import write_whole
 from growkit.training.checkpoints import list_checkpoints
 from growkit.training.metrics import last_evaluation
@@ -134,9 +135,7 @@ class Records:
 def can_go_on(model: Path) -> bool:
     """Weights and optimizer state are there. Without the state a run would begin with a fresh one,
     and its result would not be that of its key."""
-    return (model / "config.json").is_file() and bool(
-        list_checkpoints(model / "training" / "checkpoints")
-    )
+    return (model / CONFIG).is_file() and bool(list_checkpoints(model / "training" / "checkpoints"))
 
 
 def not_finite(rows: Sequence[dict[str, Any]]) -> str | None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from growkit.core.errors import UsageError
+from growkit.core.names import METRICS
 from growkit.core.progress import Progress, Reporter
 from growkit.core.whole_file import write_whole
 from growkit.study.nodes import Node
@@ -217,7 +218,7 @@ class Runner:
         self.ended()
 
     def _state(self, node: Node) -> str:
-        rows = read_metrics(self.runs / node.key / MODEL / "training" / "metrics.jsonl")
+        rows = read_metrics(self.runs / node.key / MODEL / "training" / METRICS)
         if not rows:
             return "starting"
         losses = [row["eval_loss"] for row in rows if "eval_loss" in row]

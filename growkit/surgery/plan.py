@@ -96,9 +96,9 @@ def build_plan(
     if symmetry.mode == "noise" and growth.tied:
         growth = replace(growth, perturbed=frozenset(growth.tied), exactness=Exactness.NOT_EXACT)
     family = _choose_family(source_family, growth, checkpoint.config, target)
-    if family is not source_family and family.name == "gda":
-        normed = checkpoint.config.get("sub_layer_norm") is not False
-        growth = replace(growth, sizes={**growth.sizes, "sub_layer_norm": int(normed)})
+    if family is not source_family:
+        facts = family.adopted_facts(checkpoint.config)
+        growth = replace(growth, sizes={**growth.sizes, **facts})
     config = grown_config(checkpoint.config, source_family, family, source_sizes, growth)
     builder = PlanBuilder(checkpoint, source_family, family, source_sizes, growth, config)
     return plan_of(builder, symmetry)

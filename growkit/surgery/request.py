@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Any
 
-from growkit.core.errors import UsageError, nearest
+from growkit.core.errors import UsageError, check_keys, nearest
 from growkit.surgery.amount import Amount
 from growkit.surgery.effect import Operator
 from growkit.surgery.operators import OPERATORS, Option, all_options, rows_as_applied
@@ -102,12 +102,7 @@ class GrowthRequest:
         made = _request_type()
         known = {option.key: option for option in all_options()}
         names = [field.name for field in fields(made)]
-        for key in values:
-            if key not in known:
-                raise UsageError(
-                    f"The recipe has an unknown key {key!r} under 'grow'.",
-                    f"{nearest(str(key), names)}Valid keys: {', '.join(names)}.",
-                )
+        check_keys(values, names, "The recipe", " under 'grow'")
         return made(
             **{
                 key: _read(known[key], value)
@@ -207,10 +202,5 @@ def read_recipe(path: Path) -> GrowthRequest:
             f"The recipe {str(path)!r} has no 'grow' section.",
             "Write for example: 'grow: {signal_heads: x2}'.",
         )
-    for key in content:
-        if key not in RECIPE_KEYS:
-            raise UsageError(
-                f"The recipe {str(path)!r} has an unknown key {key!r}.",
-                f"{nearest(str(key), RECIPE_KEYS)}Valid keys: {', '.join(RECIPE_KEYS)}.",
-            )
+    check_keys(content, RECIPE_KEYS, f"The recipe {str(path)!r}")
     return GrowthRequest.from_mapping(content["grow"])

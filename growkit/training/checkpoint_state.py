@@ -19,17 +19,18 @@ from transformers.trainer_pt_utils import safe_globals
 from growkit.checkpoint import open_checkpoint
 from growkit.core.errors import CheckpointError, GrowkitError
 from growkit.core.files import require_regular
+from growkit.core.names import OPTIMIZER, SCHEDULER, TRAINER_STATE
+from growkit.core.records import read_record
 from growkit.training.run_files import (
     CheckpointManifest,
     RunningLoss,
     TrainerStateFile,
     random_states,
-    read_file,
     step_of,
 )
 
-OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
-STATE, RUNNING_LOSS = "trainer_state.json", "running_loss.json"
+OPTIMIZER, SCHEDULER = OPTIMIZER, SCHEDULER
+STATE, RUNNING_LOSS = TRAINER_STATE, "running_loss.json"
 # Length of the state of Mersenne Twister; numpy does not check the position in it.
 TWISTER = 624
 
@@ -67,7 +68,7 @@ def unreadable(checkpoint: Path, manifest: CheckpointManifest) -> str | None:
         for name in random_states(manifest.processes):
             if not _is_random_state(load_state(checkpoint / name)):
                 return f"{name} is not the state of random numbers"
-        if read_file(checkpoint / STATE, TrainerStateFile).global_step != manifest.step:
+        if read_record(checkpoint / STATE, TrainerStateFile).global_step != manifest.step:
             return f"{STATE} is not of step {manifest.step}"
         if step_of(checkpoint) not in (manifest.step, -1):
             return f"it is of step {manifest.step}"
@@ -76,7 +77,7 @@ def unreadable(checkpoint: Path, manifest: CheckpointManifest) -> str | None:
             pass
         losses = checkpoint / RUNNING_LOSS
         if losses.exists():
-            read_file(losses, RunningLoss)
+            read_record(losses, RunningLoss)
     except TypeError:
         return f"{STATE} is not of this transformers"
     except GrowkitError as error:

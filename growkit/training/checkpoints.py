@@ -20,9 +20,11 @@ from pathlib import Path
 
 from growkit.checkpoint.staging import sync, sync_tree
 from growkit.core.errors import CheckpointError
+from growkit.core.names import CONFIG, OPTIMIZER, SCHEDULER, SINGLE_FILE, TRAINER_STATE
+from growkit.core.records import read_record
 from growkit.training.checksums import checksums
 from growkit.training.leftovers import remove
-from growkit.training.run_files import CheckpointManifest, random_states, read_file, step_of
+from growkit.training.run_files import CheckpointManifest, random_states, step_of
 
 PARTIAL = ".partial"
 MANIFEST = "manifest.json"
@@ -38,9 +40,9 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 def required_files(processes: int, strategy: str) -> list[str]:
     """What no checkpoint may lack, whatever else is in it."""
-    optimizer = "optimizer.pt" if strategy == "ddp" else "optimizer_0/.metadata"
+    optimizer = OPTIMIZER if strategy == "ddp" else "optimizer_0/.metadata"
     states = random_states(processes)
-    return ["config.json", optimizer, "scheduler.pt", "trainer_state.json", *states]
+    return [CONFIG, optimizer, SCHEDULER, TRAINER_STATE, *states]
 
 
 def publish(
@@ -79,7 +81,7 @@ def read_manifest(checkpoint: Path) -> CheckpointManifest:
     Raises:
         CheckpointError: it is missing or damaged.
     """
-    return read_file(checkpoint / MANIFEST, CheckpointManifest)
+    return read_record(checkpoint / MANIFEST, CheckpointManifest)
 
 
 def processes_of(checkpoint: Path) -> int:
@@ -96,7 +98,7 @@ def _lacks(manifest: CheckpointManifest) -> str | None:
             return name
     if manifest.format > 1 and manifest.xxh3.keys() != files.keys():
         return "a checksum"
-    return None if any(name.endswith(".safetensors") for name in files) else "model.safetensors"
+    return None if any(name.endswith(".safetensors") for name in files) else SINGLE_FILE
 
 
 def damage(checkpoint: Path, *, contents: bool = True) -> str | None:

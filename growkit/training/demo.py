@@ -288,8 +288,7 @@ def _grow(source: Path, target: Path, overwrite: bool, reporter: Reporter) -> di
             # The ungrown model beside it continues with a fresh optimizer too.
             GrowthRequest(signal_heads=GROWTH, optimizer_state="reset"),
             overwrite=overwrite,
-            open_progress=lambda name, total, unit: reporter.progress(name, total, unit=unit),
-            warn=reporter.warn,
+            reporter=reporter,
         )
     verification: dict[str, Any] = manifest["verification"]
     return verification

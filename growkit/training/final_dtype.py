@@ -26,8 +26,9 @@ from growkit.checkpoint import (
     open_checkpoint,
     plan_shards,
 )
+from growkit.core.names import CONFIG
+from growkit.families.differential import is_lambda_vector
 from growkit.record.plan_report import main_dtype, stored_dtypes
-from growkit.training.lambda_names import is_lambda_vector
 
 NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 MAX_SHARD_SIZE = 5 * 10**9
@@ -64,7 +65,7 @@ def store_in(folder: Path, dtype: str, source: Path | None) -> None:
     for path in partial.iterdir():
         os.replace(path, folder / path.name)
     partial.rmdir()
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _config_dtype(outputs: list[OutputTensor]) -> str:

@@ -23,8 +23,9 @@ from growkit.core.files import read_bytes
 from growkit.core.json_files import parse_json_object
 from growkit.core.plot_text import literal_text
 from growkit.core.progress import Reporter
+from growkit.core.records import checked
 from growkit.core.whole_file import write_whole
-from growkit.training.run_files import MetricsLine, parse
+from growkit.training.run_files import MetricsLine
 
 MOST_BYTES = 1 << 30
 
@@ -43,7 +44,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def _row(line: bytes, path: Path) -> dict[str, Any] | None:
     try:
         values = parse_json_object(line, path.name, non_finite=True)
-        parse(values, MetricsLine, path)
+        checked(MetricsLine, values, str(path))
     except CheckpointError:
         return None
     return values

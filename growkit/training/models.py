@@ -11,15 +11,14 @@ from typing import Any
 from growkit.checkpoint import open_checkpoint
 from growkit.checkpoint.vocabulary import resize_remedy
 from growkit.core.errors import CheckpointError, UsageError, nearest
+from growkit.core.names import MANIFEST, TRAINING_RECORD
 from growkit.data.tokenizer import copy_tokenizer
+from growkit.families.differential import is_lambda_vector
 from growkit.training.final_dtype import store_in
-from growkit.training.lambda_names import is_lambda_vector
 from growkit.training.leftovers import remove
-from growkit.training.published import DONE, move_into
+from growkit.training.published import move_into
 from growkit.training.recipe import ModelSection
 from growkit.verification.loading import reason, register_own_models
-
-LINEAGE = "growkit.json"
 
 
 def build_model(section: ModelSection, tokenizer: Any, seed: int) -> Any:
@@ -208,8 +207,8 @@ def make_config(values: dict[str, Any], tokenizer: Any) -> Any:
 
 def copy_lineage(source: Path | None, target: Path) -> None:
     """Take growkit.json of a grown source along, so that a later growth knows its ancestors."""
-    if source is not None and (source / LINEAGE).is_file():
-        shutil.copyfile(source / LINEAGE, target / LINEAGE)
+    if source is not None and (source / MANIFEST).is_file():
+        shutil.copyfile(source / MANIFEST, target / MANIFEST)
 
 
 def publish_model(
@@ -240,5 +239,5 @@ def publish_model(
     store_in(staging, save_dtype, source)
     copy_tokenizer(tokenizer_folder, staging)
     copy_lineage(source, staging)
-    (staging / DONE).write_text(json.dumps(record, indent=2) + "\n")
+    (staging / TRAINING_RECORD).write_text(json.dumps(record, indent=2) + "\n")
     move_into(staging, out)

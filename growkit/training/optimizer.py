@@ -26,9 +26,9 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from growkit.core.errors import UsageError
+from growkit.families.differential import is_lambda
 from growkit.training.growth.rates import Rates
 from growkit.training.growth.slots import EntrySlots, SlotMap, Slots, local
-from growkit.training.lambda_names import is_lambda
 from growkit.training.recipe_training import TrainingSection
 
 Group = dict[str, Any]

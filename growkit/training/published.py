@@ -15,11 +15,10 @@ from typing import Any
 from growkit.checkpoint import open_checkpoint
 from growkit.checkpoint.staging import sync, sync_tree
 from growkit.core.errors import GrowkitError
+from growkit.core.names import CONFIG, TRAINING_RECORD
+from growkit.core.records import read_record
 from growkit.training.leftovers import remove
-from growkit.training.run_files import RunRecord, read_file
-
-CONFIG = "config.json"
-DONE = "growkit_training.json"
+from growkit.training.run_files import RunRecord
 
 
 def move_into(staging: Path, out: Path) -> None:
@@ -29,11 +28,11 @@ def move_into(staging: Path, out: Path) -> None:
     record of a run without its model.
     """
     sync_tree(staging)
-    for name in (DONE, CONFIG):
+    for name in (TRAINING_RECORD, CONFIG):
         remove(out / name)
     for stale in [*out.glob("*.safetensors"), *out.glob("*.safetensors.index.json")]:
         remove(stale)
-    last = [CONFIG, DONE]
+    last = [CONFIG, TRAINING_RECORD]
     for name in sorted(path.name for path in staging.iterdir() if path.name not in last):
         _move(staging / name, out / name)
     sync(out)
@@ -52,7 +51,7 @@ def _move(source: Path, target: Path) -> None:
 def published(out: Path) -> dict[str, Any] | None:
     """The record of the run whose whole model lies in ``out``; None where there is none."""
     try:
-        record = read_file(out / DONE, RunRecord)
+        record = read_record(out / TRAINING_RECORD, RunRecord)
         with open_checkpoint(out):  # a config, and every weight file as long as its header says
             return record.model_dump()
     except (GrowkitError, OSError):

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from growkit.core.errors import GrowkitError, RunStopped, UsageError
+from growkit.core.names import METRICS, RECIPE
 from growkit.core.progress import Progress, Reporter, Silent
 from growkit.data.sources import Corpus, corpus_of
 from growkit.training import checkpoints, metrics
@@ -126,7 +127,7 @@ class _Run:
 
     def check_shared(self) -> None:
         """Every process must see the folder that the first one writes."""
-        if not (self.folder / "recipe.yaml").is_file():
+        if not (self.folder / RECIPE).is_file():
             raise GrowkitError(
                 f"Process {self.processes.rank} does not see {str(self.folder)!r}, which the first "
                 "process made.",
@@ -181,7 +182,7 @@ class _Run:
         if record is not None and record["steps"] == step:
             self.reporter.note(f"{self.out} is finished: {record['steps']} steps.")
             return checkpoint, record
-        metrics.truncate_metrics(folder / "metrics.jsonl", step)
+        metrics.truncate_metrics(folder / METRICS, step)
         return checkpoint, None
 
     def _train(
@@ -203,7 +204,7 @@ class _Run:
         recipe = self.recipe
         bars: list[Progress] = []
         stop = StopOnSignal(self.processes)
-        log = RunCallback(recipe, self.folder / "metrics.jsonl", lambda: bars[0])
+        log = RunCallback(recipe, self.folder / METRICS, lambda: bars[0])
         trainer = RunTrainer(
             model,
             recipe,
@@ -241,7 +242,7 @@ class _Run:
 
     def _record(self, trainer: RunTrainer, model: Any) -> dict[str, Any]:
         """The final figures, evaluated where the last step was not."""
-        file, steps = self.folder / "metrics.jsonl", trainer.state.global_step
+        file, steps = self.folder / METRICS, trainer.state.global_step
 
         def evaluated() -> bool:
             last = metrics.last_evaluation(metrics.read_metrics(file))

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from growkit.core.errors import CheckpointError
-from growkit.core.json_files import read_json_object
+from growkit.core.records import Record
 
 # More processes than any machine park has; a number beyond it is damage, and is never counted to.
 MOST_PROCESSES = 1 << 20
@@ -35,10 +34,12 @@ def random_states(processes: int) -> list[str]:
     return [f"rng_state_{rank}.pth" for rank in range(processes)]
 
 
-class RunFile(BaseModel):
-    """A table of plain values; unknown keys are those of a newer version and stay."""
+class RunFile(Record):
+    """A file of a run: what it holds can be made again."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="allow")
+    remedy: ClassVar[str] = (
+        "Repeat the command with --overwrite to begin anew, or put the file back."
+    )
 
 
 class CheckpointManifest(RunFile):
@@ -49,7 +50,7 @@ class CheckpointManifest(RunFile):
     processes: int = Field(1, ge=1, le=MOST_PROCESSES)
     strategy: Literal["ddp", "fsdp"] = "ddp"
     files: dict[str, int]
-    xxh3: dict[str, str] = {}
+    xxh3: dict[str, str] = Field(default_factory=dict)
 
     @field_validator("files")
     @classmethod
@@ -65,8 +66,8 @@ class RunningLoss(RunFile):
 
     logged_step: int = Count
     losses: list[float] = Field(min_length=1)
-    router_sums: list[float] = []  # see growkit.training.router_loss
-    router_counts: list[int] = []
+    router_sums: list[float] = Field(default_factory=list)  # see growkit.training.router_loss
+    router_counts: list[int] = Field(default_factory=list)
 
 
 class TrainerStateFile(RunFile):
@@ -128,29 +129,3 @@ class MetricsLine(RunFile):
             if isinstance(values, dict) and values.get(key, 0) is None:
                 raise ValueError(f"{key} is null")
         return values
-
-
-Kind = TypeVar("Kind", bound=RunFile)
-
-
-def read_file(path: Path, kind: type[Kind]) -> Kind:
-    """A file of a run, checked.
-
-    Raises:
-        CheckpointError: it is not there, not JSON, or holds something else.
-    """
-    # transformers and torch write losses that are not numbers as NaN.
-    return parse(read_json_object(path, non_finite=True), kind, path)
-
-
-def parse(values: Any, kind: type[Kind], path: Path) -> Kind:
-    """Check values that were read from ``path``."""
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"][:2]))[:80]
-        raise CheckpointError(
-            f"{str(path)!r} is damaged: {where + ': ' if where else ''}{first['msg']}.",
-            "Repeat the command with --overwrite to begin anew, or put the file back.",
-        ) from error

@@ -13,16 +13,17 @@ import yaml
 from growkit.checkpoint.written_names import RUN_FILES
 from growkit.core.errors import CheckpointError, GrowkitError, UsageError
 from growkit.core.files import open_lock
+from growkit.core.names import METRICS, RECIPE, TRAINING_RECORD
 from growkit.core.progress import Reporter
+from growkit.core.records import read_record
 from growkit.core.systems import lock_record
 from growkit.core.whole_file import write_whole
 from growkit.core.yaml_files import read_yaml
 from growkit.training import checkpoints, metrics
 from growkit.training.leftovers import remove
-from growkit.training.published import DONE
 from growkit.training.read_recipe import make_recipe
 from growkit.training.recipe import Recipe
-from growkit.training.run_files import DataKey, read_file
+from growkit.training.run_files import DataKey
 
 # What may differ between a run and its continuation; anything else would be another run.
 MAY_CHANGE = {
@@ -106,7 +107,7 @@ def look_into(recipe: Recipe, out: Path, resume: str, overwrite: bool, reporter:
 def _check_place(out: Path, folder: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UsageError(f"The output {str(out)!r} is a file.", "Choose a folder with --out.")
-    if not (folder / "recipe.yaml").is_file() and _is_in_use(out, folder):
+    if not (folder / RECIPE).is_file() and _is_in_use(out, folder):
         raise UsageError(
             f"The output {str(out)!r} is not empty and holds no training run.",
             "Choose another --out.",
@@ -149,14 +150,14 @@ def _lock(descriptor: int, out: Path) -> None:
 def _prepare(
     recipe: Recipe, out: Path, folder: Path, resume: str, overwrite: bool, reporter: Reporter
 ) -> None:
-    stored = folder / "recipe.yaml"
+    stored = folder / RECIPE
     if stored.is_file() and overwrite:
         # The recipe last: a kill on the way leaves a folder that is known as a run. What a run does
         # not write stays.
         for path in [*folder.iterdir()]:
             if path.name in RUN_FILES or path.name.endswith(".partial"):
                 remove(path)
-        remove(out / DONE)
+        remove(out / TRAINING_RECORD)
     elif stored.is_file() and not _has_begun(folder):
         # It was refused or killed before its first step: a corrected recipe may have the folder.
         remove(folder / "tokenizer")
@@ -168,7 +169,7 @@ def _prepare(
 
 
 def _has_begun(folder: Path) -> bool:
-    rows = metrics.read_metrics(folder / "metrics.jsonl")
+    rows = metrics.read_metrics(folder / METRICS)
     return bool(rows or checkpoints.list_checkpoints(folder / "checkpoints"))
 
 
@@ -213,7 +214,7 @@ def check_data(folder: Path, key: str) -> None:
     """Refuse to continue with other data than the run began with."""
     path = folder / DATA
     if path.exists():
-        if read_file(path, DataKey).packed != key:
+        if read_record(path, DataKey).packed != key:
             raise UsageError(
                 f"The data files changed since the run in {str(folder.parent)!r} began.",
                 "Put them back, choose another --out, or begin anew with --overwrite.",

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from growkit.core.names import METRICS
+
 
 @dataclass(frozen=True)
 class TrainingResult:
@@ -40,6 +42,6 @@ def make_result(
         **{name: record[name] for name in names},
         seconds=round(time.monotonic() - started, 2),
         resumed_from=resumed_from,
-        metrics=folder / "metrics.jsonl",
+        metrics=folder / METRICS,
         plot=plot if plot.is_file() else None,
     )

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from growkit.core.errors import UsageError, nearest
+from growkit.core.errors import UsageError, check_keys, nearest
+from growkit.surgery.effect import Effect, ModelShape, Operator
 from growkit.surgery.symmetry import Symmetry
-from growkit.variants.conversions import CONVERSIONS, Operator
-from growkit.variants.gqa.aligned import Aligned
-from growkit.variants.gqa.alignment import Alignment
-from growkit.variants.gqa.convert import MERGES
+from growkit.variants.catalogue import CONVERSIONS, converter_of
+
+MERGES = ("mean", "first", "aligned")
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,16 @@ class ConversionRequest:
 
     @staticmethod
     def from_mapping(values: Mapping[str, Any]) -> ConversionRequest:
-        """Read the request of a manifest."""
-        known = {field.name for field in fields(ConversionRequest)}
-        return ConversionRequest(**{k: v for k, v in values.items() if k in known})
+        """Read the request of a manifest or of Python. Raises UsageError for an unknown key."""
+        known = [field.name for field in fields(ConversionRequest)]
+        check_keys(values, known, "The request", " under 'convert'")
+        if not isinstance(values.get("to"), str):
+            raise UsageError("The request does not say 'to' which attention.", "Give 'to'.")
+        return ConversionRequest(**values)
 
-    def conversion(self, alignment: Alignment | None = None) -> Operator:
-        """The requested conversion; ``aligned`` is complete with its alignment only."""
-        made = CONVERSIONS[self.to](self)
-        return made if alignment is None else Aligned(made, alignment)
+    def conversion(self) -> Operator:
+        """The requested conversion, which depends on the family that it meets."""
+        return _Requested(self)
 
     def symmetry_choice(self) -> Symmetry:
         """How copies share weights."""
@@ -91,3 +93,21 @@ class ConversionRequest:
         """Only what differs from the defaults."""
         defaults = {field.name: field.default for field in fields(self)}
         return {k: v for k, v in asdict(self).items() if v != defaults[k]}
+
+
+@dataclass(frozen=True)
+class _Requested:
+    """The conversion of a request: that of the variant which is there for the source's family."""
+
+    request: ConversionRequest
+
+    def apply(self, shape: ModelShape) -> Effect:
+        to, family = self.request.to, shape.family.name
+        row = converter_of(family, to)
+        assert row is not None  # the request was checked
+        if to not in row.targets:
+            raise UsageError(
+                f"A {family} checkpoint cannot be converted to {to}.",
+                f"Valid values of --to for this family: {', '.join(row.targets)}.",
+            )
+        return row.makers[to](self.request).apply(shape)

@@ -15,6 +15,7 @@ from growkit.checkpoint.layout import find_weights
 from growkit.checkpoint.links import check_links, inside
 from growkit.core.errors import CheckpointError, UsageError
 from growkit.core.json_files import read_json_object
+from growkit.core.names import CONFIG, MANIFEST, TOKENIZER
 
 TORCH_DTYPES = {
     "F64": torch.float64,
@@ -22,7 +23,7 @@ TORCH_DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt")
+TOKENIZER_FILES = (TOKENIZER, "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt")
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -102,12 +103,12 @@ def open_folder(path: Path) -> Folder:
         raise UsageError(
             f"{str(path)!r} is not a folder.", "Give a folder with config.json and safetensors."
         )
-    if not (path / "config.json").is_file():
+    if not (path / CONFIG).is_file():
         raise UsageError(
             f"{str(path)!r} has no config.json.", "Give a folder with config.json and safetensors."
         )
     check_links(path)
-    manifest = path / "growkit.json"
+    manifest = path / MANIFEST
     return Folder(
-        path, _read_json(path / "config.json"), _read_json(manifest) if manifest.is_file() else {}
+        path, _read_json(path / CONFIG), _read_json(manifest) if manifest.is_file() else {}
     )

@@ -7,9 +7,6 @@ from typing import Any
 
 import torch
 
-# Names of an encoder-decoder's stacks, in the order in which they run; a decoder's one has none.
-ENCODER_DECODER = ("encoder", "decoder")
-
 
 def is_encoder_decoder(model: Any) -> bool:
     """The model reads a source text and writes a target text."""

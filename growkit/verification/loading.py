@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from growkit.core.errors import CheckpointError, VerificationFailed
+from growkit.variants.catalogue import config_reader
 from growkit.verification.folder import Folder
 
 
@@ -42,18 +43,16 @@ def register_own_models() -> None:
 def read_config(folder: Folder, *, trust_remote_code: bool = False) -> Any:
     """The folder's config as transformers sees it.
 
-    A Motif folder (transformers has no class for it) is read as our GDA model, which has its layout
-    and its tensor names; with ``trust_remote_code`` the folder's own class is taken if it has one.
+    A folder that transformers has no class for, and one of our models has the layout and the tensor
+    names of (Motif: our GDA), is read as that model; with ``trust_remote_code`` the folder's own
+    class is taken if it has one.
     """
     from transformers import AutoConfig
 
-    from growkit.variants.motif.family import MOTIF
-
     own_code = trust_remote_code and "auto_map" in folder.config
-    if folder.config.get("model_type") in MOTIF.model_types and not own_code:
-        from growkit.modeling import GdaConfig
-
-        return GdaConfig.from_motif(folder.config)
+    reader = config_reader(folder.config.get("model_type"))
+    if reader is not None and not own_code:
+        return reader(folder.config)
     return AutoConfig.from_pretrained(
         folder.path, local_files_only=True, trust_remote_code=trust_remote_code
     )

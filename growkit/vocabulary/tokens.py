@@ -18,6 +18,7 @@ from typing import Any
 
 from growkit.checkpoint.links import check_links
 from growkit.core.errors import UsageError
+from growkit.core.names import TOKENIZER
 
 BYTE_LEVEL, METASPACE, PLAIN = "byte-level", "metaspace", "plain"
 SPACE = "\u2581"
@@ -145,7 +146,7 @@ def read_tokens(folder: Path) -> Tokens:
     Raises:
         UsageError: there is none, or none that the ``tokenizers`` library reads.
     """
-    file = folder / "tokenizer.json" if folder.is_dir() else folder
+    file = folder / TOKENIZER if folder.is_dir() else folder
     if not file.is_file():
         raise UsageError(f"{str(folder)!r} holds no tokenizer.json.", _CONVERT)
     check_links(file.parent)

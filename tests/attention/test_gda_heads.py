@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 import pytest
+from family_counts import kv_elements, parameters
 from gda_cases import gda_config
 
 from growkit.variants.gda.heads import GdaHeads
@@ -15,11 +16,11 @@ def test_counts_of_motif_2_12b():
     assert (heads.n_signal, heads.n_noise, heads.n_kv) == (32, 8, 8)
     assert (heads.ratio, heads.signal_per_group, heads.noise_per_group) == (4, 4, 1)
     assert heads.value_dim == 256
-    assert heads.kv_cache_elements == 4096
     # q, k, v, o of attention.md section 3, lambda vectors, gain of the norm
     shapes = 5120 * 4096 + 2 * 2048 * 4096 + 4096 * 8192 + 4 * 128 + 256
     config = gda_config((32, 8, 8), hidden_size=4096, head_dim=128)
-    assert config.attention_parameters() == shapes
+    assert parameters(config, "layers.0.self_attn") == shapes
+    assert kv_elements(config) == 4096
 
 
 def test_more_noise_than_signal_heads():

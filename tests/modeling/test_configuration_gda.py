@@ -8,6 +8,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+from family_counts import kv_elements, parameters
 from gda_cases import FORM_IDS, FORMS, HEADS, gda_config
 
 from growkit.families.lambda_schedule import lambda_init_schedule
@@ -75,23 +76,23 @@ def test_json_round_trip_keeps_every_field(tmp_path):
 def test_closed_forms_count_the_real_model(heads, noise_keys, norm, tied, act):
     config = gda_config(heads, noise_keys, norm, tie_word_embeddings=tied, hidden_act=act)
     model = GdaForCausalLM(config)
-    assert sum(p.numel() for p in model.parameters()) == config.parameter_count()
+    assert sum(p.numel() for p in model.parameters()) == parameters(config)
     outer = config.vocab_size * config.hidden_size * (1 if tied else 2)
-    assert config.parameter_count() - config.parameter_count(embeddings=False) == outer
+    assert parameters(config, "embed") + parameters(config, "lm_head") == outer
 
     cache = model(torch.ones(1, 5, dtype=torch.long), use_cache=True).past_key_values
     cached = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-    assert cached == config.kv_cache_bytes(tokens=5, element_bytes=4)
+    assert cached == 5 * 4 * config.num_hidden_layers * kv_elements(config)
 
 
 def test_motif_sizes_are_the_published_ones():
     large = GdaConfig.from_motif(MOTIF_2_12B)
     assert (large.n_signal, large.n_kv, large.ratio) == (32, 8, 4)
-    assert large.parameter_count() / 1e9 == pytest.approx(12.7035, abs=1e-3)
+    assert parameters(large) / 1e9 == pytest.approx(12.7035, abs=1e-3)
     assert large.lambda_init[0] == pytest.approx(-0.0099, abs=1e-4)
     small = GdaConfig.from_motif(MOTIF_2_6B)
     assert (small.n_signal, small.head_dim, small.ratio) == (8, 128, 1)
-    assert small.parameter_count() / 1e9 == pytest.approx(2.597, abs=1e-3)
+    assert parameters(small) / 1e9 == pytest.approx(2.597, abs=1e-3)
     assert small.rope_parameters["rope_theta"] == 500000.0
 
 

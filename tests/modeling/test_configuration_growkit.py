@@ -6,6 +6,7 @@ import json
 import math
 
 import pytest
+from family_counts import kv_elements, parameters
 from variant_cases import CASES, config_of, model_of, tokens
 
 from growkit.families.lambda_schedule import lambda_init_schedule
@@ -68,19 +69,19 @@ def test_every_variant_has_a_case():
 def test_closed_forms_count_the_real_model(case, tied):
     config = config_of(case, tie_word_embeddings=tied)
     model = model_of(case, tie_word_embeddings=tied)
-    assert sum(p.numel() for p in model.parameters()) == config.parameter_count()
+    assert sum(p.numel() for p in model.parameters()) == parameters(config)
     layer = model.model.layers[0].self_attn
     optional = sum(
         p.numel()
         for name, p in layer.named_parameters()
         if name in {f"{x}_proj.bias" for x in "qkvo"} | {"q_norm.weight", "k_norm.weight"}
     )
-    parameters, elements = CLOSED[case]
-    assert config.attention_parameters() == parameters + optional
-    assert config.attention_kv_elements() == elements
+    counted, elements = CLOSED[case]
+    assert parameters(config, "layers.0.self_attn") == counted + optional
+    assert kv_elements(config) == elements
     cache = model(tokens(1, 5), use_cache=True).past_key_values
     cached = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-    assert cached == config.kv_cache_bytes(tokens=5, element_bytes=4)
+    assert cached == 5 * 4 * config.num_hidden_layers * kv_elements(config)
 
 
 @EVERY_CASE

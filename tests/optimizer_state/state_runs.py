@@ -94,6 +94,8 @@ def run(folder: Path, config: tiny.Config, *, done: int = 8) -> Run:
 def grow(source: Path, out: Path, **request: Any) -> dict[str, Any]:
     """Grow with the state; the manifest."""
     options = {k: request.pop(k) for k in ("optimizer_from", "warn", "threads") if k in request}
+    if "warn" in options:
+        options["reporter"] = tiny.Told(options.pop("warn"))
     _, manifest = grow_checkpoint(source, out, GrowthRequest(**request), verify=False, **options)
     return manifest
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from growkit.families import sizes_where_known
 from growkit.training.growth.slots import SlotMap, Slots
 
 # Projections whose rows make a unit, and what the similarity of such units is called.
@@ -128,10 +129,10 @@ def head_norms(model: Any) -> Iterator[dict[str, list[float]]]:
 
 def value_width(model: Any, attention: Any) -> int:
     """Columns of o_proj that one head fills."""
-    heads: Any = getattr(attention, "heads", None)
-    if hasattr(heads, "value_dim"):
-        return int(heads.value_dim)
-    return int(attention.head_dim) * (2 if model.config.model_type == "diffllama" else 1)
+    known = sizes_where_known(model.config)
+    if known is not None and "noise_head" in known[1]:
+        return known[1]["value_dim"]
+    return int(attention.head_dim)
 
 
 def dead_new_heads(norms: dict[str, list[float]], slots: SlotMap) -> dict[str, int]:

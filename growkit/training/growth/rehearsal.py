@@ -9,6 +9,7 @@ from typing import Any
 
 from growkit.checkpoint import open_checkpoint
 from growkit.core.errors import UsageError
+from growkit.core.names import CONFIG
 from growkit.surgery.plan import declare_tensors, plan_growth
 from growkit.training.recipe import Recipe
 
@@ -21,7 +22,7 @@ def rehearse(recipe: Recipe) -> None:
     """
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        (folder / "config.json").write_text(json.dumps(_first_config(recipe)))
+        (folder / CONFIG).write_text(json.dumps(_first_config(recipe)))
         for number, stage in enumerate(recipe.stages):
             request = stage.request()
             with open_checkpoint(folder, require_tensors=False) as checkpoint:
@@ -32,7 +33,7 @@ def rehearse(recipe: Recipe) -> None:
                     raise UsageError(
                         f"stages[{number}] cannot be done. {error.cause}", error.remedy
                     ) from error
-            (folder / "config.json").write_text(json.dumps(plan.config))
+            (folder / CONFIG).write_text(json.dumps(plan.config))
 
 
 def _first_config(recipe: Recipe) -> dict[str, Any]:

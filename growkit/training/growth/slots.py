@@ -17,6 +17,7 @@ from torch import Tensor
 
 from growkit.checkpoint import open_checkpoint
 from growkit.core.errors import UsageError, nearest
+from growkit.core.names import MANIFEST
 
 Part = Literal["old", "new", "mixed"]
 
@@ -133,7 +134,7 @@ class SlotMap:
 def map_slots(
     new_parameters: Mapping[str, Any],
     shapes: Mapping[str, tuple[int, ...]],
-    source: str = "growkit.json",
+    source: str = MANIFEST,
 ) -> SlotMap:
     """The new-parameter map of a model whose parameters have the names that are on the disk.
 
@@ -188,7 +189,7 @@ def converted_slots(new_parameters: Mapping[str, Any], source: Path, model: Any)
     """
     with open_checkpoint(source) as checkpoint:
         shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
-    stored = map_slots(new_parameters, shapes, str(source / "growkit.json"))
+    stored = map_slots(new_parameters, shapes, str(source / MANIFEST))
     state = {name: _mask(stored, name, shape) for name, shape in shapes.items()}
     loaded, info = type(model).from_pretrained(
         None,

@@ -19,11 +19,13 @@ from transformers import TrainerCallback
 
 from growkit.checkpoint.staging import sync
 from growkit.core.errors import UsageError, VerificationFailed
+from growkit.core.names import METRICS
 from growkit.core.progress import Reporter
+from growkit.core.records import read_record
 from growkit.training.metrics import read_metrics
 from growkit.training.published import published
 from growkit.training.recipe_stages import Plateau, Trigger
-from growkit.training.run_files import StageStop, read_file
+from growkit.training.run_files import StageStop
 
 FEWEST_POINTS = 3
 
@@ -62,7 +64,7 @@ class StageEnd(TrainerCallback):
 
     def __init__(self, trigger: Trigger, folder: Path, request: Path) -> None:
         self.trigger, self.folder, self.request = trigger, folder, request
-        self.metrics = folder / "training" / "metrics.jsonl"
+        self.metrics = folder / "training" / METRICS
 
     def _end(self, step: int, control: Any, why: str) -> Any:
         write_stop(self.folder, step, why)
@@ -144,7 +146,7 @@ def read_stop(folder: Path) -> int | None:
         CheckpointError: the file is damaged.
     """
     path = folder / STOP
-    return read_file(path, StageStop).step if path.exists() else None
+    return read_record(path, StageStop).step if path.exists() else None
 
 
 def take_request(request: Path, folder: Path) -> bool:

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from growkit.core.names import METRICS
 from growkit.core.progress import Reporter
 from growkit.core.whole_file import write_whole
 from growkit.record.manifest import read_manifest
@@ -34,7 +35,7 @@ def record_of(stages: Path, stage: int) -> dict[str, Any] | None:
 
 
 def _rows(stages: Path, stage: int) -> list[dict[str, Any]]:
-    return metrics.read_metrics(stage_folder(stages, stage) / "training" / "metrics.jsonl")
+    return metrics.read_metrics(stage_folder(stages, stage) / "training" / METRICS)
 
 
 def write_merged(path: Path, stages: Path, growths: int) -> None:
@@ -72,7 +73,7 @@ def plot(folder: Path, stages: Path, growths: int, title: str, reporter: Reporte
     ]
     marks = [
         (row["tokens"], f"growth {row['stage']}")
-        for row in metrics.read_metrics(folder / "metrics.jsonl")
+        for row in metrics.read_metrics(folder / METRICS)
         if "growth" in row
     ]
     return metrics.draw_losses(curves, folder / "loss.png", reporter, title=title, marks=marks)

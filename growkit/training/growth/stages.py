@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from growkit.core.errors import UsageError
+from growkit.core.names import METRICS, TRAINING_RECORD
 from growkit.core.progress import Reporter
 from growkit.growing import grow_checkpoint
 from growkit.record.manifest import read_manifest
@@ -48,7 +49,7 @@ from growkit.training.growth.stage_metrics import (
     write_merged,
 )
 from growkit.training.leftovers import remove
-from growkit.training.published import DONE, move_into, published
+from growkit.training.published import move_into, published
 from growkit.training.read_recipe import make_recipe
 from growkit.training.recipe import Recipe
 from growkit.training.recipe_checks import training_of
@@ -212,8 +213,7 @@ class _StagedRun:
             source,
             out,
             request,
-            open_progress=lambda name, total, unit: self.reporter.progress(name, total, unit=unit),
-            warn=self.reporter.warn,
+            reporter=self.reporter,
         )
         self.reporter.note(f"Verification {manifest['verification']['summary']}.")
         if "optimizer_state" in manifest:
@@ -234,7 +234,7 @@ class _StagedRun:
     # -- the whole run --------------------------------------------------------------------------
 
     def _merge_metrics(self) -> None:
-        write_merged(self.folder / "metrics.jsonl", self.stages, len(self.recipe.stages))
+        write_merged(self.folder / METRICS, self.stages, len(self.recipe.stages))
 
     def _publish(self, last: int, record: dict[str, Any]) -> dict[str, Any]:
         """The final model of the last stage as that of the run."""
@@ -250,8 +250,8 @@ class _StagedRun:
         remove(staging)
         staging.mkdir()
         for path in self._stage(last).iterdir():
-            if path.is_file() and path.name not in (DONE, STOP, TAKEN):
+            if path.is_file() and path.name not in (TRAINING_RECORD, STOP, TAKEN):
                 shutil.copyfile(path, staging / path.name)
-        (staging / DONE).write_text(json.dumps(record, indent=2) + "\n")
+        (staging / TRAINING_RECORD).write_text(json.dumps(record, indent=2) + "\n")
         move_into(staging, self.out)
         return record

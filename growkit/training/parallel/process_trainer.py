@@ -25,6 +25,7 @@ from transformers import Trainer, set_seed
 
 from growkit.checkpoint import open_checkpoint
 from growkit.core.errors import CheckpointError, UsageError
+from growkit.core.records import read_record
 from growkit.data.tokenizer import copy_tokenizer
 from growkit.training import checkpoints
 from growkit.training.averaging import average_into
@@ -37,7 +38,7 @@ from growkit.training.parallel.sharded_optimizer import load_optimizer, save_opt
 from growkit.training.parallel.sharding import ShardedModel
 from growkit.training.recipe import Recipe
 from growkit.training.router_loss import RouterLoss
-from growkit.training.run_files import RunningLoss, read_file
+from growkit.training.run_files import RunningLoss
 from growkit.training.storage import writing
 
 # Lines of its log that trainer_state.json keeps; metrics.jsonl has all of them.
@@ -125,7 +126,7 @@ class ProcessTrainer(Trainer):
         path = folder / RUNNING_LOSS
         if not path.is_file():  # an older checkpoint; a log line preceded every save then
             return
-        content = read_file(path, RunningLoss)
+        content = read_record(path, RunningLoss)
         losses = content.losses
         if len(losses) == self.processes.count:
             loss = losses[self.processes.rank]

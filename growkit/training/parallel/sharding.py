@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from growkit.core.errors import CheckpointError, UsageError
+from growkit.core.names import GENERATION_CONFIG
 from growkit.training.models import (
     build_model,
     check_attention,
@@ -128,7 +129,7 @@ def empty_model(path: Path, section: ModelSection) -> Any:
             "Check it with: growkit inspect.",
         ) from error
     model.tie_weights()
-    if (path / "generation_config.json").is_file():
+    if (path / GENERATION_CONFIG).is_file():
         model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
     return model
 

@@ -9,12 +9,14 @@ and the norm of every head begin as in a new model.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from growkit.core.errors import UsageError
 from growkit.families.lambda_schedule import lambda_init_schedule
-from growkit.surgery.effect import Effect, Exactness, ModelShape
+from growkit.surgery.effect import Effect, Exactness, ModelShape, Operator
 from growkit.variants.diffllama.convert import OWN_KEYS, ToDifferential
+from growkit.variants.request import ConversionRequest
 from growkit.variants.shared.from_ordinary import check_ordinary, growkit_fields
 
 
@@ -47,3 +49,8 @@ class ToDiffV1:
             verbatim=frozenset(("q", "k", "v", "o", "q_bias", "k_bias", "v_bias", "o_bias")),
             warnings=("nothing of the attention is preserved: this is a start for training",),
         )
+
+
+TARGETS: Mapping[str, Callable[[ConversionRequest], Operator]] = {
+    "diff_v1": lambda request: ToDiffV1(),
+}

@@ -16,6 +16,7 @@ Sources: arXiv 2410.05258, section 2.1; transformers ``models/diffllama``; arXiv
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any
@@ -27,8 +28,9 @@ from growkit.core.errors import UsageError
 from growkit.families import FAMILIES
 from growkit.families.differential import LAMBDA_STD
 from growkit.families.lambda_schedule import diff_lambda_init
-from growkit.surgery.effect import Array, Computed, Effect, Exactness, ModelShape
+from growkit.surgery.effect import Array, Computed, Effect, Exactness, ModelShape, Operator
 from growkit.surgery.lambdas import LambdaChange
+from growkit.variants.request import ConversionRequest
 from growkit.variants.unilm_diff_v1.convert import UNILM, reordered_channels, to_unilm
 
 OWN_KEYS = ("gda", "diff_v1", "diffllama", "motif", UNILM)
@@ -148,3 +150,9 @@ def _folded_output(shape: ModelShape) -> Computed:
         return product
 
     return Computed(rows, ("o",))
+
+
+TARGETS: Mapping[str, Callable[[ConversionRequest], Operator]] = {
+    "diffllama": lambda request: ToDifferential("diffllama"),
+    "unilm_diff_v1": lambda request: ToDifferential(UNILM),
+}

@@ -89,5 +89,6 @@ DIFFLLAMA = Family(
     refusal=_refusal,
     wider="gda",
     lambda_init=lambda config, layer: diff_lambda_init(layer),
+    gainless_head_norm=True,
     lambda_scale_role="o",
 )

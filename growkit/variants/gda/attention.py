@@ -29,6 +29,7 @@ from transformers import initialization as init
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attention_forward
 
+from ...families.lambda_schedule import LAMBDA_ROLES
 from ..shared.blockwise import blockwise_attention, runs_in_blocks
 from ..shared.definition import Definition, lambda_of
 from ..shared.layer_keywords import take_cache, write_cache, written_by_attention
@@ -41,8 +42,6 @@ from ..shared.one_call import (
     equal_widths_only,
 )
 from .heads import GdaHeads
-
-LAMBDA_NAMES = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
 
 # Backends known to take values wider than keys. Flash kernels want equal widths, and transformers
 # pads V by (key width - value width) for them, which silently crops a wider V: every other backend
@@ -150,17 +149,11 @@ class GdaAttentionBase(AttentionBase):
         output = heads.n_signal * heads.value_dim
         return ProjectionHeads(heads.n_signal + heads.n_noise, stored, stored, output)
 
-    @classmethod
-    def extra_parameters(cls, config: Any) -> int:
-        """4d lambda vectors, and v for the norm's gain."""
-        gain = cls.heads_of(config).value_dim if config.sub_layer_norm else 0
-        return 4 * config.head_dim + gain
-
     def __init__(self, config: Any, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         self.heads = self.heads_of(config)
         self.lambda_init = float(config.lambda_init[layer_idx])
-        for name in LAMBDA_NAMES:
+        for name in LAMBDA_ROLES:
             vector = torch.zeros(self.head_dim, dtype=torch.float32)
             self.register_parameter(name, nn.Parameter(vector))
         self.subln: LlamaRMSNorm | None = None
@@ -169,12 +162,12 @@ class GdaAttentionBase(AttentionBase):
 
     def init_weights(self) -> None:
         """lambda vectors N(0, lambda_std)."""
-        for name in LAMBDA_NAMES:
+        for name in LAMBDA_ROLES:
             init.normal_(getattr(self, name), mean=0.0, std=self.config.lambda_std)
 
     def lambda_full(self) -> Tensor:
         """lambda of this layer: a 0-dim fp32 tensor, whatever the model's dtype."""
-        q1, k1, q2, k2 = (getattr(self, name).float() for name in LAMBDA_NAMES)
+        q1, k1, q2, k2 = (getattr(self, name).float() for name in LAMBDA_ROLES)
         return torch.exp((q1 * k1).sum()) - torch.exp((q2 * k2).sum()) + self.lambda_init
 
     def difference(self, signal: Tensor, noise: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ the norm the difference is linear in its maps, DIFF Transformer arXiv 2410.05258
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import frexp, isfinite
 
@@ -22,8 +23,9 @@ import numpy as np
 from growkit.core.errors import UsageError
 from growkit.families.differential import divisors
 from growkit.surgery.axis_map import NEW, AxisMap
-from growkit.surgery.effect import Alias, Effect, Exactness, ModelShape
+from growkit.surgery.effect import Alias, Effect, Exactness, ModelShape, Operator
 from growkit.variants.diffllama.convert import OWN_KEYS, ToDifferential
+from growkit.variants.request import ConversionRequest
 from growkit.variants.shared.from_ordinary import check_ordinary, decoder_fields
 
 
@@ -115,3 +117,8 @@ class ToGda:
                 f"Signal heads a noise head that fit: {divisors(heads // kv)}.",
             )
         return ratio
+
+
+TARGETS: Mapping[str, Callable[[ConversionRequest], Operator]] = {
+    "gda": lambda request: ToGda(request.ratio, request.mirror),
+}

@@ -171,4 +171,5 @@ GDA = Family(
     lambda_init=stored_lambda_init,
     full_copies_only=diff.polynorm_needs_whole_copies,
     adopt=config_from,
+    adopted_facts=lambda config: {"sub_layer_norm": int(config.get("sub_layer_norm") is not False)},
 )

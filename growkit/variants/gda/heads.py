@@ -103,8 +103,3 @@ class GdaHeads:
     def value_dim(self) -> int:
         """Width of one head's output: 2d with own noise keys, else d."""
         return self.keys_per_group * self.head_dim
-
-    @property
-    def kv_cache_elements(self) -> int:
-        """Cached elements per token and layer: 4 n_kv d with own noise keys, else 2 n_kv d."""
-        return 2 * self.keys_per_group * self.n_kv * self.head_dim

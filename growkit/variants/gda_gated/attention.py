@@ -115,11 +115,6 @@ class GdaGatedAttention(OneCallAttention):
         output = heads.n_signal * config.head_dim
         return ProjectionHeads(config.num_attention_heads, heads.n_kv, heads.n_kv, output)
 
-    @classmethod
-    def extra_parameters(cls, config: Any) -> int:
-        """lambda_proj: E n_S."""
-        return config.hidden_size * cls.heads_of(config).n_signal
-
     def __init__(self, config: Any, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         self.heads = self.heads_of(config)

@@ -12,10 +12,12 @@ Source: huggingface.co/blog/microsoft/diff-attn-v2 for the architecture.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from growkit.surgery.axis_map import AxisMap
-from growkit.surgery.effect import Alias, Effect, Exactness, ModelShape
+from growkit.surgery.effect import Alias, Effect, Exactness, ModelShape, Operator
+from growkit.variants.request import ConversionRequest
 from growkit.variants.shared.from_ordinary import check_ordinary, growkit_fields
 
 
@@ -47,3 +49,9 @@ class ToGated:
             factors={"o": 2.0},
             starts={"lambda_proj": "zeros"},
         )
+
+
+TARGETS: Mapping[str, Callable[[ConversionRequest], Operator]] = {
+    "gda_gated": lambda request: ToGated("gda_gated", request.ratio or 1),
+    "diff_v2": lambda request: ToGated("diff_v2"),
+}

@@ -7,6 +7,7 @@ than the first head, and that better than a random one).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +16,9 @@ from growkit.checkpoint import Checkpoint
 from growkit.core.errors import UsageError
 from growkit.families import Family
 from growkit.surgery.axis_map import AxisMap
-from growkit.surgery.effect import Array, Computed, Effect, Exactness, ModelShape
+from growkit.surgery.effect import Array, Computed, Effect, Exactness, ModelShape, Operator
+from growkit.variants.request import ConversionRequest
 
-MERGES = ("mean", "first", "aligned")
 MERGED = {"mean": "mean", "first": "first", "aligned": "mean of the aligned heads"}
 ROLES = ("k", "v", "k_bias", "v_bias")
 
@@ -27,8 +28,8 @@ class ToKvHeads:
     """To ``heads`` key/value heads; None: as many as query heads.
 
     Attributes:
-        merge: how several heads become one, of ``MERGES``; ``aligned`` is the mean of what
-            :class:`growkit.variants.gqa.aligned.Aligned` has turned.
+        merge: how several heads become one (``MERGES`` of ``variants/request.py``); ``aligned``
+            is the mean of what :class:`growkit.variants.gqa.aligned.Aligned` has turned.
     """
 
     heads: int | None
@@ -114,3 +115,10 @@ def merged(family: Family, role: str, group: int, dim: int, conversion: ToKvHead
         return total / group
 
     return Computed(rows, (role,))
+
+
+TARGETS: Mapping[str, Callable[[ConversionRequest], Operator]] = {
+    "mha": lambda request: ToKvHeads(None),
+    "gqa": lambda request: ToKvHeads(request.needed("kv_heads"), request.merge),
+    "mqa": lambda request: ToKvHeads(1, request.merge),
+}

@@ -23,21 +23,14 @@ from growkit.checkpoint import Checkpoint
 from growkit.core.errors import UsageError, nearest
 from growkit.families import Family
 from growkit.families.differential import LAMBDA_ROLES
-from growkit.surgery.effect import Array, Computed, Effect, Exactness, ModelShape
+from growkit.surgery.effect import Array, Computed, Effect, Exactness, ModelShape, Operator
 from growkit.surgery.lambdas import lambda_value
+from growkit.variants.catalogue import CATALOGUE, fold_of, variant_of
 from growkit.variants.gda.family import CARRIED_FIELDS, stored_lambda_init
 from growkit.variants.plain.maps import FoldedHeads, folded_tensors
+from growkit.variants.request import ConversionRequest
 
 QUERY_ROLES = ("q", "q_bias")
-# Why attention of these families is not linear in its maps.
-NOT_LINEAR = {
-    "diff_v2": "its lambda depends on the token",
-    "gda_gated": "its lambda depends on the token",
-    "sas": "its heads pass through a ReLU",
-    "motif": "every head has a norm of its own (subln)",
-    "diffllama": "every head has a norm of its own",
-    "unilm_diff_v1": "every head has a norm of its own (subln)",
-}
 
 
 @dataclass(frozen=True)
@@ -48,12 +41,15 @@ class Fold:
 
     def apply(self, shape: ModelShape) -> Effect:
         name = shape.family.name
-        fold = FOLDS.get(name)
+        fold = fold_of(name)
         if fold is None:
-            reason = NOT_LINEAR.get(name, "it is ordinary attention already")
+            row = variant_of(name)
+            reason = row.not_linear if row else ""
+            folds = [row.folder for row in CATALOGUE if row.fold]
             raise UsageError(
-                f"A {name} checkpoint cannot be folded: {reason}.",
-                f"What folds: {', '.join(FOLDS)} (without sub-layer norm).",
+                f"A {name} checkpoint cannot be folded: "
+                f"{reason or 'it is ordinary attention already'}.",
+                f"What folds: {', '.join(folds)} (without sub-layer norm).",
             )
         return fold(shape, _plain_config(shape, self.format))
 
@@ -113,7 +109,8 @@ FORMATS: Mapping[str, tuple[bool, bool]] = {
 }
 
 
-def _fold_differential(shape: ModelShape, config: dict[str, Any]) -> Effect:
+def fold_differential(shape: ModelShape, config: dict[str, Any]) -> Effect:
+    """Every map of a linear difference as a query head; ``config`` gets the head counts."""
     sizes = shape.sizes
     if sizes["sub_layer_norm"]:
         raise UsageError(
@@ -187,7 +184,8 @@ def _rows(checkpoint: Checkpoint, name: str, first: int, count: int) -> Array:
     return checkpoint.read_rows(name, first, count).astype(np.float64)
 
 
-def _fold_wgqa(shape: ModelShape, config: dict[str, Any]) -> Effect:
+def fold_wgqa(shape: ModelShape, config: dict[str, Any]) -> Effect:
+    """The merged heads written out; ``config`` gets the head counts."""
     sizes = shape.sizes
     kind = next(word for word in ("scalar", "column", "row") if sizes[f"{word}_weights"])
     roles = [role for role in ("k", "v", "k_bias", "v_bias") if shape.has(role)]
@@ -234,9 +232,6 @@ def merged_heads(shape: ModelShape, role: str, weights_role: str, kind: str) -> 
     return Computed(rows, (role,))
 
 
-FOLDS: dict[str, Callable[[ModelShape, dict[str, Any]], Effect]] = {
-    "gda": _fold_differential,
-    "diff_v1": _fold_differential,
-    "shared_diff": _fold_differential,
-    "wgqa": _fold_wgqa,
+TARGETS: Mapping[str, Callable[[ConversionRequest], Operator]] = {
+    "plain": lambda request: Fold(request.format),
 }

@@ -182,23 +182,6 @@ class SimulatedAttention(OneCallAttention):
         return ProjectionHeads(heads, kv, kv, heads * config.head_dim)
 
     @classmethod
-    def extra_parameters(cls, config: Any) -> int:
-        """The three simulations."""
-        heads, kv, k = (
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            config.sas_kernel_size,
-        )
-        simulated, wide, d = config.num_simulated_heads, config.simulated_head_dim, config.head_dim
-        convolutions = simulated * k * (heads + 2 * kv) + 3 * simulated * (simulated * k + 2)
-        return convolutions + 2 * wide * (d + wide + 2)
-
-    @classmethod
-    def kv_cache_elements(cls, config: Any) -> int:
-        """Simulated keys and values: H'(D' + d)."""
-        return config.num_simulated_heads * (config.simulated_head_dim + config.head_dim)
-
-    @classmethod
     def engine_obstacle(cls, config: Any) -> str | None:
         """Simulated heads, which no engine looks for in a config."""
         return (

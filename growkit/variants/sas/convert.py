@@ -12,6 +12,7 @@ Source: arXiv 2507.07694; the algebra was checked in float64.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import isqrt, sqrt
@@ -25,9 +26,11 @@ from growkit.surgery.effect import (
     Effect,
     Exactness,
     ModelShape,
+    Operator,
     constant_rows,
     filled,
 )
+from growkit.variants.request import ConversionRequest
 from growkit.variants.shared.from_ordinary import check_ordinary, growkit_fields
 
 VALUE_NOISE = 0.1
@@ -119,3 +122,10 @@ class ToSas:
 def _features(width: int, dim: int, factor: float) -> Array:
     """Feature map [D', d] that keeps the channels of a head and adds zeros."""
     return factor * np.eye(width, dim)
+
+
+TARGETS: Mapping[str, Callable[[ConversionRequest], Operator]] = {
+    "sas": lambda request: ToSas(
+        request.simulated_heads, request.simulated_head_dim, request.kernel, request.seed
+    ),
+}

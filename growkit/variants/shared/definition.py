@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...families.lambda_schedule import LAMBDA_ROLES
+
 
 class Definition:
     """The inputs of one attention layer in float64, and the steps on them.
@@ -83,6 +85,5 @@ class Definition:
 
 def lambda_of(module: Any) -> Tensor:
     """exp(lq1 . lk1) - exp(lq2 . lk2) + lambda_init, in float64 (DIFF Transformer)."""
-    names = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
-    q1, k1, q2, k2 = (getattr(module, name).double() for name in names)
+    q1, k1, q2, k2 = (getattr(module, name).double() for name in LAMBDA_ROLES)
     return torch.exp(q1 @ k1) - torch.exp(q2 @ k2) + module.lambda_init

@@ -116,30 +116,6 @@ class AttentionBase(nn.Module):
         raise NotImplementedError
 
     @classmethod
-    def extra_parameters(cls, config: Any) -> int:
-        """Parameters of one layer beside the projections, their biases and the head norms."""
-        return 0
-
-    @classmethod
-    def parameter_count(cls, config: Any) -> int:
-        """Parameters of one attention layer, in closed form."""
-        heads, hidden = cls.projection_heads(config), config.hidden_size
-        rows = (heads.query + heads.key + heads.value) * config.head_dim
-        return (
-            hidden * (rows + heads.output)
-            + (rows if config.attention_bias else 0)
-            + (hidden if config.attention_output_bias else 0)
-            + (2 * config.head_dim if config.qk_norm else 0)
-            + cls.extra_parameters(config)
-        )
-
-    @classmethod
-    def kv_cache_elements(cls, config: Any) -> int:
-        """Cached elements per token and layer, in closed form."""
-        heads = cls.projection_heads(config)
-        return (heads.key + heads.value) * config.head_dim
-
-    @classmethod
     def engine_obstacle(cls, config: Any) -> str | None:
         """Why an engine that puts one attention layer of its own in the place of the attention
         call, sized by the config's heads, cannot run the variant; None: it can.

@@ -147,18 +147,6 @@ class SharedDiffAttention(GdaAttentionBase):
         output = heads.n_signal * heads.value_dim
         return ProjectionHeads(heads.n_signal, heads.n_kv, config.num_key_value_heads, output)
 
-    @classmethod
-    def extra_parameters(cls, config: Any) -> int:
-        """Updates beside the lambda vectors and the norm."""
-        heads, wide = cls.heads_of(config), config.hidden_size + config.head_dim
-        updates = heads.n_signal * config.query_rank + heads.n_kv * config.key_rank
-        return super().extra_parameters(config) + 2 * updates * wide
-
-    @classmethod
-    def kv_cache_elements(cls, config: Any) -> int:
-        """2 G d: both keys of a pair are cached."""
-        return 2 * config.num_key_value_heads * config.head_dim
-
     def __init__(self, config: Any, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads

@@ -18,6 +18,7 @@ columns of W_O get a gradient at the first step, D and the new values at the sec
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import frexp, isfinite
 
@@ -25,8 +26,9 @@ import numpy as np
 
 from growkit.core.errors import UsageError
 from growkit.surgery.axis_map import NEW, AxisMap
-from growkit.surgery.effect import Alias, Effect, Exactness, ModelShape, UnitMaps
+from growkit.surgery.effect import Alias, Effect, Exactness, ModelShape, Operator, UnitMaps
 from growkit.variants.diffllama.convert import OWN_KEYS
+from growkit.variants.request import ConversionRequest
 from growkit.variants.shared.from_ordinary import check_ordinary, growkit_fields
 from growkit.variants.shared_diff.low_rank import ToLowRank
 
@@ -104,3 +106,10 @@ def _wide_values(dim: int) -> dict[str, UnitMaps]:
     channels = np.concatenate([np.arange(dim), np.full(dim, NEW)])
     columns: UnitMaps = ({}, {"head_dim": AxisMap(channels, dim)})
     return {"v": halves, "v_bias": halves, "o": columns}
+
+
+TARGETS: Mapping[str, Callable[[ConversionRequest], Operator]] = {
+    "shared_diff": lambda request: ToSharedDiff(
+        request.needed("rank"), request.mirror, request.key_rank
+    ),
+}

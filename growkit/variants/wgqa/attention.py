@@ -154,16 +154,6 @@ class WeightedGroupedQueryAttention(GroupedQueryAttention):
             config.wgqa_weights, config.num_attention_heads, config.head_dim, config.hidden_size
         )
 
-    @classmethod
-    def extra_parameters(cls, config: Any) -> int:
-        """w_k and w_v."""
-        return 2 * int(torch.Size(cls.weight_shape(config)).numel())
-
-    @classmethod
-    def kv_cache_elements(cls, config: Any) -> int:
-        """Only merged heads are cached: 2 G d."""
-        return 2 * config.num_key_value_heads * config.head_dim
-
     def __init__(self, config: Any, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads

@@ -7,12 +7,14 @@ To fewer groups it is not: weights start at the mean pool (arXiv 2407.10855, sec
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from growkit.core.errors import UsageError
 from growkit.families.differential import divisors
 from growkit.surgery.axis_map import AxisMap
-from growkit.surgery.effect import Alias, Effect, Exactness, ModelShape, filled
+from growkit.surgery.effect import Alias, Effect, Exactness, ModelShape, Operator, filled
+from growkit.variants.request import ConversionRequest
 from growkit.variants.shared.from_ordinary import check_ordinary, growkit_fields
 
 WEIGHTS = ("scalar", "column", "row")
@@ -69,3 +71,8 @@ class ToWgqa:
             computed={f"w_k_{self.weights}": weight, f"w_v_{self.weights}": weight},
             shared_rows=frozenset(KEYS_AND_VALUES),
         )
+
+
+TARGETS: Mapping[str, Callable[[ConversionRequest], Operator]] = {
+    "wgqa": lambda request: ToWgqa(request.kv_heads, request.wgqa_weights),
+}

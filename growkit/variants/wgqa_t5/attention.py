@@ -42,20 +42,6 @@ from ..shared.linear_weights import LinearWeights
 from ..wgqa.attention import merged_projection, start_weights, weight_shape
 
 
-def parameter_count(config: Any) -> int:
-    """Parameters of one attention layer of the decoder, without the position bias."""
-    heads, kv, width = config.num_heads, config.decoder_num_key_value_heads, config.d_kv
-    if config.decoder_attention == "gqa":
-        return config.d_model * width * (2 * heads + 2 * kv)
-    weights = torch.Size(weight_shape(config.wgqa_weights, heads, width, config.d_model)).numel()
-    return 4 * config.d_model * width * heads + 2 * int(weights)
-
-
-def kv_cache_elements(config: Any) -> int:
-    """Cached elements of one attention layer: per target token (self), per source token (cross)."""
-    return 2 * config.decoder_num_key_value_heads * config.d_kv
-
-
 def position_bucket(distance: int, buckets: int, farthest: int) -> int:
     """Bucket of a key ``distance`` tokens back: exact up to half of them, then logarithmic."""
     exact = buckets // 2

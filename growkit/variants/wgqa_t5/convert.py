@@ -27,10 +27,9 @@ from growkit.surgery.effect import (
 )
 from growkit.variants.gqa.convert import ToKvHeads, merged
 from growkit.variants.plain.convert import merged_heads
-from growkit.variants.shared.choices import Choices
+from growkit.variants.request import ConversionRequest
 from growkit.variants.wgqa.family import WEIGHTS
 
-FAMILIES = ("t5", "t5_gqa", "t5_wgqa")
 STATES = ("k", "v")
 DECODER_STATES = tuple(f"{block}_{state}" for block in ("decoder", "cross") for state in STATES)
 UPTRAINING = "merged heads need uptraining: about 5 % of the pretraining tokens in arXiv 2305.13245"
@@ -219,42 +218,10 @@ class T5Fold:
         )
 
 
-TARGETS: Mapping[str, Callable[[Choices], Operator]] = {
+TARGETS: Mapping[str, Callable[[ConversionRequest], Operator]] = {
     "mha": lambda request: T5ToKvHeads(None),
     "gqa": lambda request: T5ToKvHeads(request.needed("kv_heads"), request.merge),
     "mqa": lambda request: T5ToKvHeads(1, request.merge),
     "wgqa": lambda request: T5ToWgqa(request.kv_heads, request.wgqa_weights),
     "plain": lambda request: T5Fold(request.format),
 }
-
-
-@dataclass(frozen=True)
-class ByFamily:
-    """The conversion of a decoder-only model, or T5's."""
-
-    request: Choices
-    usual: Callable[[Choices], Operator]
-
-    def apply(self, shape: ModelShape) -> Effect:
-        if shape.family.name not in FAMILIES:
-            return self.usual(self.request).apply(shape)
-        if self.request.to not in TARGETS:
-            raise UsageError(
-                f"A {shape.family.name} checkpoint cannot be converted to {self.request.to}.",
-                f"Valid values of --to for T5: {', '.join(TARGETS)}.",
-            )
-        return TARGETS[self.request.to](self.request).apply(shape)
-
-
-Table = dict[str, "Callable[[Choices], Operator]"]
-
-
-def with_t5(usual: Table) -> Table:
-    """The table of conversions, with T5's where the source is a T5."""
-
-    def either(
-        make: Callable[[Choices], Operator],
-    ) -> Callable[[Choices], Operator]:
-        return lambda request: ByFamily(request, make)
-
-    return {to: either(make) for to, make in usual.items()}
