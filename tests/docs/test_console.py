@@ -60,7 +60,13 @@ def code(place: Path) -> None:
     (place / "code.txt").write_text(text, encoding="utf-8")
 
 
-SETUPS: dict[str, Callable[[Path], None]] = {"broken": broken, "code": code}
+def corpus(place: Path) -> None:
+    """A folder of text."""
+    (place / "corpus").mkdir()
+    (place / "corpus/text.txt").write_text("Some text.\n" * 1000, encoding="utf-8")
+
+
+SETUPS: dict[str, Callable[[Path], None]] = {"broken": broken, "code": code, "corpus": corpus}
 
 
 def runs(block: Block, how: str) -> bool:
