@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 PANEL = "Train"
 CAVEAT = (
-    "The loss goes on without a jump: the grown model starts as the same function. A run this "
+    "The loss continues without a jump: the grown model starts as the same function. A run this "
     "short does not show which model is better in the end."
 )
 
@@ -39,7 +39,7 @@ def demo(
 ) -> None:
     """Train a small model, double its signal heads, prove it, train on beside the ungrown one.
 
-    Takes a few minutes on two cores; when it is interrupted, the same command goes on.
+    Takes a few minutes on two cores; when it is interrupted, the same command continues.
 
     [dim]growkit demo[/dim]
     """
@@ -63,7 +63,7 @@ def table(result: DemoResult) -> Table:
     """The models side by side."""
     from rich.table import Table
 
-    rows = Table(title="held-out loss in nats a token")
+    rows = Table(title="held-out loss in nats per token")
     rows.add_column("model", min_width=18)
     headings = ("para-\nmeters", "tokens\nseen", "before\ngrowth", "\nstep 0", "after\ntraining")
     for heading in (*headings, "per-\nplexity"):

@@ -45,7 +45,7 @@ def inspect(
 def _table(report: dict[str, Any]) -> Any:
     from rich.table import Table
 
-    from growkit.core.quantities import human_bytes, human_count
+    from growkit.core.quantities import counted, human_bytes, human_count
 
     table = Table(title=f"family {report['family']}", title_justify="left", show_header=False)
     table.add_column("what")
@@ -71,10 +71,14 @@ def _table(report: dict[str, Any]) -> Any:
     table.add_row("KV cache per token", human_bytes(cost["kv_cache_bytes_per_token"]))
     stored = ", ".join(f"{name} {human_bytes(size)}" for name, size in report["dtypes"].items())
     table.add_row(
-        "weights", f"{report['tensors']} tensors in {len(report['shards'])} files: {stored}"
+        "weights",
+        f"{counted(report['tensors'], 'tensor')} in {counted(len(report['shards']), 'file')}: "
+        f"{stored}",
     )
     if "grown_from" in report:
-        table.add_row("grown from", f"{report['grown_from']} ({report['growths']} growths)")
+        table.add_row(
+            "grown from", f"{report['grown_from']} ({counted(report['growths'], 'growth')})"
+        )
     table.add_row("can grow by", ", ".join(report["can_grow"]))
     return table
 

@@ -43,7 +43,7 @@ def _axes(report: dict[str, Any]) -> Table:
     for key, label, form in (
         ("parameters", "parameters", human_count),
         ("non_embedding_parameters", "  without embeddings", human_count),
-        ("active_parameters", "  that a token meets", human_count),
+        ("active_parameters", "  active parameters", human_count),
         ("flops_per_token", f"forward FLOPs per token at {after['context']}", human_count),
         ("kv_cache_bytes_per_token", "KV cache per token", human_bytes),
     ):

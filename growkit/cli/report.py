@@ -27,7 +27,7 @@ def report(
 ) -> None:
     """Draw losses, norms, copies, dead heads, lambda and entropies of runs on one HTML page.
 
-    A run that goes on from another one (through a growth or not) is drawn behind it.
+    A run that continues from another one (through a growth or not) is drawn behind it.
 
     [dim]growkit report checkpoints/demo/base checkpoints/demo/grown-trained[/dim]
     """

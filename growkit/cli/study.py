@@ -77,7 +77,7 @@ def study(
 ) -> None:
     """Compare growth methods (or anything else) under the same training FLOPs, paired by seed.
 
-    A killed study goes on where it was, and a finished run is never made again.
+    A killed study continues where it was, and a finished run is never made again.
 
     [dim]growkit study study-growth --out studies/growth --workers 2[/dim]
     """

@@ -210,7 +210,7 @@ def show(output: Output, result: TrainingResult) -> None:
     rows.add_row("tokens", f"{result.tokens:,}")
     rows.add_row("parameters", f"{result.parameters:,}")
     if result.loss is not None:
-        rows.add_row("training loss (nats a token)", f"{result.loss:.4f}")
+        rows.add_row("training loss (nats per token)", f"{result.loss:.4f}")
     if result.eval_loss is not None and result.perplexity is not None:
         rows.add_row("held-out loss", f"{result.eval_loss:.4f}")
         rows.add_row("held-out perplexity", f"{result.perplexity:.3f}")

@@ -56,7 +56,7 @@ footer { margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: .7r
 # Numbers up to this length (a mean with its spread) stay on one line.
 SHORT = 18
 COLUMNS = (
-    "run", "goes on from", "parameters", "steps", "tokens", "tokens before", "FLOPs",
+    "run", "continues from", "parameters", "steps", "tokens", "tokens before", "FLOPs",
     "held-out loss", "perplexity", "before growth", "epochs",
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Training runs as a report sees them: their lines, and which one goes on from which."""
+"""Training runs as a report sees them: their lines, and which one continues from which."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Run:
         rows: the lines of metrics.jsonl.
         record: growkit_training.json; empty while the run is not finished.
         flops_per_token: of a training step; None for an architecture without family.
-        parent: the run among those of the report that this one goes on from.
+        parent: the run among those of the report that this one continues from.
         tokens_before, flops_before: spent before its first step.
     """
 
@@ -88,7 +88,7 @@ class Run:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """The runs in the order in which they were named, each after what it goes on from.
+    """The runs in the order in which they were named, each after what it continues from.
 
     Raises:
         UsageError: a folder holds no training run, or is named twice.

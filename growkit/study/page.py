@@ -276,7 +276,7 @@ def _final_model(result: StudyResult, arm: Arm) -> str:
 
 
 def shape_text(recipe: Mapping[str, Any], name: str, seen: tuple[str, ...] = ()) -> str:
-    """The shape of a base or an arm in words: of its config, or what it goes on from and how."""
+    """The shape of a base or an arm in words: of its config, or what it continues from and how."""
     start = start_of(recipe, name)
     if "config" in start:
         return config_text(_mapping(start["config"]))

@@ -95,7 +95,7 @@ def pattern_positions(
 
 
 def pattern_layers(shape: ModelShape, even: LayerMap) -> LayerMap | None:
-    """Identity layers so placed that the class's own order goes on, as evenly as it allows.
+    """Identity layers so placed that the class's own order continues, as evenly as it allows.
 
     Each is a copy of the nearest layer of its own kind before it, else of the first after it; of a
     kind that the source has not, of the layer before it (the tensors are the same).
@@ -130,7 +130,7 @@ def pattern_layers(shape: ModelShape, even: LayerMap) -> LayerMap | None:
 
 
 def pattern_notes(shape: ModelShape, layers: LayerMap) -> tuple[str, ...]:
-    """What a depth that leaves the class's order means; nothing where it goes on."""
+    """What a depth that leaves the class's order means; nothing where it continues."""
     family, old = shape.family, shape.sizes["layer"]
     if family.layer_rules and follows_rule(shape, layers):
         return ()

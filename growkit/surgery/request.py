@@ -53,7 +53,7 @@ class GrowthRequest:
         format: family to write, when not the source's.
         optimizer_state: of the run that made the source: ``grow`` it with the model (the default
             where it is found), ``reset`` it (write none), or ``reset-new``: copies begin with zero
-            moments, old units go on.
+            moments, old units continue.
     """
 
     signal_heads: Size = None

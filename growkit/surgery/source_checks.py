@@ -92,7 +92,7 @@ def tied_head_note(
 ) -> tuple[str, ...]:
     """What a plan says about a stored output projection that the embedding stands for."""
     return tuple(
-        f"{copy} is stored although embeddings are tied; growth goes on only if it equals "
+        f"{copy} is stored although embeddings are tied; growth continues only if it equals "
         f"{embedding}, and then leaves it out"
         for copy, embedding in family.tied_names(sizes).items()
         if copy in checkpoint.tensors

@@ -22,7 +22,7 @@ class Action(str, Enum):
 
     Each room has one table of them: how it is written (``WRITERS`` of
     :mod:`growkit.surgery.execute`), how it is compared with its source (``EXPLAINERS`` of
-    :mod:`growkit.diff.explain`), and whether optimizer state goes on (``WITHOUT_STATE`` of
+    :mod:`growkit.diff.explain`), and whether optimizer state continues (``WITHOUT_STATE`` of
     :mod:`growkit.optimizer_state.rules`); what of it is new, :attr:`all_new` says.
     """
 

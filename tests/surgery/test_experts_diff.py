@@ -95,7 +95,7 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     recipe = tmp_path / "recipe.yaml"
     assert main(["plan", str(source), *flags, "--save-recipe", str(recipe)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "plan: qwen3 -> qwen3_moe" in shown and "that a token meets" in shown
+    assert "plan: qwen3 -> qwen3_moe" in shown and "active parameters" in shown
     assert "FFN -> 8 experts, 3 per token; new router; exact" in shown
     assert main(["plan", str(source), "--recipe", str(recipe), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)

@@ -172,7 +172,7 @@ ROWS = (
             ),
             Option(
                 key="layer_placement",
-                help="auto, even, end, pattern (the class's order of layer kinds goes on), or "
+                help="auto, even, end, pattern (the class's order of layer kinds continues), or "
                 "indices such as 3,7,11. Default: auto (pattern where even would break it, else "
                 "even).",
             ),

@@ -2,7 +2,7 @@
 
 * identity (LLaMA Pro, arXiv 2401.02415): a copy of a layer whose residual-writing projections are
   zero adds exactly nothing under any pre-norm: bit-exact. Where a class has layers of several kinds
-  in an order of its own, identity layers are placed so that the order goes on
+  in an order of its own, identity layers are placed so that the order continues
   (:mod:`growkit.surgery.layer_pattern`).
 * random: layers from scratch in the same places, as the class starts them (``initializer_range``,
   gains of one), what they write to the residual stream times 1 / sqrt(2 L) with L the new depth
