@@ -131,6 +131,6 @@ def run(
 ) -> Launch:
     """Start, wait, and expect success."""
     launch = start(count, arguments, work, environment)
-    codes = launch.wait()
+    codes = launch.wait(600)  # a hang; a busy machine is slow
     assert codes == [0] * count, "\n".join(launch.output(rank) for rank in range(count))
     return launch
