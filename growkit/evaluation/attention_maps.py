@@ -17,8 +17,9 @@ from torch import Tensor
 
 from growkit.core.errors import CheckpointError
 from growkit.evaluation.model import check_causal
-from growkit.families import differential, sizes_where_known
+from growkit.families import Family, differential, sizes_where_known
 from growkit.families.differential import LAMBDA_ROLES, signal_to_noise
+from growkit.families.layout import Sizes
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class LayerMaps:
 
     def _subtracted(self, signal: Tensor, noise: Tensor) -> Tensor:
         """Summed noise map of each signal head."""
-        known = sizes_where_known(self.module.config)
+        known = _known_maps(self.module)
         assert known is not None
         of_group = torch.from_numpy(signal_to_noise(known[1])).to(noise.device)
         return noise[:, of_group].sum(2)
@@ -146,8 +147,8 @@ def eager(model: Any) -> Iterator[None]:
 
 def noise_heads(module: Any, count: int) -> Tensor:
     """Which of an attention module's ``count`` maps are subtracted, bool ``[count]``."""
-    known = sizes_where_known(getattr(module, "config", None))
-    if known is None or "noise_head" not in known[1]:
+    known = _known_maps(module)
+    if known is None:
         return torch.zeros(count, dtype=torch.bool)
     return torch.from_numpy(differential.noise_heads(*known))
 
@@ -172,6 +173,13 @@ def row_entropy(weights: Tensor) -> Tensor:
     # A row of zeros (signal and noise cancel) spreads nothing: its entropy is taken as 0.
     shares = weights / total.where(total > 0, torch.ones_like(total))
     return torch.special.entr(shares).sum(-1)
+
+
+def _known_maps(module: Any) -> tuple[Family, Sizes] | None:
+    """Family and sizes of a layer of differential attention; None for any other."""
+    known = sizes_where_known(getattr(module, "config", None))
+    sizes = None if known is None else differential.map_sizes(*known)
+    return None if known is None or sizes is None else (known[0], sizes)
 
 
 def _is_map(tensor: Any) -> TypeGuard[Tensor]:

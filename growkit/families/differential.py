@@ -10,7 +10,7 @@ from growkit.families import decoder
 from growkit.families.base import Dim, Family, Link, Tensor, consumes, produces
 from growkit.families.decoder import ATTENTION, LAYER, evenly_shared, flag
 from growkit.families.lambda_schedule import LAMBDA_ROLES
-from growkit.families.layout import IntArray, Sizes, fixed, head_dim, plain, value_dim
+from growkit.families.layout import IntArray, Sizes, fixed, head_dim, plain, stripes, value_dim
 
 # Of lambda vectors from scratch where the config does not say it (arXiv 2410.05258; our classes).
 LAMBDA_STD = 0.1
@@ -28,11 +28,28 @@ def signal_to_noise(sizes: Sizes) -> IntArray:
     return np.arange(noise).reshape(signal, -1)
 
 
+def map_sizes(family: Family, sizes: Sizes) -> Sizes | None:
+    """Sizes with the signal and noise maps of a layer; None for ordinary attention.
+
+    Shared DIFF counts pairs of maps, which share their rows of q_proj.
+    """
+    if "noise_head" in sizes:
+        return sizes
+    if family.tensor(LAMBDA_ROLES[0]) is None:
+        return None
+    return {**sizes, "signal_head": sizes["query_head"], "noise_head": sizes["query_head"]}
+
+
 def noise_heads(family: Family, sizes: Sizes) -> npt.NDArray[np.bool_]:
-    """Which query heads are noise heads, in the order of q_proj's rows; shape [query heads]."""
+    """Which maps of a layer are subtracted, in the order of its class; shape [maps].
+
+    ``sizes`` are those of :func:`map_sizes`. The order is that of q_proj's rows; where both maps of
+    a pair share those, it is stripes.
+    """
     query = family.tensor("q")
     assert query is not None
-    rows = query.dims[0].layout(sizes)
+    layout = stripes("signal_head", "noise_head") if "query_head" in sizes else query.dims[0].layout
+    rows = layout(sizes)
     return rows.axis == rows.axes.index("noise_head")
 
 

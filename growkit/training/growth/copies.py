@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from growkit.families import sizes_where_known
+from growkit.families.differential import map_sizes
 from growkit.training.growth.slots import SlotMap, Slots
 
 # Projections whose rows make a unit, and what the similarity of such units is called.
@@ -130,7 +131,7 @@ def head_norms(model: Any) -> Iterator[dict[str, list[float]]]:
 def value_width(model: Any, attention: Any) -> int:
     """Columns of o_proj that one head fills."""
     known = sizes_where_known(model.config)
-    if known is not None and "noise_head" in known[1]:
+    if known is not None and map_sizes(*known) is not None:
         return known[1]["value_dim"]
     return int(attention.head_dim)
 
