@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from growkit.core.progress import Progress, SilentProgress
+from growkit.core.quantities import human_bytes, human_count
 from growkit.core.terminal_text import printable
 
 if TYPE_CHECKING:
@@ -29,15 +31,48 @@ class _RichBar:
         self._progress.figures = dict(values)
 
 
-def _figures_table(values: Mapping[str, str]) -> RenderableType:
+class _LogProgress(SilentProgress):
+    """Where there is no terminal: a line of long work, when nothing else was said for a while."""
+
+    EVERY = 10.0  # seconds
+
+    def __init__(self, output: Output, name: str, total: float | None, unit: str) -> None:
+        self._output, self._name, self._total, self._unit = output, name, total, unit
+        self._done, output.logged = 0.0, time.monotonic()
+
+    def advance(self, amount: float) -> None:
+        self._done += amount
+        if time.monotonic() < self._output.logged + self.EVERY:
+            return
+        show = human_bytes if self._unit == "B" else human_count
+        unit = "" if self._unit == "B" else f" {self._unit}"
+        of = "" if self._total is None else f" of {show(self._total)}"
+        self._output.log(f"{self._name}: {show(self._done)}{of}{unit}")
+
+
+def _figures_table(values: Mapping[str, str], width: int) -> RenderableType:
+    """Labels above figures, side by side while the terminal is wide enough, then below."""
+    from rich.console import Group
     from rich.table import Table
 
-    table = Table.grid(padding=(0, 2))
-    for _ in values:
-        table.add_column(no_wrap=True)
-    table.add_row(*values, style="dim")
-    table.add_row(*values.values())
-    return table
+    rows: list[list[tuple[str, str]]] = [[]]
+    left = width
+    for label, value in values.items():
+        needed = max(len(label), len(value)) + 2
+        if needed > left and rows[-1]:
+            rows.append([])
+            left = width
+        rows[-1].append((label, value))
+        left -= needed
+    tables = []
+    for row in rows:
+        table = Table.grid(padding=(0, 2))
+        for _ in row:
+            table.add_column(no_wrap=True)
+        table.add_row(*(label for label, _ in row), style="dim")
+        table.add_row(*(value for _, value in row))
+        tables.append(table)
+    return Group(*tables)
 
 
 def _print_line(console: Console, text: str) -> None:
@@ -61,6 +96,7 @@ class Output:
 
         self.json_mode, self.quiet, self.verbose = json_mode, quiet, verbose
         self.warnings: list[str] = []
+        self.logged = 0.0  # when the last line of the log was written
         self.stdout: Console = LiteralConsole(soft_wrap=not sys.stdout.isatty())
         self.stderr: Console = LiteralConsole(stderr=True, soft_wrap=not sys.stderr.isatty())
 
@@ -87,6 +123,12 @@ class Output:
         self.stderr.print("warning: ", style="yellow", end="")
         _print_line(self.stderr, text)
 
+    def log(self, text: str) -> None:
+        """Print a line on stderr where there is no terminal, unless quiet or JSON."""
+        if not self.stderr.is_terminal:
+            self.logged = time.monotonic()
+            self.note(text)
+
     def result(self, value: Any) -> None:
         """Print the machine-readable result, in JSON mode only."""
         if self.json_mode:
@@ -96,17 +138,21 @@ class Output:
     def progress(
         self, description: str, total: float | None, *, unit: str = "B"
     ) -> Iterator[Progress]:
-        """A progress bar in bytes (``unit="B"``) or in ``unit``; silent when not a terminal.
+        """A progress bar in bytes (``unit="B"``) or in ``unit``; lines when not a terminal.
 
         Without a total the amount is shown and nothing is foretold.
         """
-        if self.json_mode or self.quiet or not self.stderr.is_terminal:
+        if self.json_mode or self.quiet:
             yield SilentProgress()
+            return
+        if not self.stderr.is_terminal:
+            yield _LogProgress(self, description, total, unit)
             return
         from rich.progress import (
             BarColumn,
             DownloadColumn,
-            MofNCompleteColumn,
+            ProgressColumn,
+            Task,
             TextColumn,
             TimeRemainingColumn,
             TransferSpeedColumn,
@@ -114,14 +160,24 @@ class Output:
         from rich.progress import (
             Progress as RichProgress,
         )
+        from rich.text import Text
+
+        class Amount(ProgressColumn):
+            """``1.024 k/40.96 k``: short, whatever the total."""
+
+            def render(self, task: Task) -> Text:
+                total = "?" if task.total is None else human_count(task.total)
+                return Text(f"{human_count(task.completed)}/{total}", style="progress.download")
 
         amount = (
             (DownloadColumn(), TransferSpeedColumn())
             if unit == "B"
-            else (MofNCompleteColumn(), TextColumn(unit))
+            else (Amount(), TextColumn(unit))
         )
         name = TextColumn("{task.description}", markup=False)
-        columns = (name, BarColumn(), *amount, TimeRemainingColumn())
+        bar = BarColumn(bar_width=min(40, max(self.stderr.width - 60, 8)))
+        columns = (name, bar, *amount, TimeRemainingColumn())
+        width = self.stderr.width
 
         class View(RichProgress):
             """Bars, and below them the figures that the work reports."""
@@ -131,7 +187,7 @@ class Output:
             def get_renderables(self) -> Iterator[RenderableType]:
                 yield self.make_tasks_table(self.tasks)
                 if self.figures:
-                    yield _figures_table(self.figures)
+                    yield _figures_table(self.figures, width)
 
         with View(*columns, console=self.stderr, transient=True) as progress:
             yield _RichBar(progress, progress.add_task(printable(description), total=total))

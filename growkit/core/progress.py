@@ -19,11 +19,14 @@ class Progress(Protocol):
 
 
 class Reporter(Protocol):
-    """Whoever watches: notes, warnings and progress bars."""
+    """Whoever watches: notes, warnings, progress bars, and a log where no bar can be drawn."""
 
     def note(self, text: str) -> None: ...
 
     def warn(self, text: str) -> None: ...
+
+    def log(self, text: str) -> None:
+        """What a bar shows where there is one: a line in the log of a batch job."""
 
     def progress(
         self, description: str, total: float | None, *, unit: str = "B"
@@ -50,6 +53,9 @@ class Silent:
         pass
 
     def warn(self, text: str) -> None:
+        pass
+
+    def log(self, text: str) -> None:
         pass
 
     @contextmanager

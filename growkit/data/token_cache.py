@@ -108,6 +108,7 @@ def tokenize_source(
         if source.dataset is not None:
             total, unit = source.dataset.max_tokens or 0, "tokens"
         label = f"tokenizing {source.name}"
+        reporter.log(label)
         with reporter.progress(label, total or None, unit=unit) as bar:
             for part, folder in zip(parts, folders, strict=True):
                 with FileLock(folder.with_name(folder.name + ".lock")):

@@ -167,6 +167,7 @@ class Runner:
             start_new_session=True,
         )
         self.running.append(_Running(node, slot, process, log))
+        self.reporter.log(f"{node.name}: begins, {node.steps:,} steps")
 
     def _describe(self, node: Node, folder: Path) -> None:
         start = {name: getattr(node.start, name) for name in Start.model_fields}

@@ -11,6 +11,17 @@ from growkit.training.metrics import read_metrics
 from growkit.training.recipe import Recipe
 
 
+def log_line(recipe: Recipe, row: dict[str, Any]) -> str:
+    """A line of metrics.jsonl for a log that people read."""
+    at = f"step {row['step']:,} of {recipe.end_step:,}: "
+    if "eval_loss" in row:
+        return f"{at}held-out loss {_loss(row['eval_loss'])}"
+    return (
+        f"{at}loss {_loss(row['loss'])}, learning rate {row['learning_rate']:.2e}, "
+        f"{row['tokens_per_second']:,.0f} tokens/s"
+    )
+
+
 class LiveFigures:
     """What a run is at, as label -> text; the last known value of each.
 

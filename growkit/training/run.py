@@ -145,6 +145,7 @@ class _Run:
         if finished is not None:
             return make_result(finished, self.out, self.folder, self.started, str(checkpoint))
         sharded = None
+        self.reporter.log("loading the model")
         if self.recipe.parallel.strategy == "fsdp":
             sharded = build_sharded(self.recipe, tokenizer, self.processes)
             model = sharded.model
@@ -153,6 +154,7 @@ class _Run:
         _check_length(model, self.recipe)
         trainer = self._train(model, sharded, train_set, held_out, tokenizer_folder, checkpoint)
         record = self._record(trainer, model)
+        self.reporter.log("writing the trained model")
         staging = self.folder / "final.partial"
         if sharded is not None:
             self.processes.from_first(lambda: remove(staging))
@@ -204,7 +206,7 @@ class _Run:
         recipe = self.recipe
         bars: list[Progress] = []
         stop = StopOnSignal(self.processes)
-        log = RunCallback(recipe, self.folder / METRICS, lambda: bars[0])
+        log = RunCallback(recipe, self.folder / METRICS, lambda: bars[0], self.reporter.log)
         trainer = RunTrainer(
             model,
             recipe,
@@ -222,11 +224,16 @@ class _Run:
             ],
             processes=self.processes,
             sharded=sharded,
+            log=self.reporter.log,
         )
         if has_routers(model) and not trainer.router_loss and recipe.training.router_aux_loss != 0:
             self.reporter.note(unbalanced(model))
         steps_done = checkpoints.step_of(checkpoint) if checkpoint else recipe.first_step
         remaining = max(recipe.end_step - steps_done, 0) * recipe.tokens_per_step
+        self.reporter.log(
+            f"training: step {steps_done:,} to {recipe.end_step:,}, {recipe.tokens_per_step:,} "
+            "tokens per step"
+        )
         with self.reporter.progress("training", remaining, unit="tokens") as bar, stop, waiting():
             bars.append(bar)
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

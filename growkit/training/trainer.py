@@ -27,7 +27,7 @@ from growkit.training.averaging import average_into, last_whole
 from growkit.training.document_check import DocumentCheck
 from growkit.training.evaluate import evaluate
 from growkit.training.growth.trainer_hooks import GrowthTraining
-from growkit.training.live import LiveFigures
+from growkit.training.live import LiveFigures, log_line
 from growkit.training.metrics import append_metrics
 from growkit.training.parallel.launch import shares
 from growkit.training.parallel.process_trainer import ProcessTrainer
@@ -99,6 +99,7 @@ class RunTrainer(ProcessTrainer):
         folder: where ``checkpoint-N`` folders go.
         held_out: sequences to evaluate on, or None.
         tokenizer_folder: its tokenizer files are copied into every checkpoint.
+        log: told what the run is at.
     """
 
     def __init__(
@@ -113,7 +114,9 @@ class RunTrainer(ProcessTrainer):
         callbacks: list[TrainerCallback],
         processes: Processes | None = None,
         sharded: ShardedModel | None = None,
+        log: Callable[[str], None] = lambda text: None,
     ) -> None:
+        self.say = log
         self.recipe, self.folder, self.tokenizer_folder = recipe, folder, tokenizer_folder
         self.held_out = held_out
         self.processes, self.sharded = processes or Processes(), sharded
@@ -224,6 +227,7 @@ class RunTrainer(ProcessTrainer):
         """Evaluate on the held-out sequences, and log it."""
         assert self.held_out is not None
         section = self.recipe.training
+        self.say(f"step {self.state.global_step:,}: evaluating on the held-out text")
         metrics = evaluate(
             self.model,
             self.held_out,
@@ -244,8 +248,15 @@ class RunTrainer(ProcessTrainer):
 class RunCallback(TrainerCallback):
     """Writes metrics.jsonl, moves the progress bar, and stops at a loss that is not a number."""
 
-    def __init__(self, recipe: Recipe, metrics: Path, bar: Callable[[], Progress]) -> None:
-        self.recipe, self.metrics, self.bar = recipe, metrics, bar
+    def __init__(
+        self,
+        recipe: Recipe,
+        metrics: Path,
+        bar: Callable[[], Progress],
+        log: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.recipe, self.metrics, self.bar, self.say = recipe, metrics, bar, log
+        self.first = True
         self.live = LiveFigures(recipe, metrics)
         self.clock, self.clock_step = time.monotonic(), 0
 
@@ -256,6 +267,9 @@ class RunCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         control.should_log |= control.should_save or control.should_evaluate
+        if self.first:
+            self.first = False
+            self.say(f"first step done after {time.monotonic() - self.clock:.1f} s")
         self.bar().advance(self.recipe.tokens_per_step)
         return control
 
@@ -264,6 +278,7 @@ class RunCallback(TrainerCallback):
         self.clock, self.clock_step = time.monotonic(), state.global_step
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.say(f"step {state.global_step:,}: checkpoint saved")
         self.clock, self.clock_step = time.monotonic(), state.global_step
 
     def pause(self, seconds: float) -> None:
@@ -291,6 +306,7 @@ class RunCallback(TrainerCallback):
         else:
             return
         self.bar().figures(self.live.after(row))
+        self.say(log_line(self.recipe, row))
         if state.is_world_process_zero:
             append_metrics(self.metrics, row)
 

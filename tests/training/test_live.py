@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from grown_runs import continue_recipe, grow, make_source
 from rich.console import Console
+from rich.text import Text
 from training_runs import make
 
 from growkit.cli.output import Output
@@ -102,6 +104,65 @@ def test_figures_are_drawn_below_the_bar() -> None:
     with quiet.progress("training", 100) as bar:
         bar.figures({"loss": "1"})
     assert silent.getvalue() == ""
+
+
+def test_the_live_row_fits_80_columns() -> None:
+    output = Output()
+    screen = io.StringIO()
+    output.stderr = Console(file=screen, force_terminal=True, width=80)
+    figures = {
+        "loss": "3.212 (perplexity 24.8)",
+        "learning rate": "1.00e-04",
+        "speed": "123,456 tokens/s",
+        "router loss": "1.003",
+        "held-out": "3.412 (perplexity 30.3)",
+        "before growth": "3.100, beaten by 0.112",
+    }
+    with output.progress("training", 200_000_000_000, unit="tokens") as bar:
+        bar.advance(12_345_678)
+        bar.figures(figures)
+    lines = Text.from_ansi(screen.getvalue()).plain.splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= 80 and "…" not in screen.getvalue()
+    for part in (*figures, *figures.values(), "12.35 M/200.0 B tokens"):
+        assert any(part in line for line in lines), part
+
+
+def test_a_batch_job_has_a_log(text_file: Path, tmp_path: Path) -> None:
+    """Not a terminal: a line every logging_steps and at each phase; none where it is not wanted."""
+    recipe = make(
+        text_file, max_steps=4, decay_steps=1, logging_steps=2, eval_steps=4, save_steps=4
+    )
+    output = Output()
+    output.stderr = Console(file=(log := io.StringIO()), width=80, soft_wrap=True)
+    train(recipe, tmp_path / "run", reporter=output)
+    lines = log.getvalue().splitlines()
+    at = [line.split(":")[0] for line in lines if re.match(r"step \d of 4: loss \d", line)]
+    assert at == ["step 1 of 4", "step 2 of 4", "step 4 of 4"]
+    phases = (
+        "tokenizing data", "loading the model", "training: step 0 to 4", "step 0: evaluating",
+        "step 0 of 4: held-out loss", "first step done after", "step 4: checkpoint saved",
+        "writing the trained model",
+    )  # fmt: skip
+    found = [next(i for i, line in enumerate(lines) if line.startswith(p)) for p in phases]
+    assert found == sorted(found)
+    for silent in (Output(quiet=True), Output(json_mode=True)):
+        silent.stderr = Console(file=(nothing := io.StringIO()))
+        silent.log("step 1")
+        with silent.progress("write", 10) as bar:
+            bar.advance(5)
+        assert nothing.getvalue() == ""
+
+
+def test_long_work_in_a_batch_job_says_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    output = Output()
+    output.stderr = Console(file=(log := io.StringIO()), width=80)
+    now = [0.0]
+    monkeypatch.setattr("growkit.cli.output.time.monotonic", lambda: now[0])
+    with output.progress("write", 4e9) as bar:
+        for second in range(1, 26):
+            now[0] = float(second)
+            bar.advance(1e8)
+    assert log.getvalue() == "write: 1 GB of 4 GB\nwrite: 2 GB of 4 GB\n"
 
 
 def test_tensorboard_events_read_back(text_file: Path, tmp_path: Path) -> None:

@@ -209,6 +209,7 @@ class _StagedRun:
         source = self._last_checkpoint(stage - 1)
         request = self.recipe.stages[stage - 1].request()
         self.reporter.note(f"Growth {stage}, from {source.name} of stage {stage - 1}.")
+        self.reporter.log("writing and verifying the grown model")
         _, manifest = grow_checkpoint(
             source,
             out,
