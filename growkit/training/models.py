@@ -16,8 +16,14 @@ from growkit.data.tokenizer import copy_tokenizer
 from growkit.families.differential import is_lambda_vector
 from growkit.training.final_dtype import store_in
 from growkit.training.leftovers import remove
+<<<<<<< HEAD
 from growkit.training.published import move_into
 from growkit.training.recipe import ModelSection
+=======
+from growkit.training.published import DONE, move_into
+from growkit.training.rate_rule import Factors, rate_factors
+from growkit.training.recipe import ModelSection, Recipe
+>>>>>>> fde786f (Rates that follow the size: mup and completep from the axes of every tensor, with a coordinate check)
 from growkit.verification.loading import reason, register_own_models
 
 
@@ -37,6 +43,23 @@ def build_model(section: ModelSection, tokenizer: Any, seed: int) -> Any:
     _keep_lambda_in_float32(model, section.checkpoint)
     check_vocabulary(model, tokenizer, section.checkpoint)
     return model
+
+
+def scale_starts(model: Any, recipe: Recipe) -> None:
+    """Give the random start of every tensor the spread that ``training.rate_rule`` asks for.
+
+    A trained checkpoint is left as it is.
+    """
+    if recipe.model.config is None:
+        return
+    import torch
+
+    factors = rate_factors(recipe, model.config.to_dict())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            start = factors.get(name, Factors()).start
+            if start != 1.0:
+                parameter.mul_(start)
 
 
 def check_vocabulary(model: Any, tokenizer: Any, folder: Path | None = None) -> None:

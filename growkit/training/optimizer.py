@@ -17,7 +17,7 @@ Parameter names are kept in ``param_groups[i]["param_names"]`` and are saved wit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,11 @@ from growkit.core.errors import UsageError
 from growkit.families.differential import is_lambda
 from growkit.training.growth.rates import Rates
 from growkit.training.growth.slots import EntrySlots, SlotMap, Slots, local
+<<<<<<< HEAD
+=======
+from growkit.training.lambda_names import is_lambda
+from growkit.training.rate_rule import Factors
+>>>>>>> fde786f (Rates that follow the size: mup and completep from the axes of every tensor, with a coordinate check)
 from growkit.training.recipe_training import TrainingSection
 
 Group = dict[str, Any]
@@ -178,10 +183,16 @@ def decaying(model: Any, section: TrainingSection) -> set[str]:
     }
 
 
-def parameter_groups(model: Any, section: TrainingSection, slots: SlotMap) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: Any,
+    section: TrainingSection,
+    slots: SlotMap,
+    factors: Mapping[str, Factors] | None = None,
+) -> list[dict[str, Any]]:
     """The groups that :class:`growkit.training.optimizer.GrowthOptimizer` takes.
 
-    Parameters that need no gradient are left out. The order is fixed by the model's own order.
+    ``factors``: see :func:`growkit.training.rate_rule.rate_factors`. Parameters that need no
+    gradient are left out. The order is fixed by the model's own order.
     """
     decays, outer = decaying(model, section), outer_matrices(model)
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
@@ -196,15 +207,17 @@ def parameter_groups(model: Any, section: TrainingSection, slots: SlotMap) -> li
             multiplier = section.lambda_learning_rate_multiplier
         elif kind == "muon":
             multiplier = section.muon_learning_rate_multiplier
-        key = (kind, slots.part(name), name in decays, lambdas)
+        factor = (factors or {}).get(name, Factors()).rate(kind)
+        key = (kind, slots.part(name), name in decays, lambdas, factor)
         group = groups.setdefault(
             key,
             {
                 "params": [],
                 "kind": kind,
                 "part": slots.part(name),
-                "multiplier": multiplier,
-                "weight_decay": section.weight_decay if name in decays else 0.0,
+                "multiplier": multiplier * factor,
+                # What decays a weight is rate x decay: the rule changes the rate alone.
+                "weight_decay": section.weight_decay / factor if name in decays else 0.0,
             },
         )
         group["params"].append((name, parameter))

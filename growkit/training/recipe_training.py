@@ -41,6 +41,10 @@ class TrainingSection(Section):
         new_warmup_steps: the new slots rise over so many steps from the start, as a factor.
         old_warmup_steps: the old slots rise over so many steps from their thaw.
         learning_rate: the peak of the schedule.
+        rate_rule: ``mup`` and ``completep`` give every tensor the rate (and, from scratch, the
+            start) that its size asks for, relative to a base model; ``standard``: one rate.
+        rate_base: config fields of the model at which ``learning_rate`` is right, ``{hidden_size:
+            128}`` say; absent: the model that the stages start from, or the parent of a growth.
         schedule: ``cosine``, ``wsd`` (warm-up, stable, decay), ``inverse_sqrt`` or ``constant``.
         warmup_steps: linear warm-up from 0 at the start.
         decay_steps: length of the decay of ``wsd``.
@@ -94,6 +98,8 @@ class TrainingSection(Section):
     old_warmup_steps: Steps = 0
 
     learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    rate_rule: Literal["standard", "mup", "completep"] = "standard"
+    rate_base: dict[str, Any] | None = None
     schedule: Literal["cosine", "wsd", "inverse_sqrt", "constant"] = "cosine"
     warmup_steps: Steps = 0
     decay_steps: Steps = 0.2
@@ -153,6 +159,8 @@ class TrainingSection(Section):
 
     @model_validator(mode="after")
     def _settings_have_an_effect(self) -> TrainingSection:
+        if self.rate_base is not None and self.rate_rule == "standard":
+            raise ValueError("'rate_base' has no effect with rate_rule standard")
         if self.restarts and self.schedule != "wsd":
             raise ValueError(f"'restarts' belongs to schedule wsd, and schedule is {self.schedule}")
         if self.train == "new":

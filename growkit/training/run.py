@@ -39,6 +39,7 @@ from growkit.training.growth.grown import loss_before_growth, new_parameters_of,
 from growkit.training.leftovers import remove
 from growkit.training.parallel.launch import check_launch
 from growkit.training.published import published
+from growkit.training.rate_rule import tied_note
 from growkit.training.recipe import Recipe
 from growkit.training.run_folder import (
     check_source,
@@ -135,7 +136,7 @@ class _Run:
             )
 
     def run(self) -> TrainingResult:
-        from growkit.training.models import build_model, publish_model
+        from growkit.training.models import build_model, publish_model, scale_starts
         from growkit.training.parallel.sharding import build_sharded
 
         check_trackers(self.recipe.training.report_to)
@@ -151,6 +152,9 @@ class _Run:
             model = sharded.model
         else:
             model = build_model(self.recipe.model, tokenizer, self.recipe.training.seed)
+            scale_starts(model, self.recipe)
+        if note := tied_note(self.recipe, model.config.to_dict()):
+            self.reporter.note(note)
         _check_length(model, self.recipe)
         trainer = self._train(model, sharded, train_set, held_out, tokenizer_folder, checkpoint)
         record = self._record(trainer, model)

@@ -22,7 +22,7 @@ def rehearse(recipe: Recipe) -> None:
     """
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        (folder / CONFIG).write_text(json.dumps(_first_config(recipe)))
+        (folder / CONFIG).write_text(json.dumps(first_config(recipe)))
         for number, stage in enumerate(recipe.stages):
             request = stage.request()
             with open_checkpoint(folder, require_tensors=False) as checkpoint:
@@ -36,7 +36,8 @@ def rehearse(recipe: Recipe) -> None:
             (folder / CONFIG).write_text(json.dumps(plan.config))
 
 
-def _first_config(recipe: Recipe) -> dict[str, Any]:
+def first_config(recipe: Recipe) -> dict[str, Any]:
+    """config.json of the model that the run starts from; its vocabulary may be another."""
     if recipe.model.checkpoint is not None:
         with open_checkpoint(recipe.model.checkpoint) as checkpoint:
             return checkpoint.config

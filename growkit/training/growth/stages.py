@@ -27,11 +27,12 @@ from typing import Any
 from growkit.core.errors import UsageError
 from growkit.core.names import METRICS, TRAINING_RECORD
 from growkit.core.progress import Reporter
+from growkit.families import family_of
 from growkit.growing import grow_checkpoint
 from growkit.record.manifest import read_manifest
 from growkit.surgery.effect import Exactness
 from growkit.training.growth.grown import tokens_with_source
-from growkit.training.growth.rehearsal import rehearse
+from growkit.training.growth.rehearsal import first_config, rehearse
 from growkit.training.growth.stage_end import (
     GROW_NOW,
     STOP,
@@ -171,6 +172,8 @@ class _StagedRun:
             values.pop(key, None)
         training = training_of(self.recipe, stage)
         values["training"] = training.model_dump(mode="json", exclude_none=True)
+        if training.rate_rule != "standard" and training.rate_base is None:
+            values["training"]["rate_base"] = self._first_fields()
         values["data"]["cache_dir"] = str(self.recipe.data.cache_dir or self.folder / "data")
         warmup = self.recipe.stages[stage - 1].warmup_steps if stage else 0
         position = Position(stage=stage, first_step=first, end_step=end, warmup_steps=warmup)
@@ -185,6 +188,13 @@ class _StagedRun:
             if own.is_dir():
                 values["tokenizer"] = {"path": str(own)}
         return make_recipe(values, f"stage {stage}")
+
+    def _first_fields(self) -> dict[str, Any]:
+        """The sizes of the model that the run starts from, as its config states them."""
+        config = first_config(self.recipe)
+        family = family_of(config)
+        fields = family.config_fields(family.sizes(config))
+        return {name: value for name, value in fields.items() if isinstance(value, int)}
 
     def _callbacks(self, stage: int, first: int) -> tuple[list[Any], list[Any]]:
         """Callbacks before and after the one that writes metrics."""

@@ -13,6 +13,7 @@ from growkit.training.growth.grown import new_parameters_of
 from growkit.training.growth.rates import Rates, slot_rates, thaw_step
 from growkit.training.growth.slots import SlotMap, converted_slots, is_sharded, local, map_slots
 from growkit.training.optimizer import GrowthOptimizer, parameter_groups
+from growkit.training.rate_rule import rate_factors
 from growkit.training.recipe import Recipe
 
 
@@ -118,9 +119,9 @@ class GrowthTraining:
         if thaw_step(recipe) is None:
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(self.slots.part(name) != "old")
-        self.optimizer = GrowthOptimizer(
-            parameter_groups(model, section, self.slots), section, self.slots, self._rates
-        )
+        factors = rate_factors(recipe, model.config.to_dict())
+        groups = parameter_groups(model, section, self.slots, factors)
+        self.optimizer = GrowthOptimizer(groups, section, self.slots, self._rates)
         self._norms: dict[str, Tensor] = {}
 
     def after_backward(self) -> None:

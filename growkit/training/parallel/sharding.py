@@ -25,6 +25,7 @@ from growkit.training.models import (
     check_folder,
     check_vocabulary,
     options,
+    scale_starts,
 )
 from growkit.training.parallel.processes import Processes, on_cpu
 from growkit.training.parallel.sharded_files import read_model, write_model
@@ -91,6 +92,7 @@ def build_sharded(recipe: Recipe, tokenizer: Any, processes: Processes) -> Shard
         check_vocabulary(model, tokenizer, section.checkpoint)
     else:
         model = build_model(section, tokenizer, recipe.training.seed)
+        scale_starts(model, recipe)
     _check_one_dtype(model)
     sharded = ShardedModel(model, type(model), processes)
     if on_cpu(recipe):
