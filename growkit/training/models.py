@@ -16,14 +16,9 @@ from growkit.data.tokenizer import copy_tokenizer
 from growkit.families.differential import is_lambda_vector
 from growkit.training.final_dtype import store_in
 from growkit.training.leftovers import remove
-<<<<<<< HEAD
 from growkit.training.published import move_into
-from growkit.training.recipe import ModelSection
-=======
-from growkit.training.published import DONE, move_into
 from growkit.training.rate_rule import Factors, rate_factors
 from growkit.training.recipe import ModelSection, Recipe
->>>>>>> fde786f (Rates that follow the size: mup and completep from the axes of every tensor, with a coordinate check)
 from growkit.verification.loading import reason, register_own_models
 
 

@@ -29,11 +29,7 @@ from growkit.core.errors import UsageError
 from growkit.families.differential import is_lambda
 from growkit.training.growth.rates import Rates
 from growkit.training.growth.slots import EntrySlots, SlotMap, Slots, local
-<<<<<<< HEAD
-=======
-from growkit.training.lambda_names import is_lambda
 from growkit.training.rate_rule import Factors
->>>>>>> fde786f (Rates that follow the size: mup and completep from the axes of every tensor, with a coordinate check)
 from growkit.training.recipe_training import TrainingSection
 
 Group = dict[str, Any]
