@@ -91,10 +91,10 @@ def dry_run(
     with _tokenizer_of(recipe, corpus) as folder:
         tokenizer = load_tokenizer(folder, trust_remote_code=recipe.model.trust_remote_code)
         plain_bytes = recipe.tokenizer is not None and recipe.tokenizer.bytes
-        text = text_size(corpus, None if plain_bytes else folder)
+        text = text_size(corpus, None if plain_bytes else folder, len(tokenizer))
         shapes, setup = _model(recipe, tokenizer)
     length = recipe.data.sequence_length
-    part = recipe.data.eval_fraction if not recipe.data.eval_files else 0.0
+    part = recipe.data.eval_fraction if not recipe.data.holds_out_files else 0.0
     held_out, train = round(part * text.tokens), round((1 - part) * text.tokens)
     if all(source.dataset is None for source in corpus.sources):
         _check_length("training", train, length)

@@ -44,7 +44,8 @@ SPARE = 0.9  # part of the memory that is planned with
 
 @dataclass(frozen=True)
 class TextSize:
-    """How much text there is. ``tokens`` is an estimate: bytes over those per token of a sample."""
+    """How much text there is. ``tokens`` is an estimate: bytes over those per token of a sample,
+    which is 0 where there are only token files, whose tokens are counted."""
 
     files: int
     size: int
@@ -52,22 +53,26 @@ class TextSize:
     bytes_per_token: float
 
 
-def text_size(corpus: Corpus, tokenizer: Path | None) -> TextSize:
+def text_size(corpus: Corpus, tokenizer: Path | None, vocabulary: int = 0) -> TextSize:
     """Count a corpus by its bytes, and by the tokens of a sample of it.
 
     Args:
         tokenizer: folder with a tokenizer.json; None: one byte is one token.
+        vocabulary: of the tokenizer, from which token files may have the type of their ids.
     """
     sample = b""
-    for number, source in enumerate(corpus.sources, 1):
+    texts = [source for source in corpus.sources if not source.tokens]
+    for number, source in enumerate(texts, 1):
         for record in source.records(0) if source.dataset is None else ():
             sample += record.text[:SAMPLE_BYTES].encode()
-            if len(sample) >= SAMPLE_BYTES * number // len(corpus.sources):
+            if len(sample) >= SAMPLE_BYTES * number // len(texts):
                 break
-    size = sum(source.size for source in corpus.sources) or len(sample)
+    size = sum(source.size for source in texts) or len(sample)
     ratio = 1.0 if tokenizer is None else bytes_per_token(tokenizer, sample[:SAMPLE_BYTES])
-    files = sum(len(source.files) for source in corpus.sources)
-    return TextSize(files, size, round(size / ratio), ratio)
+    files = sum(len(source.files) + len(source.tokens) for source in corpus.sources)
+    known = sum(len(f.as_type(vocabulary)) for source in corpus.sources for f in source.tokens)
+    size_known = sum(source.size for source in corpus.sources if source.tokens)
+    return TextSize(files, size + size_known, round(size / ratio) + known, ratio if texts else 0.0)
 
 
 def bytes_per_token(folder: Path, sample: bytes) -> float:

@@ -147,11 +147,9 @@ def _show_dry_run(
     table.add_row("output", done.out)
     table.add_row("model", f"{begin}, {human_count(done.parameters)} parameters")
     files = counted(text.files, "file") if text.files else "the built-in text"
-    table.add_row(
-        "text",
-        f"{files}, {human_bytes(text.size)}, about {human_count(text.tokens)} tokens "
-        f"({text.bytes_per_token:.2f} bytes per token in a sample)",
-    )
+    size = f"{files}, {human_bytes(text.size)}, about {human_count(text.tokens)} tokens"
+    sample = f" ({text.bytes_per_token:.2f} bytes per token in a sample)"
+    table.add_row("text", size + sample * bool(text.bytes_per_token))
     if done.held_out_tokens:
         part = f"{recipe.data.eval_fraction:.3g}"
         table.add_row("held out", f"{part} of it, about {human_count(done.held_out_tokens)} tokens")

@@ -106,6 +106,8 @@ def conversion(path: Path) -> str:
             f"in csv.DictReader(open(sys.argv[1], newline=''){tab})]"
         )
         return f"Convert it: python -c {_quoted(code)} {shlex.quote(name)} > {target}"
+    if suffix in (".bin", ".idx", ".ds"):
+        return "Token files are named under data.tokens in place of data.files."
     if suffix in (".md", ".text", ".html", ".htm", ".xml", ".rst", ".tex", ".log"):
         text = shlex.quote(str(path.with_suffix(".txt")))
         return f"If it is to be read as one text, copy it: cp {shlex.quote(name)} {text}"

@@ -28,8 +28,9 @@ from growkit.core.errors import UsageError
 from growkit.core.progress import Reporter
 from growkit.data.held_out import DROPPED, HELD_OUT, TRAIN, Records, decide
 from growkit.data.recipe import DataSection
-from growkit.data.sources import Corpus
+from growkit.data.sources import Corpus, Source
 from growkit.data.token_cache import Shard, tokenize_source
+from growkit.data.token_files import token_shards
 from growkit.data.token_stream import TokenStream, one_side
 from growkit.data.tokenize_pool import TokenizerPool, available_cores
 
@@ -85,14 +86,18 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
 
     @property
     def bytes_per_token(self) -> float | None:
-        """Average UTF-8 bytes of a token, each source weighed by its sequences."""
+        """Average UTF-8 bytes of a token, each source weighed by its sequences.
+
+        None when that is not known of a source: token files do not say.
+        """
         parts = [
             (size, stream.utf8_bytes / len(stream))
             for size, stream in zip(self.sizes, self.streams, strict=True)
-            if size and stream.utf8_bytes
+            if size
         ]
-        total = sum(size for size, _ in parts)
-        return sum(size * ratio for size, ratio in parts) / total if total else None
+        if not parts or not all(ratio for _, ratio in parts):
+            return None
+        return sum(size * ratio for size, ratio in parts) / sum(size for size, _ in parts)
 
 
 def stream_of(tokens: np.ndarray, ends: Sequence[int] = (), name: str = "data") -> TokenStream:
@@ -127,23 +132,25 @@ def pack(
     reporter: Reporter,
     *,
     workers: int | None = None,
+    vocabulary: int | None = None,
 ) -> PackedText:
     """Tokenize a corpus into the cache, or take what is there, and split it.
 
     Args:
         fingerprint: hash of the tokenizer's files (part of the cache's keys).
         workers: tokenizing processes; default: one per core.
+        vocabulary: of the model, which the ids of token files are below; default: the tokenizer's.
     """
     with TokenizerPool(tokenizer, workers or available_cores()) as pool:
-        sources = [
-            tokenize_source(source, tokenizer, fingerprint, cache, reporter, pool, tail=corpus.tail)
-            for source in corpus.sources
-        ]
-        held_out = (
-            tokenize_source(corpus.held_out, tokenizer, fingerprint, cache, reporter, pool, tail=0)
-            if corpus.held_out is not None
-            else None
-        )
+
+        def shards_of(source: Source, tail: float) -> list[Shard]:
+            if source.tokens:
+                ids = vocabulary or len(tokenizer)
+                return token_shards(source, tokenizer, ids, cache, reporter, tail=tail)
+            return tokenize_source(source, tokenizer, fingerprint, cache, reporter, pool, tail=tail)
+
+        sources = [shards_of(source, corpus.tail) for source in corpus.sources]
+        held_out = shards_of(corpus.held_out, 0) if corpus.held_out is not None else None
     records = [joined_records(shards) for shards in sources]
     excluded = joined_records(held_out).hashes if held_out is not None else None
     split = decide(records, corpus.eval_fraction, excluded)
@@ -192,7 +199,7 @@ def datasets(
                 f"sequence of {length}.",
                 "Give more text or a smaller data.sequence_length.",
             )
-    if section.eval_fraction == 0 and not section.eval_files:
+    if section.eval_fraction == 0 and not section.holds_out_files:
         return train, None
     limit = section.max_eval_tokens
     if limit is not None:

@@ -1,7 +1,7 @@
 """The ``data`` section of a training recipe: what is read, in which shares, and how it is packed.
 
-Exactly one of ``files``, ``dataset`` and ``mixture`` says where the text comes from; a mixture has
-several sources of the first two kinds, each with a name and a weight.
+Exactly one of ``files``, ``dataset``, ``tokens`` and ``mixture`` says where the text comes from; a
+mixture has several sources of the first three kinds, each with a name and a weight.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from growkit.recipe.section import Fraction, Positive, Section
 
 Share = Annotated[float, Field(ge=0)]
+TokenType = Literal["uint16", "uint32"]
 
 
 class DatasetSection(Section):
@@ -69,21 +70,24 @@ class SourceSection(Section):
         weight: share of the samples, normalized over all sources.
         files: text files, folders and patterns, or ``sample`` (the text that comes with growkit).
         dataset: in place of ``files``.
+        tokens: in place of ``files``: token files of other tools.
         text_field: the field of jsonl lines and parquet rows; absent: that of the data section.
+        token_dtype: of ids in token files that do not say; absent: that of the data section.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     weight: WeightSection
     files: Literal["sample"] | list[Path] | None = None
     dataset: DatasetSection | None = None
+    tokens: list[Path] | None = None
     text_field: str | None = None
+    token_dtype: TokenType | None = None
 
     @model_validator(mode="after")
     def _one_origin(self) -> SourceSection:
-        if (self.files is None) == (self.dataset is None):
-            raise ValueError("give exactly one of 'files' and 'dataset'")
-        if self.files == []:
-            raise ValueError("'files' is empty: name at least one file, or write 'files: sample'")
+        if (self.files, self.dataset, self.tokens).count(None) != 2:
+            raise ValueError("give exactly one of 'files', 'dataset' and 'tokens'")
+        _check_not_empty(self.files, self.tokens)
         return self
 
     @property
@@ -92,19 +96,32 @@ class SourceSection(Section):
         return Exact(str(self.weight.from_)), Exact(str(self.weight.to))
 
 
+def _check_not_empty(files: object, tokens: object) -> None:
+    if files == []:
+        raise ValueError("'files' is empty: name at least one file, or write 'files: sample'")
+    if tokens == []:
+        raise ValueError("'tokens' is empty: name at least one token file")
+
+
 class DataSection(Section):
-    """Text: local files (.txt, .jsonl, .parquet, folders, patterns), datasets, or a mixture.
+    """Text: local files (.txt, .jsonl, .parquet, folders, patterns), datasets, token files, or a
+    mixture.
 
     Attributes:
         files: files, folders and patterns, or ``sample`` (the text that comes with growkit).
         dataset: in place of ``files``: Hugging Face datasets.
-        mixture: in place of both: several sources with weights.
+        tokens: in place of ``files``: token files of other tools (Megatron-LM ``.bin`` with
+            ``.idx``, nanoGPT and llm.c ``.bin``, datatrove ``.ds``, litdata folders).
+        mixture: in place of these: several sources with weights.
         text_field: the field of jsonl lines and parquet rows that holds the text.
+        token_dtype: type of the ids in token files that do not say (nanoGPT); absent: ``uint16``
+            for a tokenizer of up to 65 536 tokens, else ``uint32``.
         sequence_length: tokens of one training sequence.
         document_attention: ``separate`` keeps attention and loss inside a document; with ``joined``
             a sequence is read as one text.
         eval_fraction: part of the documents that is held out, by a hash of their text.
         eval_files: held-out text of its own; nothing is then held out of the training text.
+        eval_tokens: in place of ``eval_files``: held-out token files.
         max_eval_tokens: at most so many held-out tokens are evaluated; absent: all.
         cache_dir: where tokens are kept; absent: in the folder of the run.
         workers: tokenizing processes, absent: one per core. The tokens do not depend on it.
@@ -112,22 +129,26 @@ class DataSection(Section):
 
     files: Literal["sample"] | list[Path] | None = None
     dataset: DatasetSection | None = None
+    tokens: list[Path] | None = None
     mixture: list[SourceSection] | None = None
     text_field: str = "text"
+    token_dtype: TokenType | None = None
     sequence_length: Annotated[int, Field(ge=2)] = 512
     document_attention: Literal["joined", "separate"] = "joined"
     eval_fraction: Fraction = 0.05
     eval_files: list[Path] = Field(default_factory=list)
+    eval_tokens: list[Path] | None = None
     max_eval_tokens: Positive | None = None
     cache_dir: Path | None = None
     workers: Positive | None = None
 
     @model_validator(mode="after")
     def _something_to_read(self) -> DataSection:
-        if self.files == []:
-            raise ValueError("'files' is empty: name at least one file, or write 'files: sample'")
-        if (self.files, self.dataset, self.mixture).count(None) != 2:
-            raise ValueError("give exactly one of 'files', 'dataset' and 'mixture'")
+        _check_not_empty(self.files, self.tokens)
+        if (self.files, self.dataset, self.tokens, self.mixture).count(None) != 3:
+            raise ValueError("give exactly one of 'files', 'dataset', 'tokens' and 'mixture'")
+        if self.eval_files and self.eval_tokens:
+            raise ValueError("give at most one of 'eval_files' and 'eval_tokens'")
         if self.mixture is not None:
             self._check_mixture(self.mixture)
         return self
@@ -150,4 +171,17 @@ class DataSection(Section):
         if self.mixture is not None:
             return self.mixture
         weight = WeightSection.model_validate(1)
-        return [SourceSection(name="data", weight=weight, files=self.files, dataset=self.dataset)]
+        return [
+            SourceSection(
+                name="data",
+                weight=weight,
+                files=self.files,
+                dataset=self.dataset,
+                tokens=self.tokens,
+            )
+        ]
+
+    @property
+    def holds_out_files(self) -> bool:
+        """Whether there are held-out files of their own."""
+        return bool(self.eval_files or self.eval_tokens)

@@ -1,8 +1,9 @@
-"""Where the text of a run comes from: sources of files, datasets or one text, cut into shards.
+"""Where the text of a run comes from: sources of files, datasets, token files or one text.
 
-A shard is what is tokenized and cached as a whole: consecutive files of a source until they come to
-64 MiB, one dataset, or one text. Its key is a hash of its content (of files: their bytes), so that
-a file that is added, changed or renamed costs the tokenizing of its own shard at most.
+Sources are cut into shards. A shard is what is tokenized and cached as a whole: consecutive files
+of a source until they come to 64 MiB, one dataset, or one text. Its key is a hash of its content
+(of files: their bytes), so that a file that is added, changed or renamed costs the tokenizing of
+its own shard at most. A token file is a shard by itself.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from growkit.data.held_out import (
 )
 from growkit.data.recipe import DataSection, DatasetSection
 from growkit.data.text_files import find_files, kind_of, read_documents
+from growkit.data.token_formats import TokenFile, find_token_files
 from growkit.samples import sample_text
 
 SHARD_BYTES = 64 << 20
@@ -50,11 +52,12 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """One source; exactly one of ``files``, ``dataset`` and ``text`` is set."""
+    """One source; exactly one of ``files``, ``dataset``, ``tokens`` and ``text`` is set."""
 
     name: str = "data"
     files: list[Path] = field(default_factory=list)
     dataset: DatasetSection | None = None
+    tokens: list[TokenFile] = field(default_factory=list)
     text: str | None = None
     text_field: str = "text"
 
@@ -82,7 +85,12 @@ class Source:
         """Bytes to read, 0 when that is not known beforehand."""
         if self.text is not None:
             return len(self.text)
-        return sum(path.stat().st_size for path in self.files)
+        return sum(path.stat().st_size for path in self.paths)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files that are named, of text or tokens."""
+        return [*self.files, *(path for file in self.tokens for path in file.files)]
 
     def content(self, memo: Path | None = None) -> str:
         """A hash of what is read; of a Hub dataset: of what is asked for."""
@@ -96,10 +104,23 @@ class Source:
             files = hub_dataset.local_files(self.dataset)
         for path, content in zip(files, file_hashes(files, memo), strict=True):
             digest.update(f"{kind_of(path)}{content}".encode())
+        for file in self.tokens:
+            facts = [file_hashes(file.files, memo), file.kind, file.dtype, file.offset]
+            digest.update(json.dumps(facts).encode())
         return digest.hexdigest()
 
     def records(self, tail: float, commit: str | None = None) -> Iterator[Record]:
-        """The documents in order; text files in two parts when ``tail`` is not 0."""
+        """The documents in order; text files in two parts when ``tail`` is not 0.
+
+        Raises:
+            UsageError: there is no text, only tokens.
+        """
+        if self.tokens:
+            raise UsageError(
+                f"{str(self.tokens[0].path)!r} holds token ids, and text is needed here.",
+                "A tokenizer is trained and attention is measured on text; use the tokenizer that "
+                "made the ids.",
+            )
         if self.text is not None:
             yield from _parts(self.text, tail)
         if self.dataset is not None:
@@ -173,12 +194,13 @@ class Corpus:
     def __post_init__(self) -> None:
         if self.held_out is None:
             return
-        own = {path.resolve() for path in self.held_out.files}
+        own = {path.resolve() for path in self.held_out.paths}
         for source in self.sources:
-            both = own & {path.resolve() for path in source.files}
+            both = own & {path.resolve() for path in source.paths}
             if both:
+                kind = "tokens" if source.tokens else "files"
                 raise UsageError(
-                    f"{str(min(both))!r} is in data.files and in data.eval_files.",
+                    f"{str(min(both))!r} is in data.{kind} and in data.eval_{kind}.",
                     "Held-out text must not be trained on: leave it out of one of them.",
                 )
 
@@ -232,6 +254,7 @@ def corpus_of(section: DataSection) -> Corpus:
 
     Raises:
         UsageError: a file is missing or of an unknown kind, or a library is.
+        GrowkitError: a token file is damaged.
     """
     sources = []
     for entry in section.sources:
@@ -243,6 +266,9 @@ def corpus_of(section: DataSection) -> Corpus:
                 name=entry.name,
                 files=find_files(named),
                 dataset=entry.dataset,
+                tokens=find_token_files(
+                    entry.tokens or [], entry.token_dtype or section.token_dtype
+                ),
                 text=sample_text() if entry.files == "sample" else None,
                 text_field=entry.text_field or section.text_field,
             )
@@ -251,4 +277,7 @@ def corpus_of(section: DataSection) -> Corpus:
     if section.eval_files:
         files = find_files(section.eval_files)
         held_out = Source("held-out", files=files, text_field=section.text_field)
+    elif section.eval_tokens:
+        tokens = find_token_files(section.eval_tokens, section.token_dtype)
+        held_out = Source("held-out", tokens=tokens)
     return Corpus(sources, section.eval_fraction, held_out)

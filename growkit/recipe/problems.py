@@ -47,6 +47,8 @@ SPELLINGS = {
     "data.sequence_length": "seq_len seqlen seq_length max_length max_seq_len max_seq_length "
     "block_size context_length context context_size n_ctx",
     "data.files": "train_files text corpus path paths data_path train_data dataset_path",
+    "data.tokens": "token_files bin_files data_prefix train_bin",
+    "data.eval_tokens": "val_bin",
     "data.eval_files": "val_files validation_files test_files eval_data",
     "data.eval_fraction": "val_fraction validation_split val_split test_size",
     "data.cache_dir": "cache",

@@ -22,7 +22,7 @@ from growkit.training.run_folder import MAY_CHANGE
 
 FORMAT = 1
 # Of the data section: where things are, and how many processes read them. Their content is hashed.
-PLACES = ("files", "eval_files", "cache_dir", "workers")
+PLACES = ("files", "eval_files", "tokens", "eval_tokens", "cache_dir", "workers")
 # These may differ between a run and its continuation, and yet say what the run is.
 LENGTH = ("max_steps", "max_tokens")
 

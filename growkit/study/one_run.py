@@ -153,7 +153,11 @@ def work(folder: Path) -> Record:
 
 
 # Where a recipe says that files are. The key of the run vouches for what is in them.
-PLACES = {"model": ["checkpoint"], "data": ["files", "eval_files"], "tokenizer": ["path"]}
+PLACES = {
+    "model": ["checkpoint"],
+    "data": ["files", "eval_files", "tokens", "eval_tokens"],
+    "tokenizer": ["path"],
+}
 
 
 def _move(stored: Path, recipe: Recipe) -> None:

@@ -120,7 +120,7 @@ def check_data(study: StudyRecipe, source: str) -> None:
     Raises:
         UsageError: naming the key.
     """
-    if study.data.eval_fraction == 0 and not study.data.eval_files:
+    if study.data.eval_fraction == 0 and not study.data.holds_out_files:
         raise UsageError(
             f"{source}: data.eval_fraction is 0 and there are no data.eval_files.",
             "Arms are compared by their held-out loss: hold out a part, for example 0.02.",

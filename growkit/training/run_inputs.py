@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from growkit.checkpoint import open_checkpoint
 from growkit.core.errors import GrowkitError
 from growkit.core.progress import Reporter
 from growkit.data.order import SampleOrder
@@ -96,6 +98,7 @@ def run_inputs(
             cache,
             reporter,
             workers=recipe.data.workers,
+            vocabulary=model_vocabulary(recipe, tokenizer),
         )
 
     made = processes.from_first(lambda: tokens().key)
@@ -109,6 +112,16 @@ def run_inputs(
     train_set, held_out = datasets(packed, recipe.data)
     warn_of_repeats(recipe, train_set, reporter)
     return train_set, held_out, tokenizer, tokenizer_folder
+
+
+def model_vocabulary(recipe: Recipe, tokenizer: Any) -> int:
+    """How many token ids the run's model knows; the tokenizer's where its config does not say."""
+    config: Mapping[str, Any] = recipe.model.config or {}
+    if recipe.model.checkpoint is not None:
+        with open_checkpoint(recipe.model.checkpoint) as checkpoint:
+            config = checkpoint.config
+    size = config.get("vocab_size")
+    return size if type(size) is int and size > 0 else len(tokenizer)
 
 
 def _tokenizer_folder(recipe: Recipe, corpus: Corpus, folder: Path, reporter: Reporter) -> Path:
