@@ -35,6 +35,9 @@ HIDDEN = re.compile(r"hidden_size|d_model|n_embd|emb_dim|embedding_dim|dim|embed
 EXPERTS = re.compile(r"(moe_)?(num|n)_(local_|routed_)?experts")
 
 
+ROUTED = re.compile(r".*(experts_per_tok(en)?|top_?k(_experts)?|moe_k)")
+
+
 @dataclass
 class Role:
     """Tensors of the file that differ in nothing but their layer and their expert.
@@ -175,7 +178,7 @@ def find_axes(builder: Builder, values: Values, layers: Layers) -> Axes:
         if found is None:
             refused.append(path)
         elif found != plain:
-            if {n.count(".") and n for n in found} != {n for n in plain} and not _counts_experts(
+            if {n.count(".") and n for n in found} != set(plain) and not _counts_experts(
                 plain, found
             ):
                 structural.append(path)

@@ -80,7 +80,9 @@ class LayerInsertion:
         self.builder, self.values, self.layers = builder, values, layers
         self.axes, self.weights, self.logits = axes, weights, logits
 
-    def insert(self, sources: Sequence[int], new: Sequence[int], counts: dict[str, str]) -> Inserted:
+    def insert(
+        self, sources: Sequence[int], new: Sequence[int], counts: dict[str, str]
+    ) -> Inserted:
         """The model whose layers are made of these.
 
         Raises:
@@ -254,9 +256,7 @@ def error_with(insertion: LayerInsertion, found: Inserted, closed: dict[int, flo
     return relative_error(found.grown.logits(), insertion.logits)
 
 
-def closed_weights(
-    insertion: LayerInsertion, found: Inserted, closed: dict[int, float]
-) -> Arrays:
+def closed_weights(insertion: LayerInsertion, found: Inserted, closed: dict[int, float]) -> Arrays:
     """The longer model's file with these roles of the new layers closed."""
     weights = dict(found.weights)
     buffers = _buffers(found.grown)
@@ -293,14 +293,16 @@ def _given_back(
         return position.get(role.instance(source_of[place]), -1)
 
     ordered = sorted(roles, key=lambda place: (used(place) < 0, used(place)))
-    closed = {place: 0.0 for place in ordered}
+    closed = dict.fromkeys(ordered, 0.0)
     for step, place in enumerate(ordered):
         value = closed.pop(place)
         if error_with(insertion, found, closed) <= SAME:
             continue
         # A norm behind it, whose gain is 1 + w?
         later = [
-            p for p in ordered[step + 1 :] if p in closed and len(insertion.axes.roles[p].shape) == 1
+            p
+            for p in ordered[step + 1 :]
+            if p in closed and len(insertion.axes.roles[p].shape) == 1
         ]
         for norm in later[:2]:
             if closed[norm] == 0.0:

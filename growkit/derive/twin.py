@@ -9,6 +9,7 @@ so that a config of 10^12 parameters costs no more than a small one.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,9 +46,10 @@ def integers(config: Mapping[str, Any], prefix: Path = ()) -> Iterator[tuple[Pat
             continue
         if isinstance(value, int):
             yield (*prefix, name), value
-        elif isinstance(value, Mapping) and name not in ("rope_parameters", "rope_scaling"):
-            if all(isinstance(key, str) and not key.isdigit() for key in value):
-                yield from integers(value, (*prefix, name))
+        elif isinstance(value, Mapping) and not (
+            name in ("rope_parameters", "rope_scaling") or any(str(key).isdigit() for key in value)
+        ):
+            yield from integers(value, (*prefix, name))
 
 
 # -- building -------------------------------------------------------------------------------------
@@ -92,10 +94,8 @@ class Builder:
 def plain_kernels(model: Any) -> None:
     """Experts one after another: grouped products want aligned rows and know few dtypes."""
     if hasattr(model, "set_experts_implementation"):
-        try:
+        with contextlib.suppress(ValueError, AttributeError):
             model.set_experts_implementation("eager")
-        except (ValueError, AttributeError):
-            pass
 
 
 def _auto_class(config: Any) -> Any:
@@ -111,7 +111,7 @@ def _auto_class(config: Any) -> Any:
         "AutoModel",
     ):
         auto = getattr(transformers, name, None)
-        if auto is not None and type(config) in auto._model_mapping.keys():
+        if auto is not None and type(config) in auto._model_mapping:
             return auto
     raise Underivable(f"transformers has no model class for {config.model_type!r}.")
 
@@ -144,9 +144,11 @@ class Layers:
         for name, value in inner.items():
             moved = move_entry(value, self.count, sources)
             if moved is not None:
-                changes[(*self.place, name)] = moved
+                path = (*self.place, name)
+                changes[path] = moved
         if self.field:
-            changes[(*self.place, self.field)] = len(sources)
+            path = (*self.place, self.field)
+            changes[path] = len(sources)
         return with_values(values, changes)
 
 
@@ -171,9 +173,9 @@ def find_layers(builder: Builder, values: Mapping[str, Any]) -> Layers:
         if isinstance(value, int) and value > 0:
             return Layers(place, name, value)
     for name, value in inner.items():
-        if re.search("layer|block", name) and isinstance(value, list) and value:
-            if all(isinstance(entry, str) for entry in value):
-                return Layers(place, None, len(value))
+        words = isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+        if re.search("layer|block", name) and words and value:
+            return Layers(place, None, len(value))
     raise Underivable("No field of the config counts its layers.")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from growkit.derive.axes import Axes, Polynomial, Role, evaluate
+from growkit.derive.axes import Axes, Polynomial, evaluate
 from growkit.derive.stored import Arrays, StoredModel
 from growkit.derive.twin import Path, Underivable
 
@@ -118,7 +118,9 @@ class WidthProbe:
         probed = sorted((inside | others) - result.readers)
         single = units <= 16
         masks = _masks(units, single)
-        seen = {key: np.zeros((len(masks), self.axes.roles[key[0]].shape[key[1]])) for key in probed}
+        seen = {
+            key: np.zeros((len(masks), self.axes.roles[key[0]].shape[key[1]])) for key in probed
+        }
         for row, mask in enumerate(masks):
             changed = self._masked(result.readers, mask, units)
             for seed in SEEDS:
@@ -203,7 +205,9 @@ def _single(seen: npt.NDArray[np.float64], ratio: int) -> tuple[Labels, bool]:
     grouped = seen.reshape(units // ratio, ratio, -1).min(axis=1)
     best = grouped.argmax(axis=0)
     largest = grouped.max(axis=0)
-    rest = np.where(np.arange(len(grouped))[:, None] == best, 0.0, seen_max(seen, ratio)).max(axis=0)
+    rest = np.where(np.arange(len(grouped))[:, None] == best, 0.0, seen_max(seen, ratio)).max(
+        axis=0
+    )
     labels = best.astype(np.int64)
     labels[largest < COUPLED * rest] = MIXED
     labels[seen.max(axis=0) == 0] = DEAD
@@ -239,7 +243,10 @@ def _spelled(seen: npt.NDArray[np.float64], units: int) -> tuple[Labels, bool]:
 
 
 def segments_of(
-    labels: npt.NDArray[np.int64], axes: npt.NDArray[np.int64], names: Sequence[str], sizes: Mapping[str, int]
+    labels: npt.NDArray[np.int64],
+    axes: npt.NDArray[np.int64],
+    names: Sequence[str],
+    sizes: Mapping[str, int],
 ) -> list[Segment]:
     """The order of units of a dimension, in words that hold for any sizes.
 
@@ -280,7 +287,7 @@ def _sections(runs: Sequence[Run], sizes: Mapping[str, int]) -> list[Segment] | 
     """All units of an axis, then all of the next."""
     result, place = [], 0
     while place < len(runs):
-        axis, unit, length = runs[place]
+        axis, _unit, length = runs[place]
         if axis == "fixed":
             result.append(Segment((("fixed", length),)))
             place += 1
@@ -383,5 +390,3 @@ def _terms_of(size: Polynomial, length: int, numbers: Mapping[Path, int]) -> Pol
         if one and length % one == 0 and 0 < length // one <= value:
             return {key: length // one}
     return None
-
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,7 +37,7 @@ def is_index_list(value: Any, layers: int) -> bool:
         isinstance(value, list)
         and bool(value)
         and all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v < layers for v in value)
-        and all(a < b for a, b in zip(value, value[1:], strict=False))
+        and all(a < b for a, b in itertools.pairwise(value))
         and (len(value) != layers or layers > 2)
     )
 

@@ -77,6 +77,9 @@ def _map_layers(
     A list that config.json left to the class is written out where the class would now make
     another one, or where layers differ (readers other than transformers have rules of their own).
     """
+    if family.map_layers is not None:
+        grown.update(family.map_layers(grown, sources))
+        return
     before = {name: family.layer_list(grown, name, old) for name in family.per_layer_fields}
     if not old:  # lists without an entry say nothing of the layers to come
         for name in before:
