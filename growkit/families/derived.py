@@ -281,7 +281,7 @@ class _Reader:
         """What the config says of layers, after they have moved."""
         if min(sources) < 0:
             raise UsageError(
-                f"A derived table ({self.table['model_type']}) knows no layers that are made of none.",
+                f"The derived table of {self.table['model_type']} knows no layers made of none.",
                 "Insert copies: leave --depth-method at identity.",
             )
         old = self.layer_count(self.config)
