@@ -88,7 +88,7 @@ def run_all(out: Path, report: Path, types: Sequence[str], *, seconds: int, memo
     os.makedirs(out, exist_ok=True)
     # A forked child need not import torch and transformers again.
     forks = "fork" in multiprocessing.get_all_start_methods()
-    processes = multiprocessing.get_context("fork" if forks else "spawn")
+    processes: Any = multiprocessing.get_context("fork" if forks else "spawn")
     if forks:
         import growkit.derive.derivation  # noqa: F401
     for number, model_type in enumerate(types, 1):
