@@ -73,7 +73,7 @@ def _calibrated(plan: Plan, text: str | None, reporter: Reporter) -> Alignment:
     """The alignment of the plan's merge; imports torch once the request is known to fit."""
     shape = ModelShape(plan.source_family, plan.source_sizes, plan.checkpoint.config)
     check_alignable(shape)
-    from growkit.evaluation.alignment import calibrate
+    from growkit.evaluation.head_alignment import calibrate
 
     heads = plan.config["num_key_value_heads"]
     with reporter.progress("calibrate", 100, unit="%") as bar:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from growkit.checkpoint import ShardPlan, open_checkpoint, staging
-from growkit.checkpoint.comparison import DifferentError, ShardComparison
+from growkit.checkpoint.writer import DifferentError, ShardComparison
 from growkit.core.errors import GrowkitError
 from growkit.record.manifest import MANIFEST, expanded, manifest_text, read_manifest
 from growkit.surgery.execute import execute

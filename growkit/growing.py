@@ -19,17 +19,15 @@ from growkit.checkpoint import (
     plan_shards,
     staged_output,
 )
-from growkit.checkpoint.side_files import side_file_names
+from growkit.checkpoint.side_files import Overwrite, side_file_names
 from growkit.checkpoint.unchanged import Unchanged
-from growkit.checkpoint.vocabulary import tokens_of
-from growkit.checkpoint.written_names import Overwrite
 from growkit.core.errors import UsageError
+from growkit.core.files import output_path
 from growkit.core.names import CONFIG, README
-from growkit.core.paths import output_path
 from growkit.core.progress import SILENT, Progress, Reporter
 from growkit.core.writing import write_file
 from growkit.finished import finished_output
-from growkit.model_code.files import MODEL_TYPES, export_code
+from growkit.model_code.exported import MODEL_TYPES, export_code
 from growkit.record.card import model_card
 from growkit.record.manifest import MANIFEST, build_manifest, config_block, manifest_text
 from growkit.surgery.execute import execute
@@ -38,6 +36,7 @@ from growkit.surgery.plan import Plan, plan_growth
 from growkit.surgery.request import GrowthRequest
 from growkit.surgery.source_checks import check_tied_head
 from growkit.vocabulary.tokenizer_files import TOKENIZER_FILES
+from growkit.vocabulary.tokenizer_size import tokens_of
 
 if TYPE_CHECKING:
     from growkit.optimizer_state.write import GrownState

@@ -34,10 +34,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from growkit.growing import grow_checkpoint
 from growkit.surgery.plan import Plan
 from growkit.surgery.request import GrowthRequest
-from growkit.verification.folder import open_folder
-from growkit.verification.inputs import arguments, depth
 from growkit.verification.loading import load_model, register_own_models
+from growkit.verification.model_inputs import arguments, depth
 from growkit.verification.tolerance import tolerance
+from growkit.verification.written_folder import open_folder
 
 DIFFERENTIAL = ("gda", "motif", "diffllama")
 T5 = ("t5", "t5 gated")

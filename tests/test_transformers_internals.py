@@ -12,7 +12,7 @@ import transformers
 from transformers import Trainer
 
 import growkit
-from growkit.model_code import transformers_internals as internals
+from growkit.model_code import exported as internals
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = Path(growkit.__file__).parent

@@ -15,11 +15,9 @@ import numpy as np
 from growkit.checkpoint.dtypes import DTYPES
 from growkit.checkpoint.header import FileHeader, TensorInfo, read_header
 from growkit.checkpoint.hub import not_a_folder
-from growkit.checkpoint.layout import INDEX_FILE, MAX_CONFIG_BYTES, find_weights
+from growkit.checkpoint.layout import INDEX_FILE, MAX_CONFIG_BYTES, find_weights, other_format
 from growkit.checkpoint.links import check_links
-from growkit.checkpoint.open_files import OpenFiles
-from growkit.checkpoint.other_formats import other_format
-from growkit.checkpoint.raw_bytes import byte_view, read_exactly
+from growkit.checkpoint.reading import OpenFiles, byte_view, read_exactly
 from growkit.checkpoint.unchanged import Unchanged
 from growkit.core import systems
 from growkit.core.errors import CheckpointError, UsageError, nearest

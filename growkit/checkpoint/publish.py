@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from growkit.checkpoint.side_files import Overwrite, check_replaceable
 from growkit.checkpoint.staging import (
     acquire,
     clear,
@@ -19,11 +20,10 @@ from growkit.checkpoint.staging import (
     remove,
     sync_tree,
 )
-from growkit.checkpoint.written_names import Overwrite, check_replaceable
 from growkit.core.errors import GrowkitError, UsageError
+from growkit.core.files import output_path
 from growkit.core.names import CONFIG, MANIFEST, SINGLE_FILE
 from growkit.core.os_errors import about
-from growkit.core.paths import output_path
 from growkit.core.quantities import human_bytes
 from growkit.core.systems import is_opened_as
 

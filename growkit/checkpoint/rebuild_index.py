@@ -20,14 +20,13 @@ from growkit.checkpoint.layout import INDEX_FILE, SINGLE_FILE
 from growkit.checkpoint.links import check_links
 from growkit.checkpoint.publish import staged_output
 from growkit.checkpoint.shards import OutputTensor, plan_shards
-from growkit.checkpoint.side_files import copy_side_files
+from growkit.checkpoint.side_files import Overwrite, copy_side_files
 from growkit.checkpoint.writer import ShardWriter
-from growkit.checkpoint.written_names import Overwrite
 from growkit.core.errors import CheckpointError, GrowkitError, UsageError, nearest
 from growkit.core.files import open_regular
 from growkit.core.json_files import read_json_object
 from growkit.core.names import CONFIG, README
-from growkit.core.whole_file import write_whole
+from growkit.core.writing import write_whole
 
 _SHARD = re.compile(r"[^.][\w.-]*\.safetensors")
 _PIECE = 16 << 20

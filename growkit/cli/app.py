@@ -18,7 +18,6 @@ COMMANDS = {
     "inspect": "inspect",
     "index": "index",
     "tokenizer": "tokenizer",
-    "derive": "derive",
     "verify": "verify",
     "eval": "eval",
     "diff": "diff",

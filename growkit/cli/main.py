@@ -1,4 +1,6 @@
-"""Entry point, and the one place where an exception becomes a sentence.
+"""SIGTERM and SIGHUP end a command the way Ctrl-C does: what it was writing is cleaned away.
+
+Entry point, and the one place where an exception becomes a sentence.
 
 Everything else is imported inside :func:`main`, so that Ctrl-C finds its sentence from the start.
 """
@@ -6,17 +8,45 @@ Everything else is imported inside :func:`main`, so that Ctrl-C finds its senten
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from typing import TYPE_CHECKING
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from growkit.core.process import leave_terminal, stopping_signals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
     from growkit.core.errors import GrowkitError
 
-# Commands that derive a table where none is for the model.
-DERIVING = ("plan", "inspect", "grow", "verify", "diff")
+
+@contextmanager
+def terminated_in_order() -> Iterator[None]:
+    """Raise SystemExit in the main thread on SIGTERM or SIGHUP, so that every ``finally`` runs.
+
+    Schedulers send SIGTERM some time before SIGKILL; a second one during the cleaning is ignored.
+    A command may take the signal over for a while and then gives it back (training does).
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        if number != signal.SIGTERM:
+            leave_terminal()
+        raise SystemExit(128 + number)
+
+    before: dict[int, Any] = {}
+    for one in stopping_signals():
+        before[one] = signal.signal(one, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _describe(error: BaseException) -> tuple[str, str, int] | None:
@@ -75,27 +105,6 @@ def _again(given: list[str]) -> str:
     return f"{AGAIN[given[0]]}: {shlex.join(['growkit', *words])}"
 
 
-def _run(build_app: Callable[[], Any], given: list[str]) -> None:
-    """Run the command; where no table is for its model, derive one and run it again."""
-    from growkit.core.errors import GrowkitError
-
-    try:
-        build_app()(args=given, standalone_mode=True)
-    except GrowkitError as error:
-        from growkit.families import NoFamily
-
-        if not isinstance(error, NoFamily) or given[0] not in DERIVING:
-            raise
-        from growkit.cli import common
-        from growkit.cli.derive import derive_once
-
-        try:
-            derive_once(error.config, common.current)
-        except GrowkitError as reason:
-            raise NoFamily(f"{error.cause} {reason.cause}", error.remedy, error.config) from reason
-        build_app()(args=given, standalone_mode=True)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code.
 
@@ -105,15 +114,14 @@ def main(arguments: list[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         from growkit.cli.app import build_app
-        from growkit.cli.signals import terminated_in_order
-        from growkit.core.threads import wait_passively
+        from growkit.core.process import wait_passively
 
         wait_passively()
         with terminated_in_order():
             asked = ["--overwrite-all" if word == "--overwrite=all" else word for word in given]
             if asked[:1] == ["help"]:  # growkit help COMMAND
                 asked = [*asked[1:], "--help"]
-            _run(build_app, asked)
+            build_app()(args=asked, standalone_mode=True)
     except (SystemExit, KeyboardInterrupt) as stop:
         # typer turns Ctrl-C within a command into SystemExit(130)
         exit_code = 130 if isinstance(stop, KeyboardInterrupt) else stop.code
@@ -127,7 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         from growkit.cli import common
         from growkit.core.errors import GrowkitError, RunStopped
-        from growkit.core.terminal_text import printable
+        from growkit.core.printed_text import printable
 
         if isinstance(error, GrowkitError) and _said_elsewhere(error):
             return error.exit_code

@@ -1,20 +1,62 @@
-"""The one place that writes to the terminal: tables, notes, warnings, progress, JSON."""
+# SPDX-License-Identifier: Apache-2.0
+"""The one place that writes to the terminal: tables, notes, warnings, progress, JSON.
+
+A terminal to which any string may be sent: names and file contents have no power over it.
+
+The one place that writes to the terminal: tables, notes, warnings, progress, JSON.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.segment import Segment
+
+from growkit.core.printed_text import printable
+
+if TYPE_CHECKING:
+    from rich.console import ConsoleOptions, RenderableType
+    from rich.text import Text
 import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from growkit.core.progress import Progress, SilentProgress
 from growkit.core.quantities import human_bytes, human_count
-from growkit.core.terminal_text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+
+
+class LiteralConsole(Console):
+    """A rich console for which a string is text: no markup, no emoji codes, no control characters.
+
+    Style is given by :class:`rich.text.Text` objects and the ``style`` of rows; whoever builds a
+    table need not, and cannot forget to, escape anything. Line breaks stay: cells and headings of
+    several lines are ours (:meth:`growkit.cli.output.Output.note` and its like write one line).
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Strings, as cells and titles: escaped before their width is measured."""
+        return super().render_str(printable(text, keep="\n"), **options)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Everything else, ``Text`` objects with foreign content among them."""
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text.isprintable():
+                yield segment
+            else:
+                yield Segment(printable(segment.text, keep="\n"), segment.style)
 
 
 class _RichBar:
@@ -83,7 +125,7 @@ def _print_line(console: Console, text: str) -> None:
 class Output:
     """Results go to stdout; notes, warnings and progress go to stderr.
 
-    Strings are text, wherever they come from: see :class:`growkit.cli.console.LiteralConsole`.
+    Strings are text, wherever they come from: see :class:`growkit.cli.output.LiteralConsole`.
 
     Args:
         json_mode: print nothing on stdout but the JSON of :meth:`result`.
@@ -92,7 +134,6 @@ class Output:
     """
 
     def __init__(self, *, json_mode: bool = False, quiet: bool = False, verbose: bool = False):
-        from growkit.cli.console import LiteralConsole
 
         self.json_mode, self.quiet, self.verbose = json_mode, quiet, verbose
         self.warnings: list[str] = []

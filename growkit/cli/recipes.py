@@ -103,7 +103,7 @@ def _new_run(output: Output, checkpoint: Path, text: Path | None, out: Path, mem
 
 
 def _print_one(output: Output, name: str) -> None:
-    from growkit.core.terminal_text import printable
+    from growkit.core.printed_text import printable
     from growkit.recipe.shipped import find_recipe, shipped_recipes
 
     file = find_recipe(Path(name))

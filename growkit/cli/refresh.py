@@ -23,8 +23,8 @@ def refresh(
     [dim]growkit refresh grown/[/dim]
     """
     output = open_output(json_mode, quiet, verbose)
-    from growkit.model_code.refresh import refresh_code
-    from growkit.model_code.transformers_internals import CHECKED_VERSIONS
+    from growkit.model_code.exported import CHECKED_VERSIONS
+    from growkit.model_code.renew import refresh_code
 
     done = refresh_code(folder)
     checked = ", ".join(CHECKED_VERSIONS)

@@ -105,7 +105,7 @@ def table(report: VerificationReport) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from growkit.core.terminal_text import printable
+    from growkit.core.printed_text import printable
 
     colour = {True: "green", False: "red", None: "yellow"}[report.passed]
     names = f": {report.a} against {report.b}"

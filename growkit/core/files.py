@@ -3,6 +3,8 @@
 
 Opening a pipe waits for its other end, a device never ends, and a file may grow while it is read;
 so whatever reads a folder opens its files here.
+
+Paths that a user gives for something to be written.
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-from growkit.core.errors import CheckpointError, GrowkitError
-from growkit.core.os_errors import about, system_failed
+from growkit.core.errors import CheckpointError, GrowkitError, UsageError
+from growkit.core.os_errors import about, explained, system_failed
 
 COPY_AGAIN = "Copy or download the file again."
 MAX_TEXT_BYTES = 32_000_000
@@ -138,3 +140,24 @@ def read_text(
 def reason(error: BaseException) -> str:
     """What the system says about a file, in a few words."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def output_path(path: Path) -> Path:
+    """The absolute path with links followed; the last parts need not exist.
+
+    Raises:
+        UsageError: no system has such a path: it is too long, holds a NUL, or its links lead in a
+            circle.
+    """
+    text = os.fspath(path)
+    if "\0" in text:
+        raise UsageError(f"The path {text!r} holds a NUL.", "Choose another path.")
+    try:
+        # The system itself says what it objects to, here before any work is done.
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass  # the last two are said by whoever writes, with the folder that refuses
+    except OSError as error:
+        found = explained(error)
+        raise UsageError(found.cause, found.remedy) from error
+    return Path(os.path.realpath(path))

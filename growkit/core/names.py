@@ -1,5 +1,5 @@
 """Names of the files that several rooms read or write. What one room keeps for itself is named
-there; the patterns of what --overwrite may replace are in ``checkpoint/written_names.py``."""
+there; the patterns of what --overwrite may replace are in ``checkpoint/side_files.py``."""
 
 from __future__ import annotations
 

@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small files written so that an error names them."""
+"""Files are written whole: synced as they are, or beside their name and renamed.
+
+Small files written so that an error names them.
+
+Files and folders that are there whole or not at all.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from growkit.core.os_errors import about
@@ -37,3 +43,34 @@ def write_blocks(path: Path, blocks: Iterable[bytes]) -> None:
                         continue
     finally:
         os.close(descriptor)
+
+
+def write_whole(target: Path, content: str | bytes) -> Path:
+    """Write beside ``target`` and rename: after a kill the old file or the new one is there."""
+    partial = target.with_name(target.name + ".partial")
+    if partial.is_symlink() or not (partial.is_file() or partial.is_dir()):
+        partial.unlink(missing_ok=True)  # writing into a pipe would wait
+    partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+    os.replace(partial, target)
+    return target
+
+
+def make_whole(target: Path, make: Callable[[Path], None]) -> Path:
+    """Make a folder beside ``target`` and rename it; one that is there stays as it is.
+
+    Several processes may do so at once where all of them make the same: the first one wins.
+    """
+    if target.is_dir():
+        return target
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        make(partial)
+        try:
+            partial.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target

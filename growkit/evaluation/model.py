@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from growkit.core.errors import CheckpointError, UsageError
-from growkit.verification.folder import dtype_name, open_folder
-from growkit.verification.inputs import is_encoder_decoder
 from growkit.verification.loading import load_model, load_tokenizer
+from growkit.verification.model_inputs import is_encoder_decoder
+from growkit.verification.written_folder import dtype_name, open_folder
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 

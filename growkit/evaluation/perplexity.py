@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from growkit.checkpoint.vocabulary import check_ids
 from growkit.core.errors import UsageError
 from growkit.core.progress import Progress, SilentProgress
 from growkit.evaluation.model import LoadedModel, check_causal
+from growkit.vocabulary.tokenizer_size import check_ids
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from torch import Tensor
 from growkit.core.progress import Progress, SilentProgress
 from growkit.evaluation.model import LoadedModel
 from growkit.evaluation.needles import Haystack, Haystacks
-from growkit.verification.inputs import cache_keyword
+from growkit.verification.model_inputs import cache_keyword
 
 NORMAL_975 = 1.959963984540054
 

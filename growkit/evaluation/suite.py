@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from growkit.core.errors import CheckpointError, UsageError, nearest
 from growkit.core.progress import Progress, SilentProgress
+from growkit.evaluation.attention_maps import AttentionEntropy, measure_entropy
 from growkit.evaluation.context_noise import ContextNoise, measure_context_noise
-from growkit.evaluation.entropy import AttentionEntropy, measure_entropy
 from growkit.evaluation.model import LoadedModel, check_causal
 from growkit.evaluation.needles import (
     CITIES,

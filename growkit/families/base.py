@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from growkit.core.errors import CheckpointError, UsageError, nearest
-from growkit.families.head_dim import PLAIN_ROTARY, HeadDimRule
-from growkit.families.layout import IntArray, Layout, Sizes
+from growkit.families.head_dim_rules import PLAIN_ROTARY, HeadDimRule
+from growkit.families.unit_layout import IntArray, Layout, Sizes
 from growkit.families.wrapped import explain_tensors
 
 Config = Mapping[str, Any]
@@ -232,10 +232,6 @@ class Family:
             formats that compute lambda_init from the layer index; None where it is stored.
         full_copies_only: axes on which only whole copies are exact (a norm runs over the axis).
         prefix: of the names of the model's body; files without it are read too.
-        map_layers: what the config (grown so far) says of single layers once they are made of these
-            old ones, where that is more than ``per_layer_fields``.
-        layer_period: layers that are inserted together, behind a multiple of as many.
-        origin: where the table comes from, if a person did not write it.
         spellings: another name under which config.json may hold a field of ``config_fields``.
     """
 
@@ -274,9 +270,6 @@ class Family:
     full_copies_only: Callable[[Sizes], tuple[str, ...]] = field(default=lambda sizes: ())
     spellings: Mapping[str, str] = field(default_factory=dict)
     prefix: str = ""
-    map_layers: Callable[[Config, Sequence[int]], dict[str, Any]] | None = None
-    layer_period: int = 1
-    origin: str = ""
 
     @property
     def differential(self) -> bool:

@@ -22,7 +22,7 @@ from growkit.families.base import (
     produces,
     required,
 )
-from growkit.families.layout import (
+from growkit.families.unit_layout import (
     IntArray,
     Sizes,
     fixed,

@@ -10,7 +10,7 @@ from growkit.families import decoder
 from growkit.families.base import Dim, Family, Link, Tensor, consumes, produces
 from growkit.families.decoder import ATTENTION, LAYER, evenly_shared, flag
 from growkit.families.lambda_schedule import LAMBDA_ROLES
-from growkit.families.layout import IntArray, Sizes, fixed, head_dim, plain, stripes, value_dim
+from growkit.families.unit_layout import IntArray, Sizes, fixed, head_dim, plain, stripes, value_dim
 
 # Of lambda vectors from scratch where the config does not say it (arXiv 2410.05258; our classes).
 LAMBDA_STD = 0.1

@@ -21,7 +21,7 @@ from growkit.families.decoder import (
     outer_tensors,
     sizes_with,
 )
-from growkit.families.head_dim import HEAD_NORM, HeadDimRule
+from growkit.families.head_dim_rules import HEAD_NORM, HeadDimRule
 
 GAIN_OFFSET = 1.0
 DEFAULTS = {"num_key_value_heads": 4, "head_dim": 256, "tie_word_embeddings": True}

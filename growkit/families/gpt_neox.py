@@ -22,9 +22,9 @@ from growkit.families.decoder import (
     untied,
     vocab,
 )
-from growkit.families.head_dim import HeadDimRule, PartialRotary
+from growkit.families.head_dim_rules import HeadDimRule, PartialRotary
 from growkit.families.layer_norm import head_sizes, layer_norm, layer_norm_decoder, whole_heads
-from growkit.families.layout import Sizes, head_dim, interleaved
+from growkit.families.unit_layout import Sizes, head_dim, interleaved
 
 PREFIX = "gpt_neox."
 LAYER = PREFIX + "layers.{layer}."

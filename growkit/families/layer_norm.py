@@ -7,7 +7,7 @@ from typing import Any
 
 from growkit.families.base import Config, Family, Tensor
 from growkit.families.decoder import decoder, hidden_normed
-from growkit.families.layout import Sizes
+from growkit.families.unit_layout import Sizes
 
 
 def layer_norm(role: str, name: str) -> tuple[Tensor, Tensor]:

@@ -18,8 +18,8 @@ from growkit.families.decoder import (
     outer_tensors,
     sizes_with,
 )
-from growkit.families.experts import aligned, expert_sizes, expert_tensors, stored_layout
-from growkit.families.layout import Sizes
+from growkit.families.expert_tensors import aligned, expert_sizes, expert_tensors, stored_layout
+from growkit.families.unit_layout import Sizes
 
 DEFAULTS = {"num_key_value_heads": 8, "num_local_experts": 8, "num_experts_per_tok": 2}
 _decoder_sizes = sizes_with(DEFAULTS, NO_BIASES)

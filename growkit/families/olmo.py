@@ -17,8 +17,8 @@ from growkit.families.decoder import (
     query_rows,
     sizes_with,
 )
-from growkit.families.head_dim import HEAD_NORM, HeadDimRule
-from growkit.families.layout import Sizes
+from growkit.families.head_dim_rules import HEAD_NORM, HeadDimRule
+from growkit.families.unit_layout import Sizes
 
 TENSORS = (
     *outer_tensors(),

@@ -24,9 +24,9 @@ from growkit.families.decoder import (
     untied,
     vocab,
 )
-from growkit.families.head_dim import HeadDimRule
+from growkit.families.head_dim_rules import HeadDimRule
 from growkit.families.layer_norm import head_sizes, layer_norm, layer_norm_decoder, whole_heads
-from growkit.families.layout import Sizes, fixed
+from growkit.families.unit_layout import Sizes, fixed
 
 PREFIX = "model."
 DECODER = PREFIX + "decoder."

@@ -21,8 +21,8 @@ from growkit.families.decoder import (
     output_projection,
     sizes_with,
 )
-from growkit.families.head_dim import HeadDimRule, PartialRotary
-from growkit.families.layout import Sizes
+from growkit.families.head_dim_rules import HeadDimRule, PartialRotary
+from growkit.families.unit_layout import Sizes
 
 
 def _refusal(config: Config, sizes: Sizes) -> str | None:

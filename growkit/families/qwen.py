@@ -22,7 +22,7 @@ from growkit.families.decoder import (
     outer_tensors,
     sizes_with,
 )
-from growkit.families.experts import (
+from growkit.families.expert_tensors import (
     aligned,
     expert_sizes,
     expert_tensors,
@@ -30,8 +30,8 @@ from growkit.families.experts import (
     is_dense,
     stored_layout,
 )
-from growkit.families.head_dim import HEAD_NORM, HeadDimRule
-from growkit.families.layout import Sizes, plain
+from growkit.families.head_dim_rules import HEAD_NORM, HeadDimRule
+from growkit.families.unit_layout import Sizes, plain
 
 
 def _layer_types(config: Config, layers: int) -> list[str]:

@@ -42,8 +42,8 @@ from growkit.families.decoder import (
     untied,
     vocab,
 )
-from growkit.families.head_dim import HeadDimRule
-from growkit.families.layout import Sizes, fixed, plain
+from growkit.families.head_dim_rules import HeadDimRule
+from growkit.families.unit_layout import Sizes, fixed, plain
 
 ENCODER, DECODER = "layer", "decoder_layer"
 DEFAULTS = {

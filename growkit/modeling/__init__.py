@@ -7,7 +7,7 @@ imports torch): ``gda`` (Grouped Differential Attention), ``growkit`` (any other
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from growkit.model_code.files import export_code
+from growkit.model_code.exported import export_code
 from growkit.modeling.configuration_gda import GdaConfig
 from growkit.modeling.configuration_growkit import GrowkitConfig
 from growkit.modeling.configuration_growkit_t5 import GrowkitT5Config

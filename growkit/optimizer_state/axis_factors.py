@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from growkit.families.layout import IntArray
+from growkit.families.unit_layout import IntArray
 from growkit.surgery.axis_map import NEW, AxisMap
 from growkit.surgery.plan import Plan
 from growkit.surgery.symmetry import FRACTIONS, Symmetry, fraction_range

@@ -1,4 +1,7 @@
-"""Grown optimizer state on disk: safetensors keyed by parameter name.
+# SPDX-License-Identifier: Apache-2.0
+"""What state.json of a stored optimizer state has to hold. Imports pydantic.
+
+Grown optimizer state on disk: safetensors keyed by parameter name.
 
 Layout of ``growkit_optimizer/`` inside a grown checkpoint folder, which is published with it or not
 at all::
@@ -20,18 +23,50 @@ import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field, FiniteFloat
 
 from growkit.checkpoint import DTYPES, read_header
-from growkit.checkpoint.raw_bytes import byte_view, read_exactly
+from growkit.checkpoint.reading import byte_view, read_exactly
 from growkit.core.errors import CheckpointError
 from growkit.core.files import open_regular
 from growkit.core.json_files import read_json_object
 from growkit.core.names import OPTIMIZER_FOLDER
+from growkit.core.records import Record
 from growkit.core.writing import write_file
 from growkit.optimizer_state.source import MOMENTS, Array, Moment, OptimizerState, ParameterState
+
+Step = Annotated[FiniteFloat, Field(ge=0, le=2**53)]
+
+
+class ParameterRecord(Record):
+    """State of one parameter: its step counter, and the moments that the files hold for it."""
+
+    moments: list[str]
+    step: Step | None = None
+
+
+class SourceRecord(Record):
+    """Where the state came from, and the plain options of its parameter groups."""
+
+    groups: list[dict[str, Any]] = Field(default_factory=list)
+
+
+class RoleRecord(Record):
+    """How one kind of tensor was made."""
+
+    moments: str
+
+
+class StoreRecord(Record):
+    """See :mod:`growkit.optimizer_state.store`."""
+
+    parameters: dict[str, ParameterRecord]
+    source: SourceRecord
+    roles: dict[str, RoleRecord | list[RoleRecord]] = Field(default_factory=dict)
+
 
 FOLDER = OPTIMIZER_FOLDER
 INDEX = "state.json"
@@ -54,7 +89,6 @@ def index_of(folder: Path) -> dict[str, Any]:
             "Grow the checkpoint again with this version.",
         )
     from growkit.core.records import checked
-    from growkit.optimizer_state.store_record import StoreRecord
 
     # Every key that the model knows is there, with what it stands for when it was left out.
     return checked(StoreRecord, content, str(path), remedy=GROW_AGAIN).model_dump()

@@ -9,8 +9,8 @@ import yaml
 
 from growkit.core.errors import GrowkitError
 from growkit.core.files import read_text
-from growkit.core.markdown import markdown_code, markdown_text
 from growkit.core.names import README
+from growkit.core.printed_text import markdown_code, markdown_text
 from growkit.core.yaml_files import parse_yaml
 
 MAX_CARD_BYTES = 2_000_000

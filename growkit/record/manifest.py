@@ -1,4 +1,12 @@
-"""growkit.json: where a grown folder comes from, how it was made, what in it is new."""
+# SPDX-License-Identifier: Apache-2.0
+"""growkit.json: what a grown folder records of itself, written and read.
+
+What growkit_training.json has to hold for its readers. Imports pydantic.
+
+What growkit.json has to hold for its readers. Imports pydantic: imported where a file exists.
+
+growkit.json: where a grown folder comes from, how it was made, what in it is new.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +14,9 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import Field
 
 from growkit import __version__
 from growkit.checkpoint import Checkpoint, identity
@@ -14,9 +24,68 @@ from growkit.checkpoint.hub import origin
 from growkit.core.errors import CheckpointError
 from growkit.core.json_files import read_json_object
 from growkit.core.names import MANIFEST, TRAINING_RECORD
+from growkit.core.records import Record
 from growkit.record.new_parameters import abbreviated, new_parameters, written_out
 from growkit.record.plan_report import plan_report
 from growkit.surgery.plan import Plan
+
+
+class TrainingRecord(Record):
+    """The record of a finished run; older versions wrote fewer keys."""
+
+    steps: int | None = None
+    tokens: int | None = None
+    trained_tokens: int | None = None
+    stages: int | None = None
+    parameters: int | None = None
+    held_out_tokens: int | None = None
+    eval_loss: float | None = None
+    loss_before_growth: float | None = None
+    recipe: dict[str, Any] | None = None
+
+
+Range = list[int]
+Parts = dict[str, list[Range]]
+
+
+class ParentRecord(Record):
+    """Who the source was."""
+
+    name: str | None = None
+    revision: str | None = None
+
+
+class CostRecord(Record):
+    """Figures of one model."""
+
+    parameters: int | None = None
+
+
+class PlanRecord(Record):
+    """What a growth did."""
+
+    exactness: str | None = None
+    before: CostRecord | None = None
+    after: CostRecord | None = None
+
+
+class VerificationRecord(Record):
+    """What the verification said."""
+
+    summary: str | None = None
+
+
+class ManifestRecord(Record):
+    """The whole file."""
+
+    format: int = 1
+    parent: ParentRecord | None = None
+    request: dict[str, Any] | None = None
+    plan: PlanRecord | None = None
+    new_parameters: dict[str, Literal["all"] | Parts] | None = None
+    verification: VerificationRecord | None = None
+    lineage: list[Any] = Field(default_factory=list)
+
 
 FORMAT = 2  # 2: new_parameters abbreviated, see growkit.record.new_parameters
 REMEDY = "Copy the file from where the folder was grown, or remove it to continue without."
@@ -50,7 +119,6 @@ def expanded(content: dict[str, Any], file: str) -> dict[str, Any]:
         CheckpointError: a key holds what it cannot, or a later growkit wrote it.
     """
     from growkit.core.records import checked
-    from growkit.record.manifest_record import ManifestRecord
 
     record = checked(ManifestRecord, content, file, remedy=REMEDY)
     if record.format > FORMAT:
@@ -160,7 +228,6 @@ def read_training_record(folder: Path) -> dict[str, Any] | None:
     if not os.path.lexists(path):
         return None
     from growkit.core.records import checked
-    from growkit.record.training_record import TrainingRecord
 
     content = read_json_object(path, non_finite=True)
     checked(TrainingRecord, content, str(path))

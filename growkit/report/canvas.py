@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from growkit.core.errors import UsageError
-from growkit.core.plot_text import literal_text
+from growkit.core.printed_text import literal_text
 
 WIDTH = 6.2
 INK, SOFT, GRID, PAPER = "#1b1f24", "#6b7480", "#d5dae0", "#ffffff"

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from growkit import __version__
-from growkit.core.whole_file import write_whole
+from growkit.core.writing import write_whole
 from growkit.report.canvas import Figure, themed
 from growkit.report.figures import draw_figures
 from growkit.report.runs import Run

@@ -10,8 +10,8 @@ from typing import Any
 
 from growkit.checkpoint import open_checkpoint
 from growkit.core.errors import CheckpointError, GrowkitError, UsageError
+from growkit.core.files import output_path
 from growkit.core.names import CONFIG, METRICS, RECIPE
-from growkit.core.paths import output_path
 from growkit.core.yaml_files import read_yaml
 from growkit.families import family_of
 from growkit.record.cost import cost_of, training_flops

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from growkit.core.errors import UsageError
-from growkit.study.inputs import content_key
 from growkit.study.recipe import Start, StudyRecipe
-from growkit.study.records import Record, Records
 from growkit.study.results import Sweep
+from growkit.study.run_records import Record, Records
 from growkit.study.shapes import Lengths, Shape, Shapes
+from growkit.study.texts import content_key
 from growkit.training.read_recipe import make_recipe
 
 # Steps of a schedule that may be given as a part of the whole: here, of the budget's FLOPs.

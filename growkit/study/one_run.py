@@ -33,14 +33,14 @@ from growkit.core import records as core_records
 from growkit.core.errors import CheckpointError, Diverged, GrowkitError
 from growkit.core.files import open_lock
 from growkit.core.names import METRICS, RECIPE
+from growkit.core.printed_text import printable
 from growkit.core.systems import lock_record
-from growkit.core.terminal_text import printable
-from growkit.core.whole_file import write_whole
+from growkit.core.writing import write_whole
 from growkit.core.yaml_files import read_yaml
 from growkit.record.manifest import read_training_record
-from growkit.study import records as kept
+from growkit.study import run_records as kept
 from growkit.study.recipe import Start
-from growkit.study.records import MODEL, NODE, RECORD, Record, can_go_on, read_record
+from growkit.study.run_records import MODEL, NODE, RECORD, Record, can_go_on, read_record
 from growkit.study.shapes import apply_change
 from growkit.training.metrics import read_metrics
 from growkit.training.read_recipe import make_recipe
@@ -239,7 +239,7 @@ def main(arguments: Sequence[str]) -> int:
     Args:
         arguments: the folder, and the process id of the study that waits for the run.
     """
-    from growkit.core.threads import wait_passively
+    from growkit.core.process import wait_passively
 
     wait_passively()
     folder, parent = Path(arguments[0]), int(arguments[1])

@@ -16,7 +16,7 @@ from typing import Any
 
 from growkit.core.errors import UsageError
 from growkit.core.quantities import human_count, human_seconds, percent
-from growkit.core.whole_file import write_whole
+from growkit.core.writing import write_whole
 from growkit.report.canvas import Figure
 from growkit.report.page import (
     figures_html,

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from growkit.core.errors import UsageError, nearest
-from growkit.recipe.problems import by_override, nearest_key, validated
+from growkit.recipe.section import by_override, nearest_key, validated
 from growkit.study.recipe import Start, StudyRecipe
 from growkit.surgery.request import GrowthRequest
 from growkit.training.read_recipe import read_values

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from growkit.core.errors import CheckpointError, UsageError
 from growkit.core.json_files import read_json_object
-from growkit.core.whole_file import write_whole
+from growkit.core.writing import write_whole
 
 FORMAT = 1
 STUDY_FILE = "study.json"

@@ -20,11 +20,11 @@ from typing import IO
 from growkit.core.errors import UsageError
 from growkit.core.names import METRICS
 from growkit.core.progress import Progress, Reporter
-from growkit.core.whole_file import write_whole
+from growkit.core.writing import write_whole
 from growkit.study.nodes import Node
 from growkit.study.one_run import BUSY
 from growkit.study.recipe import Base, Start
-from growkit.study.records import MODEL, NODE, Records
+from growkit.study.run_records import MODEL, NODE, Records
 from growkit.training.metrics import read_metrics
 
 POLL = 0.5

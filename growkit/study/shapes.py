@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from growkit.checkpoint import open_checkpoint
 from growkit.core.errors import UsageError
-from growkit.core.whole_file import make_whole
+from growkit.core.writing import make_whole
 from growkit.families import Family, family_of
 from growkit.record.cost import cost_of, training_flops
 from growkit.study.recipe import Base, Start, StudyRecipe

@@ -19,15 +19,15 @@ import yaml
 
 from growkit.core.errors import UsageError
 from growkit.core.progress import Reporter, Silent
-from growkit.core.whole_file import write_whole
-from growkit.study.inputs import Inputs, open_inputs
+from growkit.core.writing import write_whole
 from growkit.study.nodes import Node, Nodes, SweepDiverged, Waiting, finished
 from growkit.study.recipe import StudyRecipe
-from growkit.study.records import Record, Records
 from growkit.study.results import Arm, Comparison, Phase, Point, Run, StudyResult
+from growkit.study.run_records import Record, Records
 from growkit.study.runner import Runner, slots
 from growkit.study.selection import Choice, Line, Planned, outline, planned_runs
 from growkit.study.shapes import Shapes
+from growkit.study.texts import Inputs, open_inputs
 
 RECIPE = "study.yaml"
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from typing import TYPE_CHECKING, Literal
 
+from growkit.core.printed_text import printable
 from growkit.core.quantities import human_count, human_seconds, percent
-from growkit.core.terminal_text import printable
 from growkit.study.results import Arm, StudyResult
 from growkit.study.savings import ArmFigures, Saving, arm_figures, learning_rates, mean_of
 from growkit.study.statistics import Estimate, Finding, Spread, findings, seeds_text, spread_of

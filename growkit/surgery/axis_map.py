@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from growkit.families.layout import IntArray
+from growkit.families.unit_layout import IntArray
 
 NEW = -1
 

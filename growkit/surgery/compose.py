@@ -10,8 +10,8 @@ import numpy as np
 
 from growkit.core.errors import GrowkitError, UsageError
 from growkit.families import Family
-from growkit.families.experts import moved_layers
-from growkit.families.layout import Sizes
+from growkit.families.expert_tensors import moved_layers
+from growkit.families.unit_layout import Sizes
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import NEW, AxisMap
 from growkit.surgery.effect import (

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from growkit.core.errors import GrowkitError
 from growkit.families.base import Dim
-from growkit.families.layout import IntArray, Units
+from growkit.families.unit_layout import IntArray, Units
 from growkit.surgery.axis_map import NEW, AxisMap, copy_multiplicity, copy_rank
 from growkit.surgery.effect import SILENT, Alias, Fill, NewUnits
 

@@ -100,7 +100,7 @@ class NewTokens:
     """How the rows of new tokens start (:mod:`growkit.surgery.token_rows`).
 
     Attributes:
-        method: one of :data:`growkit.vocabulary.rows.METHODS`.
+        method: one of :data:`growkit.vocabulary.embedding_rows.METHODS`.
         parts: new row -> the old rows whose mean it is.
         old_tokens: rows of the old table that belong to tokens.
     """

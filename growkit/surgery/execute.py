@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from growkit.checkpoint import DTYPES, ShardWriter, TensorInfo
-from growkit.checkpoint.comparison import ShardComparison
+from growkit.checkpoint.writer import ShardComparison
 from growkit.families.lambda_schedule import LAMBDA_ROLES
 from growkit.surgery.effect import Fill
 from growkit.surgery.expand import (

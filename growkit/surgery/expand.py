@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from growkit.families.layout import IntArray
+from growkit.families.unit_layout import IntArray
 from growkit.surgery.axis_map import NEW
 from growkit.surgery.dim_map import DimMap
 from growkit.surgery.symmetry import Symmetry, compute_dtype, shares

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from growkit.checkpoint import DTYPES, Checkpoint
-from growkit.families.layout import IntArray
+from growkit.families.unit_layout import IntArray
 from growkit.surgery.effect import NewTokens
 from growkit.surgery.symmetry import random_bits
 

@@ -21,10 +21,10 @@ from typing import Any
 from growkit.core.errors import CheckpointError
 from growkit.core.files import read_bytes
 from growkit.core.json_files import parse_json_object
-from growkit.core.plot_text import literal_text
+from growkit.core.printed_text import literal_text
 from growkit.core.progress import Reporter
 from growkit.core.records import checked
-from growkit.core.whole_file import write_whole
+from growkit.core.writing import write_whole
 from growkit.training.run_files import MetricsLine
 
 MOST_BYTES = 1 << 30

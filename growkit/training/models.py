@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from growkit.checkpoint import open_checkpoint
-from growkit.checkpoint.vocabulary import resize_remedy
 from growkit.core.errors import CheckpointError, UsageError, nearest
 from growkit.core.names import MANIFEST, TRAINING_RECORD
 from growkit.data.tokenizer import copy_tokenizer
@@ -20,6 +19,7 @@ from growkit.training.published import move_into
 from growkit.training.rate_rule import Factors, rate_factors
 from growkit.training.recipe import ModelSection, Recipe
 from growkit.verification.loading import reason, register_own_models
+from growkit.vocabulary.tokenizer_size import resize_remedy
 
 
 def build_model(section: ModelSection, tokenizer: Any, seed: int) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 from growkit.core.errors import UsageError
 from growkit.core.files import read_text
 from growkit.core.yaml_files import MAX_YAML_BYTES, RECIPE_REMEDY, IncrementLoader, parse_yaml
-from growkit.recipe.problems import validated
+from growkit.recipe.section import validated
 from growkit.training.recipe import Recipe
 from growkit.training.recipe_checks import (
     check_averaging,

@@ -10,14 +10,14 @@ from typing import Any
 
 import yaml
 
-from growkit.checkpoint.written_names import RUN_FILES
+from growkit.checkpoint.side_files import RUN_FILES
 from growkit.core.errors import CheckpointError, GrowkitError, UsageError
 from growkit.core.files import open_lock
 from growkit.core.names import METRICS, RECIPE, TRAINING_RECORD
 from growkit.core.progress import Reporter
 from growkit.core.records import read_record
 from growkit.core.systems import lock_record
-from growkit.core.whole_file import write_whole
+from growkit.core.writing import write_whole
 from growkit.core.yaml_files import read_yaml
 from growkit.training import checkpoints, metrics
 from growkit.training.leftovers import remove

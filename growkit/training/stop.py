@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from growkit.core.signals import leave_terminal, stopping_signals
+from growkit.core.process import leave_terminal, stopping_signals
 from growkit.training.parallel.processes import Processes
 
 

@@ -1,5 +1,6 @@
 """Proof on written files: two checkpoint folders, loaded by transformers, compute the same."""
 
+from growkit.verification.comparison import verify_checkpoints
 from growkit.verification.report import (
     CachedSteps,
     Generation,
@@ -7,7 +8,6 @@ from growkit.verification.report import (
     LongWindow,
     VerificationReport,
 )
-from growkit.verification.run import verify_checkpoints
 from growkit.verification.tolerance import tolerance
 
 __all__ = [

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from growkit.verification import inputs
+from growkit.verification import model_inputs as inputs
 from growkit.verification.routing import RepeatedChoices
 
 # Of a model's own rounding, and of what rounded weights do: by how much B may differ.

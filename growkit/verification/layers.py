@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from growkit.verification.folder import Folder
-from growkit.verification.inputs import arguments, is_encoder_decoder
+from growkit.verification.model_inputs import arguments, is_encoder_decoder
 from growkit.verification.report import LayerDifference
 from growkit.verification.tolerance import tolerance
+from growkit.verification.written_folder import Folder
 
 
 def layer_stacks(model: Any) -> dict[str, nn.ModuleList]:

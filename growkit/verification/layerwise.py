@@ -11,7 +11,6 @@ from safetensors import safe_open
 from torch import nn
 
 from growkit.core.errors import UsageError
-from growkit.verification.folder import Folder
 from growkit.verification.loading import (
     check_complete,
     load_error,
@@ -19,6 +18,7 @@ from growkit.verification.loading import (
     read_config,
     register_own_models,
 )
+from growkit.verification.written_folder import Folder
 
 
 class LayerwiseModel:

@@ -13,7 +13,7 @@ from torch import nn
 
 from growkit.core.errors import CheckpointError, VerificationFailed
 from growkit.variants.catalogue import config_reader
-from growkit.verification.folder import Folder
+from growkit.verification.written_folder import Folder
 
 
 @contextlib.contextmanager

@@ -9,17 +9,19 @@ from typing import Any
 import torch
 
 from growkit.core.errors import UsageError, VerificationFailed
-from growkit.verification import inputs, layers, loading, memory
+from growkit.verification import affordable as memory
+from growkit.verification import layers, loading
+from growkit.verification import model_inputs as inputs
 from growkit.verification.amplification import (
     OWN_FACTOR,
     STORED_FACTOR,
     own_rounding,
     stored_rounding,
 )
-from growkit.verification.folder import Folder
 from growkit.verification.layerwise import load_layerwise
 from growkit.verification.tolerance import root_mean_square, tolerance
 from growkit.verification.vocabulary_view import VocabularyView
+from growkit.verification.written_folder import Folder
 
 
 @dataclass

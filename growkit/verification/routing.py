@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from growkit.verification.folder import Folder
 from growkit.verification.layers import layer_stacks
 from growkit.verification.tolerance import tolerance
+from growkit.verification.written_folder import Folder
 
 Allowed = Callable[[float], float]  # root mean square of router logits -> gap that is a tie
 

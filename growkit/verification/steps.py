@@ -13,15 +13,12 @@ import torch
 from growkit.checkpoint import open_checkpoint
 from growkit.core.errors import GrowkitError
 from growkit.diff.recorded_plan import recorded_plan
-from growkit.verification import inputs, layers
-from growkit.verification.cached import KINDS, cached_steps, supports
-from growkit.verification.configs import compare_configs
-from growkit.verification.figures import LogitFigures
-from growkit.verification.folder import dtype_name
-from growkit.verification.generation import compare_generation
-from growkit.verification.long_window import TAIL, Reach, position_limit, tail_logits
+from growkit.verification import layers
+from growkit.verification import model_inputs as inputs
+from growkit.verification.decoding import KINDS, cached_steps, compare_generation, supports
+from growkit.verification.logit_figures import LogitFigures
+from growkit.verification.long_window import TAIL, Reach, is_dynamic, position_limit, tail_logits
 from growkit.verification.pair import Pair
-from growkit.verification.reach import is_dynamic
 from growkit.verification.report import (
     CachedSteps,
     ConfigFields,
@@ -32,7 +29,8 @@ from growkit.verification.report import (
     TableRows,
 )
 from growkit.verification.routing import RepeatedChoices, Ties, same_choices
-from growkit.verification.rows import rows_by_plan, rows_of_a
+from growkit.verification.stored_values import compare_configs, rows_by_plan, rows_of_a
+from growkit.verification.written_folder import dtype_name
 
 Whole = dict[str, tuple[torch.Tensor, RepeatedChoices]]
 CACHED_TOKENS = 64  # behind which caches are compared where no config field asks for more

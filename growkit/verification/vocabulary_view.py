@@ -19,12 +19,12 @@ import torch
 
 from growkit.core.errors import UsageError
 from growkit.samples import sample_text
-from growkit.verification.folder import Folder
-from growkit.verification.inputs import is_encoder_decoder
 from growkit.verification.layerwise import LayerwiseModel
+from growkit.verification.model_inputs import is_encoder_decoder
 from growkit.verification.report import VocabularyFigures
 from growkit.verification.windows import Encode, encoder
-from growkit.vocabulary.rows import NEW, VocabularyRows, rows_of_size, rows_of_tokenizer
+from growkit.verification.written_folder import Folder
+from growkit.vocabulary.embedding_rows import NEW, VocabularyRows, rows_of_size, rows_of_tokenizer
 from growkit.vocabulary.tokens import read_tokens
 
 _ID_FIELDS = ("_token_id", "_token_ids")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from growkit.core.json_files import parse_json_object
-from growkit.vocabulary.rows import NEW, VocabularyRows
+from growkit.vocabulary.embedding_rows import NEW, VocabularyRows
 from growkit.vocabulary.tokens import Tokens
 
 _ENDINGS = ("_token_id", "_token_ids", "_token_index")

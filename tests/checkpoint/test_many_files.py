@@ -14,7 +14,7 @@ import pytest
 import tiny_checkpoints as tiny
 
 from growkit.checkpoint import OutputTensor, ShardWriter, open_checkpoint, plan_shards
-from growkit.checkpoint.open_files import OpenFiles
+from growkit.checkpoint.reading import OpenFiles
 
 # The limit is of the process, and the one that runs the tests has many files open.
 LIMITED = """
@@ -81,7 +81,7 @@ def test_threads_and_evictions_keep_every_byte(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Eight threads write and read sixteen shards through two descriptors."""
-    monkeypatch.setattr("growkit.checkpoint.open_files.affordable_files", lambda: 2)
+    monkeypatch.setattr("growkit.checkpoint.reading.affordable_files", lambda: 2)
     synced: list[int] = []
     monkeypatch.setattr(os, "fsync", synced.append)
     tensors = [OutputTensor(f"t{number:02}", "U8", (64,)) for number in range(16)]

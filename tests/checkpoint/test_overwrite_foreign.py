@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tiny_checkpoints as tiny
 
-from growkit.checkpoint.written_names import foreign_files
+from growkit.checkpoint.side_files import foreign_files
 from growkit.cli.main import main
 
 

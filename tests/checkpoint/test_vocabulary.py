@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import tiny_checkpoints as tiny
 
-from growkit.checkpoint.vocabulary import check_ids, tokens_of
 from growkit.core.errors import CheckpointError
+from growkit.vocabulary.tokenizer_size import check_ids, tokens_of
 
 BPE = {"model": {"vocab": {"a": 0, "b": 9}}, "added_tokens": [{"id": 11, "content": "<x>"}]}
 UNIGRAM = {"model": {"vocab": [["a", 0.0], ["b", -1.0]]}}

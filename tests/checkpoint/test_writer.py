@@ -26,8 +26,8 @@ from growkit.checkpoint import (
     content_hash,
     open_checkpoint,
     plan_shards,
-    raw_bytes,
 )
+from growkit.checkpoint import reading as raw_bytes
 from growkit.core.errors import CheckpointError, GrowkitError
 
 Make = Callable[..., Path]

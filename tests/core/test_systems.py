@@ -37,7 +37,7 @@ codes = [
     main(["grow", source, "--ffn", "x3", "--out", out, "--no-verify", "--overwrite", "--quiet"]),
 ]
 assert "torch" not in sys.modules
-import growkit.study.one_run, growkit.model_code.refresh
+import growkit.study.one_run, growkit.model_code.renew
 print(codes)
 """
 WINDOWS = {

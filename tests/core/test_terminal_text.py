@@ -13,7 +13,7 @@ from tiny_checkpoints import llama_config, make_folder, write_folder
 
 from growkit.cli.main import main
 from growkit.cli.output import Output
-from growkit.core.terminal_text import printable
+from growkit.core.printed_text import printable
 
 HOSTILE = (
     "a[/x][bold red]b[link=http://x]:smile:\x1b[2J\x9b1m\u202eevil\u2066\r\x08\nerror: z\udc80"
@@ -59,7 +59,7 @@ def test_everything_that_output_prints_is_literal(
 
 
 def test_progress_descriptions_and_figures_are_literal(monkeypatch: pytest.MonkeyPatch) -> None:
-    from growkit.cli.console import LiteralConsole
+    from growkit.cli.output import LiteralConsole
 
     output = Output()
     terminal = io.StringIO()

@@ -22,8 +22,8 @@ from variant_checkpoints import VARIANTS, write_variant
 
 from growkit.core.errors import CheckpointError, UsageError
 from growkit.evaluation.attention_maps import LayerMaps, observe
-from growkit.verification.folder import open_folder
 from growkit.verification.loading import load_model
+from growkit.verification.written_folder import open_folder
 
 IDS = torch.arange(3, 3 + 2 * 9).view(2, 9)
 GDA = {

@@ -13,8 +13,8 @@ from tiny_checkpoints import gda_config, llama_config, make_folder
 from growkit.evaluation.context_noise import ContextNoise, measure_context_noise
 from growkit.evaluation.model import LoadedModel
 from growkit.evaluation.needles import FORMS, make_haystacks
-from growkit.verification.folder import open_folder
 from growkit.verification.loading import load_model
+from growkit.verification.written_folder import open_folder
 
 DEPTHS = (0.0, 0.5, 1.0)
 

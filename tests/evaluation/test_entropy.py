@@ -9,11 +9,10 @@ import pytest
 import torch
 from tiny_checkpoints import gda_config, llama_config, make_folder
 
-from growkit.evaluation.attention_maps import row_entropy
-from growkit.evaluation.entropy import AttentionEntropy, measure_entropy
+from growkit.evaluation.attention_maps import AttentionEntropy, measure_entropy, row_entropy
 from growkit.evaluation.model import LoadedModel
-from growkit.verification.folder import open_folder
 from growkit.verification.loading import load_model
+from growkit.verification.written_folder import open_folder
 
 WINDOWS = torch.arange(4 * 12).view(4, 12)
 MEAN_LOG = sum(math.log(seen) for seen in range(2, 13)) / 11

@@ -20,8 +20,8 @@ from growkit.evaluation.outliers import (
     attention_logits,
     measure_outliers,
 )
-from growkit.verification.folder import open_folder
 from growkit.verification.loading import load_model
+from growkit.verification.written_folder import open_folder
 
 IDS = torch.arange(3 * 10).view(3, 10)
 CONFIGS = {"llama": llama_config(), "gda": gda_config(), "diffllama": diffllama_config()}

@@ -23,8 +23,8 @@ from growkit.evaluation.retrieval import (
     measure_retrieval,
     wilson,
 )
-from growkit.verification.folder import open_folder
 from growkit.verification.loading import load_model
+from growkit.verification.written_folder import open_folder
 
 DEPTHS = (0.0, 0.5, 1.0)
 

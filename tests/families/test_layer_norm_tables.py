@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from growkit.core.errors import CheckpointError, UsageError
 from growkit.families import family_of
-from growkit.families.head_dim import PartialRotary
+from growkit.families.head_dim_rules import PartialRotary
 
 BIAS_SWITCHES = {"gpt_neox": "attention_bias", "opt": "enable_bias"}
 CASES = [

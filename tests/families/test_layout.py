@@ -7,7 +7,7 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from growkit.families.layout import (
+from growkit.families.unit_layout import (
     Units,
     adjacent_parts,
     fixed,

@@ -10,8 +10,9 @@ import torch
 from gda_cases import FORM_IDS, FORMS, HEADS, gda_config, scatter_weights
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+from growkit.families.lambda_schedule import LAMBDA_ROLES
 from growkit.modeling import GdaForCausalLM, GdaModel
-from growkit.variants.gda.attention import LAMBDA_NAMES, gda_attention_reference
+from growkit.variants.gda.attention import gda_attention_reference
 
 KEYS = pytest.mark.parametrize("noise_keys", ["own", "shared"])
 needs_compiler = pytest.mark.skipif(
@@ -166,7 +167,7 @@ def test_bf16_runs_close_to_fp32_with_lambda_in_fp32(noise_keys, norm, tmp_path)
     half = GdaForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
     dtypes = {name: p.dtype for name, p in half.named_parameters()}
     for name, dtype in dtypes.items():
-        vector = name.rsplit(".", 1)[-1] in LAMBDA_NAMES
+        vector = name.rsplit(".", 1)[-1] in LAMBDA_ROLES
         assert dtype == (torch.float32 if vector else torch.bfloat16), name
     logits = half(tokens()).logits
     assert logits.dtype == torch.bfloat16
@@ -226,7 +227,7 @@ def test_fresh_weights_have_the_configured_spread():
     layer = model.model.layers[0]
     for weight in (model.lm_head.weight, layer.self_attn.q_proj.weight, layer.mlp.up_proj.weight):
         assert weight.std().item() == pytest.approx(0.02, rel=0.05)
-    vectors = [getattr(m.self_attn, n) for m in model.model.layers for n in LAMBDA_NAMES]
+    vectors = [getattr(m.self_attn, n) for m in model.model.layers for n in LAMBDA_ROLES]
     assert torch.cat(vectors).std().item() == pytest.approx(0.1, rel=0.15)
     assert torch.equal(layer.self_attn.subln.weight, torch.ones(128))
     assert torch.allclose(layer.mlp.act_fn.weight, torch.full((3,), 1 / 3))

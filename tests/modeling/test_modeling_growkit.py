@@ -22,8 +22,8 @@ from transformers import (
 )
 from variant_cases import CASES, config_of, model_of, tokens
 
+from growkit.families.lambda_schedule import LAMBDA_ROLES
 from growkit.modeling import GdaForCausalLM, GrowkitForCausalLM, GrowkitModel
-from growkit.variants.gda.attention import LAMBDA_NAMES
 from growkit.variants.sas.attention import HeadSimulation
 
 EVERY_CASE = pytest.mark.parametrize("case", CASES)
@@ -188,7 +188,7 @@ def test_bf16_runs_close_to_fp32(case, tmp_path):
     model.save_pretrained(tmp_path)
     half = GrowkitForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
     for name, parameter in half.named_parameters():
-        vector = name.rsplit(".", 1)[-1] in LAMBDA_NAMES
+        vector = name.rsplit(".", 1)[-1] in LAMBDA_ROLES
         assert parameter.dtype == (torch.float32 if vector else torch.bfloat16), name
     logits = half(tokens()).logits
     assert logits.dtype == torch.bfloat16

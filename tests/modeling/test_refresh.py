@@ -13,9 +13,9 @@ from without_growkit import run_without_growkit
 
 from growkit.cli.main import main
 from growkit.core.errors import UsageError
-from growkit.model_code import refresh
-from growkit.model_code.files import HEADER, code_files
-from growkit.model_code.refresh import WORK, refresh_code
+from growkit.model_code import renew as refresh
+from growkit.model_code.exported import HEADER, code_files
+from growkit.model_code.renew import WORK, refresh_code
 from growkit.variants.shared.layer_keywords import LAYERS_WRITE_EVERY_CACHE
 
 # What 0.1.0 wrote into a folder of model_type gda, file by file.

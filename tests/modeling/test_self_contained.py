@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from variant_cases import CASES, model_of
 from without_growkit import run_without_growkit
 
-from growkit.model_code.files import (
+from growkit.model_code.exported import (
     MODEL_TYPES,
     ROOT,
     auto_map,
@@ -102,7 +102,7 @@ def test_code_is_written_without_torch_transformers_or_the_model(tmp_path, model
     """What `growkit grow` calls; also with the model's own module names imported nowhere."""
     script = (
         "import sys, json; sys.path.insert(0, sys.argv[1])\n"
-        "from growkit.model_code.files import export_code\n"
+        "from growkit.model_code.exported import export_code\n"
         "auto_map = export_code(sys.argv[2], sys.argv[3])\n"
         "heavy = {'torch', 'transformers', 'numpy', 'growkit.modeling'} & set(sys.modules)\n"
         "print(json.dumps([auto_map, sorted(heavy)]))"

@@ -82,7 +82,7 @@ def test_steps_of_one_block_and_of_many_are_equal(
 ) -> None:
     request = {"hidden": "x2", "ffn": "+5", "signal_heads": "x2"}
     grow(source.folder, tmp_path / "a", **request)
-    monkeypatch.setattr("growkit.optimizer_state.moments.BLOCK_ELEMENTS", 7)
+    monkeypatch.setattr("growkit.optimizer_state.write.BLOCK_ELEMENTS", 7)
     grow(source.folder, tmp_path / "b", threads=3, **request)
     for kind in ("exp_avg", "exp_avg_sq"):
         a, b = (tmp_path / n / FOLDER / f"{kind}.safetensors" for n in "ab")

@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 from growkit.cli.main import main
 from growkit.core.errors import CheckpointError
 from growkit.optimizer_state.dcp_index import read_index
-from growkit.optimizer_state.sharded import read_sharded
+from growkit.optimizer_state.find import read_sharded
 from growkit.training.parallel.sharded_optimizer import load_optimizer, save_optimizer
 
 TORCH = "torch.distributed.checkpoint.metadata"

@@ -11,10 +11,10 @@ import pytest
 from tiny_studies import TINY_GDA, keep, nodes_of, opened, record_of, study_of, values
 
 from growkit.core.errors import UsageError
-from growkit.study.inputs import _fingerprint
 from growkit.study.nodes import Nodes, SweepDiverged, Waiting
-from growkit.study.records import read_record
+from growkit.study.run_records import read_record
 from growkit.study.selection import Choice, choose
+from growkit.study.texts import _fingerprint
 
 RATES = [1e-3, "1e-2", 0.1]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from growkit.study.records import TEXT_OF_A_DOCUMENT, measures
+from growkit.study.run_records import TEXT_OF_A_DOCUMENT, measures
 from growkit.training.read_recipe import make_recipe
 from growkit.training.recipe import Recipe
 

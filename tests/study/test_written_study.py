@@ -22,8 +22,8 @@ from growkit.cli.main import main
 from growkit.study.caveats import limits
 from growkit.study.figures import band_of, common_start, draw_figures, growths, line_look, loss_band
 from growkit.study.page import markdown, studies_in, study_page, write_study
-from growkit.study.records import read_record
 from growkit.study.results import Phase, StudyResult, read_result, result_from
+from growkit.study.run_records import read_record
 from growkit.study.savings import arm_figures
 from growkit.study.table import (
     comparisons,

@@ -10,8 +10,8 @@ from typing import Any
 from growkit.study.nodes import Nodes
 from growkit.study.read_recipe import make_study
 from growkit.study.recipe import StudyRecipe
-from growkit.study.records import Record, Records
 from growkit.study.results import StudyResult
+from growkit.study.run_records import Record, Records
 from growkit.study.study import Study
 
 TINY_GDA = {

@@ -12,7 +12,7 @@ from test_axis_map import axis_maps
 
 from growkit.core.errors import GrowkitError
 from growkit.families.base import consumes, produces
-from growkit.families.layout import adjacent_parts, head_dim, plain, split_parts
+from growkit.families.unit_layout import adjacent_parts, head_dim, plain, split_parts
 from growkit.surgery.axis_map import NEW, AxisMap
 from growkit.surgery.dim_map import DimMap, map_dim
 from growkit.surgery.expand import RowTargets

@@ -18,7 +18,7 @@ from growkit.checkpoint import open_checkpoint
 from growkit.core.errors import UsageError
 from growkit.families import FAMILIES
 from growkit.families.base import Dim, consumes, produces
-from growkit.families.layout import Sizes, Units, plain, split_parts
+from growkit.families.unit_layout import Sizes, Units, plain, split_parts
 from growkit.record.inspect import inspect_checkpoint
 from growkit.surgery.plan import build_plan
 from growkit.surgery.request import GrowthRequest

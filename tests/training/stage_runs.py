@@ -53,7 +53,7 @@ def main() -> None:
     import growkit.optimizer_state.find
     import growkit.training.growth.stages
     import growkit.training.trainer
-    import growkit.verification.run  # noqa: F401  imported once, not in every child
+    import growkit.verification.comparison  # noqa: F401  imported once, not in every child
 
     killed = []
     for wish in [*wishes, {}]:

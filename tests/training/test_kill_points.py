@@ -24,7 +24,7 @@ def imported() -> None:
     import growkit.optimizer_state.find
     import growkit.training.growth.stages
     import growkit.training.trainer
-    import growkit.verification.run  # noqa: F401
+    import growkit.verification.comparison  # noqa: F401
 
 
 def train_command(values: dict[str, Any], place: Path) -> Callable[[Path], Work]:

@@ -19,7 +19,7 @@ from training_runs import figures, make, recipe_values, weights
 
 from growkit.cli.main import main
 from growkit.core.errors import CheckpointError, GrowkitError
-from growkit.core.signals import stopping_signals
+from growkit.core.process import stopping_signals
 from growkit.training import train
 from growkit.training.checkpoints import newest_whole
 from growkit.training.metrics import read_metrics

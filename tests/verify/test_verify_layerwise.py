@@ -12,10 +12,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from growkit.core.errors import UsageError
 from growkit.verification import verify_checkpoints
-from growkit.verification.folder import open_folder
+from growkit.verification.affordable import both_fit
 from growkit.verification.layerwise import load_layerwise
 from growkit.verification.loading import load_model
-from growkit.verification.memory import both_fit
+from growkit.verification.written_folder import open_folder
 
 IDS = torch.arange(40).reshape(2, 20)
 

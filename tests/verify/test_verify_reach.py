@@ -18,8 +18,9 @@ from family_checkpoints import (
 
 from growkit.growing import grow_checkpoint
 from growkit.surgery.request import GrowthRequest
-from growkit.verification import VerificationReport, cost, verify_checkpoints
-from growkit.verification.reach import longest_boundary
+from growkit.verification import VerificationReport, verify_checkpoints
+from growkit.verification import affordable as cost
+from growkit.verification.long_window import longest_boundary
 
 
 def compare(a: Path, b: Path, **options: Any) -> VerificationReport:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from growkit.core.errors import UsageError
-from growkit.vocabulary.rows import NEW, padded, rows_of_size, rows_of_tokenizer
+from growkit.vocabulary.embedding_rows import NEW, padded, rows_of_size, rows_of_tokenizer
 from growkit.vocabulary.token_ids import moved_ids
 from growkit.vocabulary.tokens import read_tokens
 from tests.vocabulary.tokenizers_made import ENGLISH, GERMAN, byte_level, metaspace, with_added

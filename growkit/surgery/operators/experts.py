@@ -33,7 +33,7 @@ from growkit.core.errors import UsageError
 from growkit.families.upcycling import UPCYCLINGS
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import AxisMap
-from growkit.surgery.effect import Effect, Exactness, ModelShape, require_axis
+from growkit.surgery.effect import Effect, Exactness, ModelShape
 from growkit.surgery.operators import OperatorRow
 from growkit.surgery.request import GrowthRequest
 from growkit.surgery.symmetry import Symmetry
@@ -62,7 +62,6 @@ class Experts:
     widened: bool = False
 
     def apply(self, shape: ModelShape) -> Effect:
-        require_axis(shape, "layer", "--experts")  # not where the family refuses it
         dense = "expert" not in shape.sizes
         experts = 1 if dense else shape.sizes["expert"]
         target = self.amount.resolve(experts, "--experts", "experts")

@@ -26,7 +26,7 @@ from typing import ClassVar
 from growkit.core.errors import UsageError
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import AxisMap
-from growkit.surgery.effect import Effect, Exactness, Fill, ModelShape, NewUnits, require_axis
+from growkit.surgery.effect import Effect, Exactness, Fill, ModelShape, NewUnits
 from growkit.surgery.operators import OperatorRow
 from growkit.surgery.request import GrowthRequest
 
@@ -41,7 +41,6 @@ class HeadDim:
     amount: Amount
 
     def apply(self, shape: ModelShape) -> Effect:
-        require_axis(shape, "head_dim", "--head-dim")
         size, rule = shape.sizes["head_dim"], shape.family.head_dim
         if rule.refusal:
             instead = "--signal-heads" if shape.family.differential else "--query-heads or --heads"

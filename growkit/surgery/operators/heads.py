@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from growkit.families.layout import IntArray
+from growkit.families.unit_layout import IntArray
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import NEW, AxisMap
 from growkit.surgery.effect import Effect, Exactness, ModelShape, require_axis

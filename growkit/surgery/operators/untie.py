@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from growkit.core.errors import UsageError
-from growkit.surgery.effect import Effect, Exactness, ModelShape, require_axis
+from growkit.surgery.effect import Effect, Exactness, ModelShape
 from growkit.surgery.operators import OperatorRow
 from growkit.surgery.request import GrowthRequest
 
@@ -15,7 +15,6 @@ class UntieEmbeddings:
     """Write ``lm_head.weight`` as a copy of the embedding (Motif 2.6B -> Motif-2-12.7B)."""
 
     def apply(self, shape: ModelShape) -> Effect:
-        require_axis(shape, "tied", "--untie-embeddings")
         if not shape.sizes["tied"]:
             raise UsageError(
                 "--untie-embeddings: the embeddings of this checkpoint are not tied.",

@@ -19,7 +19,12 @@ from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import AxisMap
 from growkit.surgery.effect import Effect, Exactness, Fill, ModelShape, NewTokens, NewUnits
 from growkit.surgery.operators import OperatorRow
-from growkit.vocabulary.rows import VocabularyRows, padded, rows_of_size, rows_of_tokenizer
+from growkit.vocabulary.embedding_rows import (
+    VocabularyRows,
+    padded,
+    rows_of_size,
+    rows_of_tokenizer,
+)
 from growkit.vocabulary.token_ids import moved_ids, special_ids
 from growkit.vocabulary.tokenizer_files import (
     TEMPLATES,

@@ -13,7 +13,7 @@ from typing import Any
 
 from growkit.core.names import METRICS
 from growkit.core.progress import Reporter
-from growkit.core.whole_file import write_whole
+from growkit.core.writing import write_whole
 from growkit.record.manifest import read_manifest
 from growkit.training import metrics
 from growkit.training.published import published

@@ -10,7 +10,7 @@ from typing import Any
 from growkit.core.errors import UsageError
 from growkit.families import differential as diff
 from growkit.families.base import Config, required
-from growkit.families.layout import Sizes
+from growkit.families.unit_layout import Sizes
 from growkit.variants.gda.family import (
     FRESH_LAMBDA_INIT,
     GDA,

@@ -18,9 +18,9 @@ from growkit.families.decoder import (
     norm_tensors,
     outer_tensors,
 )
-from growkit.families.head_dim import OUTPUT_NORM, HeadDimRule
+from growkit.families.head_dim_rules import OUTPUT_NORM, HeadDimRule
 from growkit.families.lambda_schedule import diff_lambda_init
-from growkit.families.layout import Sizes, halves, head_dim, split_parts
+from growkit.families.unit_layout import Sizes, halves, head_dim, split_parts
 
 
 def _sizes(config: Config) -> dict[str, int]:

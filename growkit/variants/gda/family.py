@@ -18,9 +18,9 @@ from growkit.families.decoder import (
     norm_tensors,
     outer_tensors,
 )
-from growkit.families.head_dim import OUTPUT_NORM, HeadDimRule
+from growkit.families.head_dim_rules import OUTPUT_NORM, HeadDimRule
 from growkit.families.lambda_schedule import lambda_init_schedule
-from growkit.families.layout import Sizes, adjacent_parts, head_dim, stripes
+from growkit.families.unit_layout import Sizes, adjacent_parts, head_dim, stripes
 
 
 def _sizes(config: Config) -> dict[str, int]:

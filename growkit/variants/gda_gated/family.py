@@ -12,7 +12,7 @@ from growkit.core.errors import UsageError
 from growkit.families import decoder
 from growkit.families import differential as diff
 from growkit.families.base import Config, Family, Tensor, produces, required
-from growkit.families.layout import Sizes, plain
+from growkit.families.unit_layout import Sizes, plain
 from growkit.variants.gda.family import query_rows
 from growkit.variants.shared.decoder_family import common_fields, common_sizes, variant
 

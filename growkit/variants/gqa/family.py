@@ -6,7 +6,7 @@ from typing import Any
 
 from growkit.families.base import Config, required
 from growkit.families.decoder import attention_tensors, evenly_shared, flag, head_norm_tensors
-from growkit.families.layout import Sizes
+from growkit.families.unit_layout import Sizes
 from growkit.variants.shared.decoder_family import common_fields, common_sizes, variant
 
 

@@ -13,9 +13,9 @@ from growkit.core.errors import UsageError
 from growkit.families import differential as diff
 from growkit.families.base import Config, Family, required
 from growkit.families.decoder import basic_fields, basic_sizes
-from growkit.families.head_dim import OUTPUT_NORM, HeadDimRule
+from growkit.families.head_dim_rules import OUTPUT_NORM, HeadDimRule
 from growkit.families.lambda_schedule import motif_lambda_init
-from growkit.families.layout import Sizes
+from growkit.families.unit_layout import Sizes
 from growkit.variants.gda.family import GDA
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from growkit.checkpoint import Checkpoint
 from growkit.families.differential import signal_to_noise
-from growkit.families.layout import IntArray
+from growkit.families.unit_layout import IntArray
 from growkit.surgery.axis_map import AxisMap
 from growkit.surgery.effect import Array, Computed, ModelShape
 

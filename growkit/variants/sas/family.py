@@ -10,7 +10,7 @@ from typing import Any
 
 from growkit.families.base import Config, Tensor, consumes, produces, required
 from growkit.families.decoder import ATTENTION, attention_tensors, flag, head_norm_tensors
-from growkit.families.layout import Sizes, fixed
+from growkit.families.unit_layout import Sizes, fixed
 from growkit.variants.shared.decoder_family import common_fields, common_sizes, variant
 
 

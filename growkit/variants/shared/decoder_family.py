@@ -18,7 +18,7 @@ from growkit.families.decoder import (
     outer_tensors,
 )
 from growkit.families.differential import polynorm_needs_whole_copies, polynorm_tensors
-from growkit.families.layout import Sizes
+from growkit.families.unit_layout import Sizes
 
 
 def common_sizes(config: Config) -> dict[str, int]:

@@ -21,7 +21,7 @@ from growkit.families.decoder import (
     key_rows,
     query_rows,
 )
-from growkit.families.layout import Sizes, adjacent_parts, fixed, head_dim, plain, value_dim
+from growkit.families.unit_layout import Sizes, adjacent_parts, fixed, head_dim, plain, value_dim
 from growkit.variants.gda.family import FRESH_LAMBDA_INIT, lambda_init_list, pair_rows
 from growkit.variants.shared.decoder_family import common_fields, common_sizes, variant, with_norm
 

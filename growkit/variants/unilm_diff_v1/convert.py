@@ -24,7 +24,7 @@ import numpy as np
 
 from growkit.core.errors import UsageError
 from growkit.families.lambda_schedule import lambda_init_schedule
-from growkit.families.layout import IntArray
+from growkit.families.unit_layout import IntArray
 from growkit.surgery.axis_map import AxisMap
 from growkit.surgery.effect import Effect, Exactness, ModelShape, UnitMaps
 from growkit.variants.unilm_diff_v1.family import NORM_EPS

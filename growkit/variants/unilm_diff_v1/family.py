@@ -18,7 +18,7 @@ from growkit.families.lambda_schedule import (
     follows_schedule,
     lambda_init_schedule,
 )
-from growkit.families.layout import Sizes
+from growkit.families.unit_layout import Sizes
 from growkit.variants.diff_v1.family import DIFF_V1
 
 NORM_EPS = 1e-5

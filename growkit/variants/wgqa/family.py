@@ -17,7 +17,7 @@ from growkit.families.decoder import (
     hidden_out,
     query_rows,
 )
-from growkit.families.layout import fixed, head_dim, plain
+from growkit.families.unit_layout import fixed, head_dim, plain
 from growkit.variants.gqa.family import head_fields, head_sizes
 from growkit.variants.shared.decoder_family import variant
 

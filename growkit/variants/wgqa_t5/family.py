@@ -16,9 +16,9 @@ from typing import Any
 from growkit.core.errors import UsageError
 from growkit.families.base import Config, Dim, Tensor, consumes, produces, required
 from growkit.families.decoder import flag, key_rows, kv_rows, query_rows
-from growkit.families.head_dim import HeadDimRule
-from growkit.families.layout import Sizes, head_dim, plain
+from growkit.families.head_dim_rules import HeadDimRule
 from growkit.families.t5 import CROSS_ATTENTION, DECODER, SELF_ATTENTION, T5, t5_tensors
+from growkit.families.unit_layout import Sizes, head_dim, plain
 from growkit.variants.wgqa.family import OTHER_GROUPS, WEIGHTS
 
 # Keys of heads that are counted with the query heads.

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from growkit.core.errors import CheckpointError
 from growkit.core.json_files import read_json_object
 from growkit.core.names import CONFIG
-from growkit.core.whole_file import write_whole
+from growkit.core.writing import write_whole
 from growkit.training.checkpoints import list_checkpoints
 from growkit.training.metrics import last_evaluation
 from growkit.training.recipe import Recipe

@@ -8,16 +8,10 @@ from pathlib import Path
 import torch
 
 from growkit.core.progress import Progress, SilentProgress
-from growkit.verification import inputs, loading, memory
-from growkit.verification.folder import dtype_name, open_folder
+from growkit.verification import affordable as memory
+from growkit.verification import loading
+from growkit.verification import model_inputs as inputs
 from growkit.verification.long_window import plan_reach
-from growkit.verification.options import (
-    COMPUTE_DTYPES,
-    check_long_window,
-    check_options,
-    promised_exactness,
-    widest_dtype,
-)
 from growkit.verification.pair import Pair, common_vocabulary
 from growkit.verification.report import CachedSteps, LayerDifference, VerificationReport
 from growkit.verification.steps import (
@@ -31,8 +25,17 @@ from growkit.verification.steps import (
     layer_batches,
     ordinary_window,
 )
-from growkit.verification.verdict import Outcome, verdict
+from growkit.verification.verdict import (
+    COMPUTE_DTYPES,
+    Outcome,
+    check_long_window,
+    check_options,
+    promised_exactness,
+    verdict,
+    widest_dtype,
+)
 from growkit.verification.windows import comparison_windows, one_window
+from growkit.verification.written_folder import dtype_name, open_folder
 
 
 @torch.inference_mode()
@@ -76,7 +79,7 @@ def verify_checkpoints(
             read both folders again.
         long_window: tokens of one further window; 0 for none. By default it is longer than every
             sliding window, attention chunk and rotary scaling of the two configs, where the
-            ordinary windows are not and it is affordable (see :mod:`growkit.verification.cost`).
+            ordinary windows are not and :mod:`growkit.verification.affordable` allows it.
         all_layers: compare every layer even when the logits agree.
         trust_remote_code: run model code that a folder brings along.
         progress: receives percent done.

@@ -19,7 +19,7 @@ from growkit.core.errors import UsageError
 from growkit.core.json_files import read_json_object
 from growkit.core.names import CONFIG
 from growkit.core.os_errors import about
-from growkit.model_code.files import MODEL_TYPES, auto_map, code_files
+from growkit.model_code.exported import MODEL_TYPES, auto_map, code_files
 
 WORK = ".growkit-refresh"
 

@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from growkit.core.errors import UsageError
-from growkit.families.layout import IntArray
+from growkit.families.unit_layout import IntArray
 from growkit.vocabulary.tokens import Tokens
 
 NEW = -1

@@ -14,7 +14,7 @@ from typing import Any
 
 from growkit.checkpoint import content_hash, open_checkpoint
 from growkit.core.progress import Reporter
-from growkit.core.whole_file import make_whole
+from growkit.core.writing import make_whole
 from growkit.data.sources import Corpus, corpus_of
 from growkit.study.recipe import Base, Start, StudyRecipe
 from growkit.study.shapes import digest
@@ -114,7 +114,7 @@ def content_key(
 
     Args:
         recipe: of the training run.
-        fingerprints: of data, tokenizer and checkpoints (:mod:`growkit.study.inputs`).
+        fingerprints: of data, tokenizer and checkpoints (:mod:`growkit.study.texts`).
         parent: key of the run that this one continues from.
     """
     training = {

@@ -14,9 +14,9 @@ from growkit.samples import sample_text
 from growkit.surgery.effect import ModelShape
 from growkit.variants.gqa.aligned import rotatable_pairs
 from growkit.variants.gqa.alignment import Alignment, aligned_angles, aligned_bases
-from growkit.verification.folder import open_folder
 from growkit.verification.loading import load_model, load_tokenizer
 from growkit.verification.windows import encoder, token_windows
+from growkit.verification.written_folder import open_folder
 
 TOKENS, WINDOW = 4096, 256
 

@@ -1,1 +1,0 @@
-"""Tables of families derived from classes of transformers, and proven on twins."""
