@@ -109,6 +109,11 @@ METHODS: dict[str, tuple[tiny.Config, dict[str, int], str]] = {
         {"query_head": 8, "kv_head": 8, "ffn": 48, "hidden": 32},
         "exact",
     ),
+    "orthogonal-moe": (
+        tiny.llama_config(4, 2, **SIZES),  # of a dense model: two experts of every FFN
+        {"layer": 4, "expert": 2, "active_expert": 2},
+        "not-exact",
+    ),
     "sparse-upcycling-8x": (
         tiny.llama_config(4, 2, **SIZES),
         {"expert": 8, "active_expert": 2},
