@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,14 +15,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from training_runs import recipe_values, write_text
 
+from growkit.advice.dry_run import dry_run
 from growkit.core.errors import GrowkitError, UsageError
 from growkit.data.packing import PackedDataset, PackedText, datasets, pack
 from growkit.data.recipe import DataSection
 from growkit.data.sources import corpus_of
 from growkit.data.token_formats import find_token_files
 from growkit.data.tokenizer import load_tokenizer, train_bpe
-from growkit.training import Silent
+from growkit.training import Silent, train
+from growkit.training.checkpoints import list_checkpoints
+from growkit.training.metrics import read_metrics
+from growkit.training.read_recipe import make_recipe
 
 END = 0  # of the byte tokenizer
 RNG = np.random.default_rng(0)
@@ -289,3 +295,75 @@ def test_what_is_no_token_file(tmp_path: Path) -> None:
     corpus = corpus_of(DataSection.model_validate({"tokens": [str(path)]}))
     with pytest.raises(UsageError, match="holds token ids, and text is needed"):
         list(corpus.train_documents())
+
+
+def test_a_run_on_ids_is_the_run_on_their_text(tmp_path: Path) -> None:
+    """Oracle: the run on text. Bit for bit its losses, its resume too; only bytes are unknown."""
+    values = recipe_values(write_text(tmp_path / "king.txt"), max_steps=6)
+    values["data"] |= {"eval_fraction": 0, "document_attention": "separate"}
+    by_text = train(make_recipe(values), tmp_path / "text")
+    (tokens,) = (tmp_path / "text" / "training" / "data").glob("*/tokens.bin")
+    (tmp_path / "king.bin").write_bytes(tokens.read_bytes())
+    del values["data"]["files"]
+    values["data"]["tokens"] = [str(tmp_path / "king.bin")]
+    recipe, out = make_recipe(values), tmp_path / "ids"
+    train(recipe, out)
+    losses = [
+        [row.get("loss") for row in read_metrics(folder / "training" / "metrics.jsonl")]
+        for folder in (tmp_path / "text", out)
+    ]
+    assert losses[0] == losses[1] and any(losses[0]) and by_text.steps == 6
+    weights = (out / "model.safetensors").read_bytes()
+    assert weights == (tmp_path / "text" / "model.safetensors").read_bytes()
+    shutil.rmtree(list_checkpoints(out / "training" / "checkpoints")[-1])  # as if killed at step 5
+    (out / "model.safetensors").unlink()
+    train(recipe, out)
+    assert (out / "model.safetensors").read_bytes() == weights
+    with (tmp_path / "king.bin").open("ab") as file:
+        file.write(b"\x05\0" * 9)
+    with pytest.raises(UsageError, match="data files changed"):
+        train(recipe, out)
+
+
+def test_a_dry_run_counts_ids(tmp_path: Path) -> None:
+    path = nanogpt(tmp_path, DOCUMENTS * 9)
+    values = recipe_values(path)
+    del values["data"]["files"]
+    values["data"] |= {"tokens": [str(path)], "eval_fraction": 0.1}
+    found = dry_run(
+        make_recipe(values), tmp_path / "out", resume="auto", overwrite=False, reporter=Silent()
+    )
+    assert found.text.tokens == 9 * len(FLAT) and found.text.bytes_per_token == 0
+
+
+def test_datatrove_writes_what_is_read(tokenizer: Any, tmp_path: Path) -> None:
+    pytest.importorskip("datatrove")
+    from datatrove.pipeline.tokens.megatron_tokenizer import MegatronTokenizedFile
+    from datatrove.pipeline.tokens.tokenizer import TokenizedFile
+
+    flat = TokenizedFile(str(tmp_path), "00000.ds", token_size=2)
+    indexed = MegatronTokenizedFile(str(tmp_path), "m", token_size=4)
+    for document in DOCUMENTS:
+        flat.write(document, None)
+        indexed.write(document)
+    flat.close()
+    indexed.close()
+    for name in ("00000.ds", "m.bin"):
+        (train,) = packed(tmp_path / name, tokenizer, tmp_path / "c", eval_fraction=0).train
+        assert train.tokens(0, len(train)).tolist() == FLAT
+        assert train.documents == len(DOCUMENTS)
+
+
+def test_litdata_writes_what_is_read(tokenizer: Any, tmp_path: Path) -> None:
+    pytest.importorskip("litdata")
+    import torch
+    from litdata.streaming import Cache, TokensLoader
+
+    cache = Cache(str(tmp_path / "lit"), chunk_bytes=2000, item_loader=TokensLoader(block_size=8))
+    for number, document in enumerate(DOCUMENTS):
+        cache[number] = torch.tensor(document, dtype=torch.int32)
+    cache.done()
+    cache.merge()
+    (train,) = packed(tmp_path / "lit", tokenizer, tmp_path / "c", eval_fraction=0).train
+    assert train.tokens(0, len(train)).tolist() == FLAT and len(train.shards) > 2
+    assert train.documents == len(DOCUMENTS)
