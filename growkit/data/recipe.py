@@ -111,7 +111,7 @@ class DataSection(Section):
         files: files, folders and patterns, or ``sample`` (the text that comes with growkit).
         dataset: in place of ``files``: Hugging Face datasets.
         tokens: in place of ``files``: token files of other tools (Megatron-LM ``.bin`` with
-            ``.idx``, nanoGPT and llm.c ``.bin``, datatrove ``.ds``, litdata folders).
+            ``.idx``, nanoGPT and llm.c ``.bin``, datatrove ``.ds``, litdata and MDS folders).
         mixture: in place of these: several sources with weights.
         text_field: the field of jsonl lines and parquet rows that holds the text.
         token_dtype: type of the ids in token files that do not say (nanoGPT); absent: ``uint16``

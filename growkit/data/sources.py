@@ -36,7 +36,8 @@ from growkit.data.held_out import (
 )
 from growkit.data.recipe import DataSection, DatasetSection
 from growkit.data.text_files import find_files, kind_of, read_documents
-from growkit.data.token_formats import TokenFile, find_token_files
+from growkit.data.token_folders import find_token_files
+from growkit.data.token_formats import TokenFile
 from growkit.samples import sample_text
 
 SHARD_BYTES = 64 << 20

@@ -5,6 +5,7 @@ Each file is read once. The token cache has then, in a folder named by the conte
 
     ends.bin      uint64 [documents]: where each ends, in ids
     hashes.bin    uint64 [documents]: of its ids (as uint32), for the held-out split
+    tokens.bin    the ids, of formats that are no flat run
     meta.json     counts, the largest id and where it stands; written last
 
 A file that is one document (none of its ids is the end-of-text token) is like a text file: its tail
@@ -32,7 +33,7 @@ from growkit.core.writing import write_file
 from growkit.data.held_out import HEAD, ROW, TAIL, Records
 from growkit.data.sources import Source, file_hashes
 from growkit.data.token_cache import Shard, remove_leftovers
-from growkit.data.token_formats import RAW, TokenFile
+from growkit.data.token_formats import TokenFile
 
 FORMAT = 1
 SCAN = 1 << 22  # ids that are looked at together
@@ -83,14 +84,14 @@ def token_shards(
     files = [file.as_type(len(tokenizer)) for file in source.tokens]
     end = tokenizer.eos_token_id
     folders = [_folder(file, end, cache) for file in files]
-    missing = [file for file, place in zip(files, folders, strict=True) if not _whole(place)]
+    missing = [file for file, place in zip(files, folders, strict=True) if not _whole(place, file)]
     if missing:
         remove_leftovers(cache)
         total = sum(map(len, missing))
         with reporter.progress(f"reading tokens of {source.name}", total, unit="tokens") as bar:
             for file, folder in zip(files, folders, strict=True):
                 with FileLock(folder.with_name(folder.name + ".lock")):
-                    if not _whole(folder):
+                    if not _whole(folder, file):
                         _write(file, folder, end, vocabulary, bar)
     shards = [
         open_file_shard(folder, file, tail) for file, folder in zip(files, folders, strict=True)
@@ -111,33 +112,39 @@ def open_file_shard(folder: Path, file: TokenFile, tail: float) -> Shard:
         ends = np.array([cut, ends[-1]], np.uint64)
         hashes, kinds = np.repeat(hashes, 2), np.array([HEAD, TAIL], np.uint8)
     unknown = np.broadcast_to(np.uint64(0), ends.shape)
-    return FileShard(folder, file.tokens(), ends, unknown, Records(hashes, kinds), meta, file, tail)
+    tokens = file.tokens() if file.mapped else np.memmap(folder / "tokens.bin", file.dtype, "r")
+    return FileShard(folder, tokens, ends, unknown, Records(hashes, kinds), meta, file, tail)
 
 
 def _folder(file: TokenFile, end: int | None, cache: Path) -> Path:
     content = file_hashes(file.files, cache / "file-hashes.json")
-    by_token = None if file.says_ends else end
-    key = json.dumps(["tokens", FORMAT, content, file.kind, file.dtype, file.offset, by_token])
+    key = json.dumps(["tokens", FORMAT, content, file.kind, file.dtype, file.offset, end])
     return cache / hashlib.blake2b(key.encode(), digest_size=12).hexdigest()
 
 
-def _whole(folder: Path) -> bool:
+def _whole(folder: Path, file: TokenFile) -> bool:
+    """Whether all is there; what is damaged is made again."""
     try:
         meta = core_records.read_record(folder / "meta.json", ScanMeta)
-        sizes = {(folder / f"{name}.bin").stat().st_size for name in ("ends", "hashes")}
+        wanted = {"ends": 8 * meta.records, "hashes": 8 * meta.records}
+        if not file.mapped:
+            wanted["tokens"] = np.dtype(file.dtype).itemsize * meta.tokens
+        sizes = {name: (folder / f"{name}.bin").stat().st_size for name in wanted}
     except (CheckpointError, OSError):
         return False
-    return meta.format == FORMAT and sizes == {8 * meta.records}
+    return meta.format == FORMAT and sizes == wanted
 
 
 def _write(file: TokenFile, folder: Path, end: int | None, vocabulary: int, bar: Progress) -> None:
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    tokens = file.tokens()
+    tokens = file.tokens()  # small shards, where they are not mapped
     ends, largest, at = _looked_at(file, tokens, end, vocabulary, bar)
     partial.mkdir()
     try:
         hashes = _hashes(tokens, ends)
+        if not file.mapped:
+            (partial / "tokens.bin").write_bytes(tokens.tobytes())
         (partial / "ends.bin").write_bytes(ends.astype("<u8").tobytes())
         (partial / "hashes.bin").write_bytes(hashes.tobytes())
         content = hashlib.blake2b(hashes.tobytes(), digest_size=12).hexdigest()
@@ -156,7 +163,7 @@ def _looked_at(
     file: TokenFile, tokens: np.ndarray, end: int | None, vocabulary: int, bar: Progress
 ) -> tuple[np.ndarray, int, int]:
     """(ends of the documents, the largest id, where it stands)."""
-    if file.kind == RAW and tokens.itemsize == 2 and len(tokens) > 16:
+    if file.untyped and tokens.itemsize == 2 and len(tokens) > 16:
         high = tokens[1:SCAN:2]
         if not high.any() and len(tokens) % 2 == 0:
             raise UsageError(
@@ -165,7 +172,8 @@ def _looked_at(
                 "Set token_dtype: uint32.",
             )
     largest = at = -1
-    found = [] if not file.says_ends else [file.document_ends()]
+    said = file.document_ends()
+    found = [] if said is None else [said]
     for start in range(0, len(tokens), SCAN):
         block = tokens[start : start + SCAN]
         for place in {int(block.argmin()), int(block.argmax())}:
@@ -173,7 +181,7 @@ def _looked_at(
             _check_id(file, value, start + place, vocabulary)
             if value > largest:
                 largest, at = value, start + place
-        if not file.says_ends and end is not None:
+        if said is None and end is not None:
             found.append(np.flatnonzero(block == end) + (start + 1))
         bar.advance(len(block))
     return np.unique(np.concatenate([*found, [len(tokens)]])).astype(np.int64), largest, at
@@ -181,7 +189,7 @@ def _looked_at(
 
 def _check_id(file: TokenFile, value: int, place: int, vocabulary: int) -> None:
     if not 0 <= value < vocabulary:
-        other = "" if file.kind != RAW else ", or set token_dtype (uint16 or uint32)"
+        other = "" if not file.untyped else ", or set token_dtype (uint16 or uint32)"
         raise UsageError(
             f"Token {place:,} of {str(file.path)!r} ({file.kind}, {np.dtype(file.dtype).name}) is "
             f"{value} and the model's vocabulary has {vocabulary:,} ids.",

@@ -11,58 +11,49 @@ llm.c          ``X.bin``: int32 [256] header (20240520, version 1: uint16; 20240
 nanoGPT        ``X.bin``: nothing but ids, uint16 (data/openwebtext/prepare.py)
 datatrove      ``X.ds``: ids, uint16 or uint32; ``X.ds.index``: uint64, where documents end
                (datatrove/pipeline/tokens/tokenizer.py)
-litdata        a folder: ``index.json`` and chunks as ``TokensLoader`` reads them: uint32 items n,
-               uint32 [n + 1] byte offsets, then ids (litdata/streaming/item_loader.py)
 =============  ===================================================================================
 
 All numbers are little-endian. Where nothing says where documents end, the end-of-text token does.
+Folders with an index are in :mod:`growkit.data.token_folders`.
 """
 
 from __future__ import annotations
 
-import glob
-import json
 import struct
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from growkit.core.errors import GrowkitError, UsageError, shown
 from growkit.core.files import COPY_AGAIN, open_regular
-from growkit.core.json_files import read_json_object
 
-MEGATRON, LLM_C, RAW, DATATROVE, LITDATA = "Megatron-LM", "llm.c", "nanoGPT", "datatrove", "litdata"
-KINDS = ".bin with .idx (Megatron-LM), .bin (nanoGPT, llm.c), .ds (datatrove), folders of litdata"
 _MEGATRON_MAGIC = b"MMIDIDX\x00\x00"
 _MEGATRON_HEADER = 34
 _MEGATRON_TYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 _LLM_C = {(20240520, 1): "<u2", (20240801, 7): "<u4"}
 _LLM_C_HEADER, _LLM_C_QUESTIONS = 1024, 20240522
-_LITDATA_TYPES = {
-    "no_header_tensor": {11: "<u1", 12: "<i1", 13: "<i2", 14: "<i2", 15: "<i4", 16: "<i4",
-                         17: "<i8", 18: "<i8", 20: "<u2"},
-    "no_header_numpy": dict(enumerate(("<i1", "<i2", "<i4", "<i8", "<u1", "<u2", "<u4", "<u8"))),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class TokenFile:
-    """A file with a flat run of token ids.
+    """A file with a flat run of token ids and nothing else, as nanoGPT writes it.
 
     Attributes:
-        kind: which tool's.
         dtype: of the ids; empty where the file does not say (see :meth:`as_type`).
         offset: bytes before the first id.
         index: the file that says where documents end; None: the ids' own file, or nothing does.
+        kind: which tool's.
+        mapped: the ids can be memory-mapped; else they are copied into the token cache.
     """
 
     path: Path
-    kind: str
     dtype: str = ""
     offset: int = 0
     index: Path | None = None
+    kind: ClassVar[str] = "nanoGPT"
+    mapped: ClassVar[bool] = True
 
     @property
     def files(self) -> list[Path]:
@@ -70,14 +61,18 @@ class TokenFile:
         return [self.path, *([self.index] if self.index is not None else [])]
 
     @property
-    def says_ends(self) -> bool:
-        """Whether the format itself says where documents end."""
-        return self.index is not None or self.kind == LITDATA
+    def untyped(self) -> bool:
+        """Whether the format leaves the type of the ids to its reader."""
+        return type(self) is TokenFile
 
     def as_type(self, vocabulary: int) -> TokenFile:
         """With a type: uint16 when ``vocabulary`` ids fit into it, else uint32."""
         dtype = self.dtype or ("<u2" if vocabulary <= 1 << 16 else "<u4")
         return replace(self, dtype=dtype)
+
+    @property
+    def _item(self) -> int:
+        return np.dtype(self.dtype).itemsize
 
     def __len__(self) -> int:
         """Number of ids.
@@ -85,39 +80,39 @@ class TokenFile:
         Raises:
             GrowkitError: the file ends within one, or holds none.
         """
-        size, item = self.path.stat().st_size - self.offset, np.dtype(self.dtype).itemsize
-        if size % item:
+        size = self.path.stat().st_size - self.offset
+        if size % self._item:
             raise self.damaged(
                 f"{size:,} bytes are no whole number of {np.dtype(self.dtype).name} ids",
-                "" if self.kind != RAW else "Set token_dtype if it holds others.",
+                "Set token_dtype if it holds others." if self.untyped else "",
             )
         if size <= 0:
             raise self.damaged("it holds no tokens")
-        return size // item
+        return size // self._item
 
     def tokens(self) -> np.ndarray:
-        """The ids ``[len(self)]``, memory-mapped."""
+        """The ids ``[len(self)]``, memory-mapped where that can be."""
         return np.memmap(
             self.path, dtype=self.dtype, mode="r", offset=self.offset, shape=(len(self),)
         )
 
-    def document_ends(self) -> np.ndarray:
+    def document_ends(self) -> np.ndarray | None:
         """Where documents end, in ids: int64, ascending, the last at ``len(self)``.
+
+        None: at the end-of-text tokens.
 
         Raises:
             GrowkitError: the index does not fit the ids.
         """
-        if self.kind == MEGATRON:
-            ends = self._megatron_ends()
-        elif self.kind == DATATROVE:
-            ends = self._integers(self.index, "<u8")
-        else:
-            header = self._integers(self.path, "<u4", self.offset // 4)
-            if int(header[0]) != len(header) - 2 or int(header[1]) != self.offset:
-                raise self.damaged("its offsets do not begin where its ids do")
-            ends = (header[2:].astype(np.int64) - self.offset) // np.dtype(self.dtype).itemsize
-        ends = ends.astype(np.int64)
-        count = len(self)
+        return None
+
+    def damaged(self, what: str, remedy: str = "") -> GrowkitError:
+        """The error that says what is wrong with this file."""
+        return damaged(self.path, self.kind, what, remedy)
+
+    def checked_ends(self, ends: np.ndarray) -> np.ndarray:
+        """Ends from an index, without empty documents; a rest is a document too."""
+        ends, count = ends.astype(np.int64), len(self)
         if (np.diff(ends, prepend=0) < 0).any():
             raise self.damaged("the documents of its index are not in ascending order")
         if len(ends) and int(ends[-1]) > count:
@@ -126,30 +121,50 @@ class TokenFile:
             )
         return np.unique(np.append(ends[ends > 0], count))
 
-    def damaged(self, what: str, remedy: str = "") -> GrowkitError:
-        """The error that says what is wrong with this file."""
-        return _damaged(self.path, self.kind, what, remedy)
+    def integers(self, path: Path, dtype: str, count: int = -1, offset: int = 0) -> np.ndarray:
+        """Numbers of an index.
 
-    def _integers(
-        self, path: Path | None, dtype: str, count: int = -1, offset: int = 0
-    ) -> np.ndarray:
-        assert path is not None
+        Raises:
+            GrowkitError: there are fewer than ``count``.
+        """
+        if offset + max(count, 0) * np.dtype(dtype).itemsize > path.stat().st_size:
+            raise self.damaged("its index is cut off")
         with open_regular(path, error=GrowkitError) as file:
             file.seek(offset)
-            values = np.fromfile(file, dtype, count)
-        if len(values) < count:
-            raise self.damaged("its index is cut off")
-        return values
+            return np.fromfile(file, dtype, count)
 
-    def _megatron_ends(self) -> np.ndarray:
+
+class LlmcFile(TokenFile):
+    """Ids behind a header that says their type."""
+
+    kind = "llm.c"
+
+
+class DatatroveFile(TokenFile):
+    """Ids with an index of document ends beside them, or without."""
+
+    kind = "datatrove"
+
+    def document_ends(self) -> np.ndarray | None:
+        """See :class:`TokenFile`."""
+        return None if self.index is None else self.checked_ends(self.integers(self.index, "<u8"))
+
+
+class MegatronFile(TokenFile):
+    """Ids with an index of sequences and documents."""
+
+    kind = "Megatron-LM"
+
+    def document_ends(self) -> np.ndarray | None:
+        """See :class:`TokenFile`."""
         assert self.index is not None
         _, sequences, documents = _megatron_header(self.index)
         at = _MEGATRON_HEADER
-        lengths = self._integers(self.index, "<i4", sequences, at).astype(np.int64)
-        offsets = self._integers(self.index, "<i8", sequences, at + 4 * sequences)
-        firsts = self._integers(self.index, "<i8", documents, at + 12 * sequences)
+        lengths = self.integers(self.index, "<i4", sequences, at).astype(np.int64)
+        offsets = self.integers(self.index, "<i8", sequences, at + 4 * sequences)
+        firsts = self.integers(self.index, "<i8", documents, at + 12 * sequences)
         starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-        if (lengths < 0).any() or (offsets != starts[:-1] * np.dtype(self.dtype).itemsize).any():
+        if (lengths < 0).any() or (offsets != starts[:-1] * self._item).any():
             raise self.damaged("the sequences of its index do not follow each other")
         if int(starts[-1]) != len(self):
             raise self.damaged(
@@ -157,181 +172,85 @@ class TokenFile:
             )
         if ((firsts < 0) | (firsts > sequences)).any():
             raise self.damaged("a document of its index is beyond the sequences")
-        return starts[firsts]
+        return self.checked_ends(starts[firsts])
 
 
-def _damaged(path: Path, kind: str, what: str, remedy: str = "") -> GrowkitError:
-    return GrowkitError(f"The token file {str(path)!r} ({kind}) is damaged: {what}.",
-                        remedy or COPY_AGAIN)  # fmt: skip
+def damaged(path: Path, kind: str, what: str, remedy: str = "") -> GrowkitError:
+    """The error that says what is wrong with a token file."""
+    return GrowkitError(
+        f"The token file {str(path)!r} ({kind}) is damaged: {what}.", remedy or COPY_AGAIN
+    )
 
 
-def find_token_files(entries: Iterable[Path], dtype: str | None = None) -> list[TokenFile]:
-    """The token files that the entries of a recipe stand for; each comes once.
-
-    An entry is a file, a pattern, a prefix as Megatron-LM takes it (``X`` for ``X.bin`` and
-    ``X.idx``), or a folder: of litdata, or with files of the other kinds at any depth.
-
-    Args:
-        dtype: of ids in files that do not say: ``uint16`` or ``uint32``.
+def open_bin(path: Path) -> TokenFile:
+    """A ``.bin`` file of Megatron-LM (with its index), llm.c (with its header) or nanoGPT.
 
     Raises:
-        UsageError: an entry is missing or of an unknown kind.
-        GrowkitError: a file is damaged, as far as its head and its size tell.
+        GrowkitError: index or header are damaged.
     """
-    found: dict[Path, TokenFile] = {}
-    for entry in entries:
-        for path in _paths(entry):
-            for file in _open(path):
-                if not file.dtype and dtype is not None:
-                    file = replace(file, dtype={"uint16": "<u2", "uint32": "<u4"}[dtype])
-                if file.dtype:
-                    len(file)  # raises
-                found.setdefault(file.path, file)
-    return list(found.values())
-
-
-def _paths(entry: Path) -> list[Path]:
-    if (entry / "index.json").is_file():
-        return [entry]
-    if entry.is_dir():
-        below = sorted(path for path in entry.rglob("*") if path.suffix in (".bin", ".ds"))
-        if not below:
-            raise UsageError(
-                f"The folder {str(entry)!r} holds no token files.", f"Known kinds: {KINDS}."
-            )
-        return below
-    if glob.has_magic(str(entry)) and not entry.exists():
-        names = map(Path, sorted(glob.glob(str(entry), recursive=True)))
-        matching = [path for path in names if path.is_dir() or path.suffix in (".bin", ".ds")]
-        if not matching:
-            raise UsageError(
-                f"No token file matches the pattern {str(entry)!r}.",
-                "Paths are relative to the current folder; ** stands for any depth.",
-            )
-        return [path for match in matching for path in _paths(match)]
-    prefixed = entry.with_name(entry.name + ".bin")
-    if not entry.exists() and prefixed.is_file():
-        return [prefixed]
-    if not entry.is_file():
-        raise UsageError(
-            f"The token file {str(entry)!r} does not exist.",
-            "Paths are relative to the current folder.",
-        )
-    return [entry]
-
-
-def _open(path: Path) -> list[TokenFile]:
-    if path.is_dir():
-        return _litdata(path)
-    if path.suffix == ".ds":
-        return [_datatrove(path)]
-    if path.suffix == ".idx":
-        path = path.with_suffix(".bin")
-        if not path.is_file():
-            raise UsageError(
-                f"The token file {str(path)!r} does not exist.", "It belongs to the .idx file."
-            )
-    if path.suffix != ".bin":
-        raise UsageError(
-            f"The token file {str(path)!r} is of an unknown kind.", f"Known kinds: {KINDS}."
-        )
     index = path.with_suffix(".idx")
     if index.exists():
-        return [TokenFile(path, MEGATRON, _megatron_header(index)[0], index=index)]
-    return [_llm_c_or_raw(path)]
-
-
-def _megatron_header(index: Path) -> tuple[str, int, int]:
-    """(type of the ids, sequences, entries of the document index)."""
-    with open_regular(index, error=GrowkitError) as file:
-        head = file.read(_MEGATRON_HEADER)
-    if not head.startswith(_MEGATRON_MAGIC):
-        raise _damaged(index, MEGATRON, f"it begins with {shown(head[:9])}, not with 'MMIDIDX'")
-    if len(head) < _MEGATRON_HEADER:
-        raise _damaged(index, MEGATRON, "it is cut off")
-    version, code, sequences, documents = struct.unpack("<QBQQ", head[len(_MEGATRON_MAGIC) :])
-    if version != 1 or code not in _MEGATRON_TYPES:
-        raise _damaged(
-            index, MEGATRON, f"version {version} and type {code} are not 1 and one of integers"
-        )
-    size, wanted = index.stat().st_size, _MEGATRON_HEADER + 12 * sequences + 8 * documents
-    if size < wanted:
-        raise _damaged(
-            index, MEGATRON, f"it has {size:,} bytes and {sequences:,} sequences need {wanted:,}"
-        )
-    return _MEGATRON_TYPES[code], sequences, documents
-
-
-def _llm_c_or_raw(path: Path) -> TokenFile:
+        return MegatronFile(path, _megatron_header(index)[0], index=index)
     with open_regular(path, error=GrowkitError) as file:
-        head = file.read(_LLM_C_HEADER)
-    magic, version, count = struct.unpack("<3i", head[:12].ljust(12, b"\0"))
+        head = file.read(12)
+    magic, version, count = struct.unpack("<3i", head.ljust(12, b"\0"))
     if (magic, version) == (_LLM_C_QUESTIONS, 1):
         raise UsageError(
             f"{str(path)!r} holds multiple-choice questions of llm.c, no text.",
             "Name the .bin files that its data scripts write for training.",
         )
     if magic not in {known for known, _ in _LLM_C}:
-        return TokenFile(path, RAW)
+        return TokenFile(path)
     if (magic, version) not in _LLM_C:
-        raise _damaged(path, LLM_C, f"its version is {version} for the magic number {magic}")
-    file_ = TokenFile(path, LLM_C, _LLM_C[magic, version], offset=_LLM_C_HEADER)
-    there = (path.stat().st_size - _LLM_C_HEADER) / np.dtype(file_.dtype).itemsize
+        raise damaged(path, LlmcFile.kind, f"its version is {version} for the magic number {magic}")
+    found = LlmcFile(path, _LLM_C[magic, version], offset=_LLM_C_HEADER)
+    there = (path.stat().st_size - _LLM_C_HEADER) / np.dtype(found.dtype).itemsize
     if there != count:
-        raise _damaged(path, LLM_C, f"its header counts {count:,} tokens and there are {there:,g}")
-    return file_
+        raise found.damaged(f"its header counts {count:,} tokens and there are {there:,.12g}")
+    return found
 
 
-def _datatrove(path: Path) -> TokenFile:
+def _megatron_header(index: Path) -> tuple[str, int, int]:
+    """(type of the ids, sequences, entries of the document index)."""
+
+    def wrong(what: str) -> GrowkitError:
+        return damaged(index, MegatronFile.kind, what)
+
+    with open_regular(index, error=GrowkitError) as file:
+        head = file.read(_MEGATRON_HEADER)
+    if not head.startswith(_MEGATRON_MAGIC):
+        raise wrong(f"it begins with {shown(head[:9])}, not with 'MMIDIDX'")
+    if len(head) < _MEGATRON_HEADER:
+        raise wrong("it is cut off")
+    version, code, sequences, documents = struct.unpack("<QBQQ", head[len(_MEGATRON_MAGIC) :])
+    if version != 1 or code not in _MEGATRON_TYPES:
+        raise wrong(f"version {version} and type {code} are not 1 and one of integers")
+    size, wanted = index.stat().st_size, _MEGATRON_HEADER + 12 * sequences + 8 * documents
+    if size < wanted:
+        raise wrong(f"it has {size:,} bytes and {sequences:,} sequences need {wanted:,}")
+    return _MEGATRON_TYPES[code], sequences, documents
+
+
+def open_ds(path: Path) -> TokenFile:
+    """A ``.ds`` file of datatrove; the type of its ids is known from its index.
+
+    Raises:
+        GrowkitError: the index does not fit.
+    """
     index = path.with_name(path.name + ".index")
     if not index.is_file():
-        return TokenFile(path, DATATROVE)
+        return DatatroveFile(path)
     size, entries = path.stat().st_size, index.stat().st_size
     if entries == 0 or entries % 8:
-        raise _damaged(index, DATATROVE, f"{entries:,} bytes are no list of 64-bit numbers")
+        raise damaged(index, DatatroveFile.kind, f"{entries:,} bytes are no list of 64-bit numbers")
     with open_regular(index, error=GrowkitError) as file:
         file.seek(entries - 8)
         (last,) = struct.unpack("<Q", file.read(8))
     if 2 * last > size:
-        raise _damaged(
-            path, DATATROVE, f"its index ends at token {last:,} and it has {size:,} bytes"
+        raise damaged(
+            path,
+            DatatroveFile.kind,
+            f"its index ends at token {last:,} and it has {size:,} bytes",
         )
     dtype = {2 * last: "<u2", 4 * last: "<u4"}.get(size, "")
-    return TokenFile(path, DATATROVE, dtype, index=index)
-
-
-def _litdata(folder: Path) -> list[TokenFile]:
-    index = folder / "index.json"
-    values = read_json_object(index)
-    config, chunks = values.get("config"), values.get("chunks")
-    if not isinstance(config, dict) or not isinstance(chunks, list):
-        raise UsageError(
-            f"{str(index)!r} is no index of litdata: it has no 'config' and 'chunks'.",
-            f"Known kinds: {KINDS}.",
-        )
-    formats = config.get("data_format")
-    name, _, code = str(formats[0] if isinstance(formats, list) and formats else "").partition(":")
-    dtype = _LITDATA_TYPES.get(name, {}).get(int(code) if code.isdecimal() else -1)
-    other = next((key for key in ("compression", "encryption") if config.get(key)), None)
-    if dtype is None or other is not None or not isinstance(formats, list) or len(formats) != 1:
-        what = f"{other} {json.dumps(config[other])}" if other else f"data_format {shown(formats)}"
-        raise UsageError(
-            f"{str(folder)!r} is a litdata folder with {what}, no plain token ids.",
-            "Write it with item_loader=TokensLoader() and one 1-d integer tensor an item, "
-            "uncompressed.",
-        )
-    found = []
-    for chunk in chunks:
-        fields = chunk if isinstance(chunk, dict) else {}
-        file, items, size = (fields.get(key) for key in ("filename", "chunk_size", "chunk_bytes"))
-        if not (isinstance(file, str) and isinstance(items, int) and isinstance(size, int)):
-            raise _damaged(index, LITDATA, f"a chunk is {shown(chunk)}")
-        path = folder / file
-        if Path(file).name != file or not path.is_file():
-            raise _damaged(index, LITDATA, f"its chunk {shown(file)} is not there")
-        if path.stat().st_size != size:
-            raise _damaged(
-                path, LITDATA, f"it has {path.stat().st_size:,} bytes and its index says {size:,}"
-            )
-        found.append(TokenFile(path, LITDATA, dtype, offset=4 * (items + 2)))
-    return found
+    return DatatroveFile(path, dtype, index=index)

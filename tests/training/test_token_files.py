@@ -22,7 +22,7 @@ from growkit.core.errors import GrowkitError, UsageError
 from growkit.data.packing import PackedDataset, PackedText, datasets, pack
 from growkit.data.recipe import DataSection
 from growkit.data.sources import corpus_of
-from growkit.data.token_formats import find_token_files
+from growkit.data.token_folders import find_token_files
 from growkit.data.tokenizer import load_tokenizer, train_bpe
 from growkit.training import Silent, train
 from growkit.training.checkpoints import list_checkpoints
@@ -102,6 +102,43 @@ def litdata(folder: Path, documents: Sequence[Sequence[int]], code: int, dtype: 
     return folder
 
 
+def mds(folder: Path, documents: Sequence[Sequence[int]], encoding: str, length: int = 0) -> Path:
+    """Documents joined and cut into samples of a length, as LLM Foundry does, or one a sample."""
+    folder = folder / "mds"
+    folder.mkdir()
+    flat = [t for d in documents for t in d]
+    samples: list[Sequence[int]] = list(documents)
+    if length:
+        samples = [flat[at : at + length] for at in range(0, len(flat), length)]
+        encoding = f"{encoding}:{length}" if len(flat) % length == 0 else encoding
+    dtype = "<i8" if encoding == "bytes" else np.dtype(encoding.split(":")[1]).str
+    fixed = length * np.dtype(dtype).itemsize if encoding.count(":") == 2 else None
+    names, encodings = ["id", "name", "tokens"], ["int", "str", encoding]
+    config: dict[str, Any] = {"column_names": names, "column_encodings": encodings}
+    config |= {"column_sizes": [8, None, fixed], "format": "mds", "version": 2}
+    shards = []
+    for number, part in enumerate((samples[:5], samples[5:])):
+        blobs = []
+        for at, sample in enumerate(part):
+            ids = np.array(sample, dtype).tobytes()
+            if encoding.count(":") == 1:  # the shape, in as few bytes as hold it
+                small = len(sample) < 256
+                ids = struct.pack("<BB" if small else "<BH", 4 + (not small), len(sample)) + ids
+            name = f"row {at}".encode()
+            sizes = [len(name)] + ([len(ids)] if fixed is None else [])
+            blobs.append(np.array(sizes, "<u4").tobytes() + struct.pack("<q", at) + name + ids)
+        head = json.dumps(config).encode()
+        offsets = np.cumsum([4 * (len(part) + 2) + len(head), *map(len, blobs)]).astype("<u4")
+        data = struct.pack("<I", len(part)) + offsets.tobytes() + head + b"".join(blobs)
+        file = f"shard.{number:05}.mds"
+        (folder / file).write_bytes(data)
+        raw = {"basename": file, "bytes": len(data), "hashes": {}}
+        shards.append({**config, "compression": None, "raw_data": raw, "zip_data": None,
+                       "samples": len(part), "size_limit": 1 << 26, "hashes": []})  # fmt: skip
+    (folder / "index.json").write_text(json.dumps({"shards": shards, "version": 2}))
+    return folder
+
+
 WRITERS: dict[str, Any] = {
     "megatron-uint16": lambda f, d: megatron(f, d, 8, "<u2"),
     "megatron-int32": lambda f, d: megatron(f, d, 4, "<i4"),
@@ -111,6 +148,8 @@ WRITERS: dict[str, Any] = {
     "datatrove-2": lambda f, d: datatrove(f, d, "<u2"),
     "datatrove-4": lambda f, d: datatrove(f, d, "<u4"),
     "litdata": lambda f, d: litdata(f, d, 16, "<i4"),
+    "mds-int32": lambda f, d: mds(f, d, "ndarray:int32"),
+    "mds-bytes": lambda f, d: mds(f, d, "bytes"),
 }
 
 
@@ -140,9 +179,9 @@ def test_ids_and_documents_are_those_of_the_file(name: str, tokenizer: Any, tmp_
     assert train.documents == len(DOCUMENTS)
     starts = train.document_starts(0, len(train)).tolist()
     assert starts == [0, *ENDS[:-1].tolist()]
-    # The ids are mapped, not copied: the cache has what is known of them only.
+    # The ids of flat formats are mapped, not copied: the cache has what is known of them only.
     assert all(isinstance(shard.tokens, np.memmap) for shard in train.shards)
-    assert not list((tmp_path / "cache").rglob("tokens.bin"))
+    assert ("mds" in name) == bool(list((tmp_path / "cache").rglob("tokens.bin")))
     again = pickle.loads(pickle.dumps(train))  # as a data-loading process gets it
     assert again.tokens(0, len(train)).tolist() == FLAT
     item = PackedDataset([train], 64, separate=True)[1]
@@ -263,7 +302,32 @@ DAMAGE: dict[str, tuple[str, Any, str]] = {
                      lambda p: (p / "index.json").write_text(
                          (p / "index.json").read_text().replace("no_header_tensor:16", "str")),
                      "no plain token ids"),
+    "mds cut": ("mds-int32", lambda p: _cut(p / "shard.00001.mds", 8), "its index says"),
+    "mds offsets": ("mds-int32", lambda p: _edit(p / "shard.00001.mds", 4, b"\xff" * 4),
+                    "offsets do not fit"),
+    "mds samples": ("mds-int32", lambda p: _edit(p / "shard.00001.mds", 0, b"\xff" * 4),
+                    "index is cut off"),
+    "mds text": ("mds-bytes",
+                 lambda p: (p / "index.json").write_text(
+                     (p / "index.json").read_text().replace('"tokens"', '"text"')),
+                 "no token ids"),
+    "mds gone": ("mds-bytes", lambda p: (p / "shard.00001.mds").unlink(), "is not there"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("length", [7, 300])
+@pytest.mark.parametrize("whole", [True, False], ids=["fixed", "free"])
+def test_samples_of_mds_follow_each_other(
+    length: int, whole: bool, tokenizer: Any, tmp_path: Path
+) -> None:
+    documents = [*DOCUMENTS, *([[5] * (-len(FLAT) % length)] if whole else [])]
+    path = mds(tmp_path, documents, "ndarray:uint16", length)
+    (train,) = packed(path, tokenizer, tmp_path / "cache", eval_fraction=0).train
+    assert train.tokens(0, len(train)).tolist() == [t for d in documents for t in d]
+    number = len(train.shards[0].tokens)  # where the first shard ends, so does a document
+    assert set(train.document_starts(0, len(train)).tolist()) == {
+        0, number, *(int(e) for e in ENDS if e < len(train))
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", DAMAGE)
@@ -352,6 +416,21 @@ def test_datatrove_writes_what_is_read(tokenizer: Any, tmp_path: Path) -> None:
         (train,) = packed(tmp_path / name, tokenizer, tmp_path / "c", eval_fraction=0).train
         assert train.tokens(0, len(train)).tolist() == FLAT
         assert train.documents == len(DOCUMENTS)
+
+
+def test_streaming_writes_what_is_read(tokenizer: Any, tmp_path: Path) -> None:
+    pytest.importorskip("streaming")
+    from streaming import MDSWriter
+
+    for number, encoding in enumerate(("ndarray:int32", "ndarray:uint16", "bytes")):
+        out = tmp_path / str(number)
+        with MDSWriter(out=str(out), columns={"tokens": encoding}, size_limit=4000) as writer:
+            for document in DOCUMENTS:
+                dtype = np.int64 if encoding == "bytes" else encoding.partition(":")[2]
+                ids = np.array(document, dtype)
+                writer.write({"tokens": ids.tobytes() if encoding == "bytes" else ids})
+        (train,) = packed(out, tokenizer, tmp_path / "c", eval_fraction=0).train
+        assert train.tokens(0, len(train)).tolist() == FLAT and len(train.shards) > 1
 
 
 def test_litdata_writes_what_is_read(tokenizer: Any, tmp_path: Path) -> None:
