@@ -182,6 +182,11 @@ class DataSection(Section):
         ]
 
     @property
+    def holds_tokens(self) -> bool:
+        """Whether some of it is token ids, of which there is no text."""
+        return bool(self.eval_tokens) or any(source.tokens for source in self.sources)
+
+    @property
     def holds_out_files(self) -> bool:
         """Whether there are held-out files of their own."""
         return bool(self.eval_files or self.eval_tokens)

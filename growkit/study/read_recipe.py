@@ -125,6 +125,11 @@ def check_data(study: StudyRecipe, source: str) -> None:
             f"{source}: data.eval_fraction is 0 and there are no data.eval_files.",
             "Arms are compared by their held-out loss: hold out a part, for example 0.02.",
         )
+    if study.data.holds_tokens and study.measures:
+        raise UsageError(
+            f"{source}: measures needs held-out text, and data names token files.",
+            "Give text in data.files, or leave measures out.",
+        )
     for part in study.data.mixture or ():
         if part.weights[0] != part.weights[1]:
             raise UsageError(

@@ -110,6 +110,11 @@ class Recipe(Section):
     def _tokenizer_known(self) -> Recipe:
         if self.tokenizer is None and self.model.checkpoint is None:
             raise ValueError("a model from scratch needs a 'tokenizer' section")
+        if self.tokenizer is not None and self.tokenizer.train_bpe and self.data.holds_tokens:
+            raise ValueError(
+                "'tokenizer.train_bpe' needs text, and 'data' names token files: give "
+                "'tokenizer.path', the tokenizer that made them"
+            )
         return self
 
     @property

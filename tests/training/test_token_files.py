@@ -359,6 +359,10 @@ def test_what_is_no_token_file(tmp_path: Path) -> None:
     corpus = corpus_of(DataSection.model_validate({"tokens": [str(path)]}))
     with pytest.raises(UsageError, match="holds token ids, and text is needed"):
         list(corpus.train_documents())
+    values = recipe_values(path)
+    values["data"] = {"tokens": [str(path)]}
+    with pytest.raises(UsageError, match=r"train_bpe.* needs text"):
+        make_recipe(values | {"tokenizer": {"train_bpe": 300}})
 
 
 def test_a_run_on_ids_is_the_run_on_their_text(tmp_path: Path) -> None:
