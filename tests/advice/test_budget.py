@@ -134,7 +134,13 @@ def test_plan_prints_it(grown: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "over-trained" in {finding["name"] for finding in advice["findings"]}
     assert main(arguments) == 0
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    for part in ("Muon + AdamW", "over-trained", "1.000 B tokens seen", "a new parameter", "hours"):
+    for part in (
+        "Muon + AdamW",
+        "over-trained",
+        "1.000 B tokens seen",
+        "per new parameter",
+        "hours",
+    ):
         assert part in text
     assert "[arXiv:2510.06548; G_stack arXiv:2405.15319" in text
 

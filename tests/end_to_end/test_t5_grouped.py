@@ -210,7 +210,7 @@ def test_plain_t5_brings_no_code(
     if forgotten:
         monkeypatch.setattr(
             "growkit.growing.copy_side_files",
-            lambda source, target, model_code: copy_side_files(source, target),
+            lambda source, target, model_code, **more: copy_side_files(source, target, **more),
         )
     convert(tmp_path / "w", tmp_path / "f", to)
     found = sorted(path.name for path in (tmp_path / "f").glob("*.py"))

@@ -125,7 +125,7 @@ def test_motif_options_without_an_equal_here_are_refused(change, name):
         ({"attention_dropout": 0.1}, ["attention_dropout = 0.1", "0.0"]),
         ({"head_dim": None}, ["head_dim = None", "required"]),
         ({"head_dim": 7}, ["head_dim = 7", "even"]),
-        ({"num_hidden_layers": 0, "lambda_init": []}, ["num_hidden_layers = 0"]),
+        ({"num_hidden_layers": -1, "lambda_init": []}, ["num_hidden_layers = -1"]),
         (
             {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
             | {"partial_rotary_factor": 0.5},

@@ -121,7 +121,7 @@ REFUSED = [
     ),
     ("gqa", {"hidden_act": "gelu"}, ["hidden_act = 'gelu'", "silu", "poly_norm"]),
     ("gqa", {"attention_dropout": 0.1}, ["attention_dropout = 0.1", "0.0"]),
-    ("gqa", {"num_hidden_layers": 0}, ["num_hidden_layers = 0"]),
+    ("gqa", {"num_hidden_layers": -1}, ["num_hidden_layers = -1"]),
     ("diff_v1", {"num_attention_heads": 7}, ["num_attention_heads = 7", "even"]),
     ("diff_v1", {"num_key_value_heads": 1}, ["num_key_value_heads = 1", "even"]),
     ("diff_v1", {"num_key_value_heads": 6}, ["num_key_value_heads = 6", "[2, 4, 8]"]),
