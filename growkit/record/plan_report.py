@@ -107,6 +107,7 @@ def layer_sources(plan: Plan) -> dict[str, list[dict[str, Any]]]:
     return {
         f"{stack}_sources": [
             {"source": None if layer.source == NO_LAYER else layer.source, "kind": layer.kind}
+            | ({} if layer.partner == NO_LAYER else {"partner": layer.partner})
             for layer in layers
         ]
         for stack, layers in plan.growth.stacks.items()

@@ -103,7 +103,8 @@ def _chain_layers(first: LayerMap, second: LayerMap) -> LayerMap:
         inner = first[layer.source]
         kept = layer.kind == "kept" or inner.kind == "identity" or inner.from_scratch
         kind = inner.kind if kept else layer.kind
-        chained.append(LayerSource(inner.source, kind))
+        partner = first[layer.partner].source if layer.partner != NO_LAYER else NO_LAYER
+        chained.append(LayerSource(inner.source, kind, partner))
     return tuple(chained)
 
 

@@ -78,11 +78,14 @@ class LayerSource:
         source: index of the old layer; ``NO_LAYER`` where the source has none. A ``new`` layer
             takes nothing from it but its kind (window, experts) and its dtypes.
         kind: ``kept`` (the old layer), ``copy`` (a further copy), ``identity`` (a copy whose
-            residual-writing projections are zero), ``new`` (made from scratch).
+            residual-writing projections are zero), ``new`` (made from scratch), ``aligned`` (its
+            mean with ``partner``, see :mod:`growkit.surgery.aligned_layers`).
+        partner: the other old layer that an aligned one is made of.
     """
 
     source: int
     kind: str
+    partner: int = -1
 
     @property
     def from_scratch(self) -> bool:

@@ -14,10 +14,11 @@ from math import frexp
 from typing import Any, overload
 
 from growkit.checkpoint import Checkpoint, OutputTensor
-from growkit.core.errors import CheckpointError
+from growkit.core.errors import CheckpointError, UsageError
 from growkit.families import Family, Tensor
 from growkit.families.base import Dim
 from growkit.families.differential import LAMBDA_ROLES
+from growkit.surgery.aligned_layers import AlignedLayers
 from growkit.surgery.dim_map import DimMap, map_dim
 from growkit.surgery.effect import NO_LAYER, Effect, LayerSource, UnitMaps
 from growkit.surgery.lambdas import LambdaChange
@@ -108,6 +109,8 @@ class PlanBuilder:
             return self._computed(tensor, layer, layer_source, name)
         if layer_source is not None and layer_source.from_scratch:
             return self._from_scratch(tensor, layer, layer_source, name)
+        if layer_source is not None and layer_source.kind == "aligned":
+            return self._aligned(tensor, layer, layer_source, name)
         source_tensor = self._source_tensor(tensor)
         shape = self._shape(tensor)
         if source_tensor is None:
@@ -209,6 +212,40 @@ class PlanBuilder:
             layer_source=layer_source,
             expert=tensor.expert,
         )
+
+    def _aligned(
+        self, tensor: Tensor, layer: int | None, layer_source: LayerSource, name: str
+    ) -> TensorPlan:
+        """A tensor of a layer between two neighbours."""
+        if (
+            self.growth.axes
+            or self.family is not self.source_family
+            or "expert" in self.source_sizes
+        ):
+            raise UsageError(
+                "--new-layers aligned averages the layers of the source as they are: no other "
+                "growth goes with it, and no experts.",
+                "Grow in two steps, or give --new-layers interposed.",
+            )
+        source = tensor.name.replace("{layer}", str(layer_source.source))
+        dtype = self.checkpoint.tensors[source].dtype
+        if dtype not in FLOATS:
+            raise _no_floats(source, dtype, "cannot calculate with")
+        shape = self._shape(tensor)
+        return TensorPlan(
+            output=OutputTensor(name, dtype, shape),
+            role=tensor.role,
+            source=source,
+            dims=(None,) * len(shape),
+            action=Action.COMPUTED,
+            layer=layer,
+            layer_source=layer_source,
+            computed=self._alignment.computed(tensor, layer_source.source, layer_source.partner),
+        )
+
+    @cached_property
+    def _alignment(self) -> AlignedLayers:
+        return AlignedLayers(self.source_family, self.source_sizes)
 
     def _dtype_from_scratch(self, tensor: Tensor, layer_source: LayerSource) -> str:
         """That of the same tensor of the nearest old layer, else that of the embedding; lambda

@@ -41,8 +41,9 @@ class GrowthRequest:
         vocab_init: rows of new tokens: ``subwords``, ``mean``, ``noise-mean`` or ``zero``.
         pad_vocab_to: the rows are rounded up to a whole multiple of it.
         untie_embeddings: write an output projection of its own.
-        new_layers: what new layers begin as: ``identity`` (exact), ``random``, ``copy`` (0 1 0 1)
-            or ``interposed`` (0 0 1 1); they begin without optimizer state.
+        new_layers: what new layers begin as: ``identity`` (exact), ``random``, ``copy`` (0 1 0 1),
+            ``interposed`` (0 0 1 1) or ``aligned`` (mean of two matched neighbours); they begin
+            without optimizer state.
         depth_method: the older name: ``identity`` (exact), ``stack``, ``interpolate`` or ``solar``.
         hidden_method: ``tile`` (whole multiples), ``pad`` (any size) or ``auto`` (tile if it fits).
         layer_placement: ``auto``, ``even``, ``end``, ``pattern`` or indices such as ``3,7,11``.

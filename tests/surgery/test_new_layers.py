@@ -203,3 +203,57 @@ def test_commands_read_a_model_of_no_layers(
     capsys.readouterr()
     assert main(["verify", str(source), str(tmp_path / "grown")]) == 0
     assert main(["diff", str(source), str(tmp_path / "grown")]) == 0
+
+
+# -- aligned ---------------------------------------------------------------------------------------
+
+
+def shuffled(source: Path, out: Path) -> Path:
+    """Layer 1 is layer 0 with its FFN units, key/value heads and query heads in another order."""
+    import shutil
+
+    from safetensors.torch import save_file
+
+    shutil.copytree(source, out)
+    tensors = load_file(source / "model.safetensors")
+    ffn = torch.randperm(24, generator=torch.Generator().manual_seed(1))
+    kv, query = torch.tensor([1, 0]), torch.tensor([3, 2, 0, 1])
+    rows = {"q": query, "k": kv, "v": kv}
+    for name in [name for name in tensors if ".layers.0." in name]:
+        value, heads = tensors[name], rows.get(name.split(".")[-2][:1])
+        if "_proj" in name and "self_attn" in name and heads is not None:
+            value = value.unflatten(0, (-1, 8))[heads].flatten(0, 1)
+        elif "o_proj" in name:
+            value = value.unflatten(1, (-1, 8))[:, query].flatten(1, 2)
+        elif "gate_proj" in name or "up_proj" in name:
+            value = value[ffn]
+        elif "down_proj" in name:
+            value = value[:, ffn]
+        tensors[name.replace(".0.", ".1.")] = value.clone().contiguous()
+    save_file(tensors, out / "model.safetensors", {"format": "pt"})
+    return out
+
+
+def test_aligned_finds_the_order_of_the_neighbour(tmp_path: Path) -> None:
+    """The mean of a layer and its reordered twin is the layer; without matching it is not."""
+    pytest.importorskip("scipy")
+    source = shuffled(start(tmp_path / "two", "llama", 2), tmp_path / "twins")
+    plan = grow(source, tmp_path / "out", layers="3", new_layers="aligned")
+    assert plan.exactness.value == "not-exact"
+    kinds = [layer.kind for layer in plan.growth.layers]
+    assert kinds.count("aligned") == 1
+    new = kinds.index("aligned")
+    donor = plan.growth.layers[new].source
+    before = load_file(source / "model.safetensors")
+    after = load_file(tmp_path / "out" / "model.safetensors")
+    for part in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.o_proj", "mlp.down_proj"):
+        old = before[f"model.layers.{donor}.{part}.weight"]
+        made = after[f"model.layers.{new}.{part}.weight"]
+        assert torch.allclose(made, old, atol=1e-6), part
+        plain = (
+            before[f"model.layers.0.{part}.weight"] + before[f"model.layers.1.{part}.weight"]
+        ) / 2
+        assert not torch.allclose(plain, old, atol=1e-3), part  # negative control: no matching
+    assert main(["diff", str(source), str(tmp_path / "out")]) == 0
+    with pytest.raises(UsageError, match="no other growth"):
+        grow(source, tmp_path / "both", layers="3", ffn="x2", new_layers="aligned")

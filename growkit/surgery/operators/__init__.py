@@ -159,10 +159,11 @@ ROWS = (
         options=(
             Option(
                 key="new_layers",
-                values=("identity", "random", "copy", "interposed"),
+                values=("identity", "random", "copy", "interposed", "aligned"),
                 help="What new layers begin as: identity (exact), random (the class's own "
-                "initialisation), copy (stacked: 0 1 0 1) or interposed (0 0 1 1); all but the "
-                "first change the function. Default: identity.",
+                "initialisation), copy (stacked: 0 1 0 1), interposed (0 0 1 1) or aligned (mean "
+                "of two matched neighbours); all but the first change the function. Default: "
+                "identity.",
             ),
             Option(
                 key="depth_method",

@@ -8,6 +8,8 @@
   gains of one), what they write to the residual stream times 1 / sqrt(2 L) with L the new depth
   (:func:`growkit.surgery.plan_builder.residual_scale`). Not exact, and hardly a jump: a new block
   writes little. Numbers are keyed by seed and tensor name, so shards and threads change no byte.
+* aligned: between two neighbours, their mean after their units are matched
+  (:mod:`growkit.surgery.aligned_layers`, after OpT-DeUS, arXiv 2508.08011). Not exact.
 * copy, of old called stack (G_stack, arXiv 2405.15319): layers 1..L repeated, 0 1 0 1. Not exact.
 * interposed, of old interpolate (LiGO; orthogonal growth, arXiv 2510.08008): every layer's copies
   beside it, 0 0 1 1. Not exact.
@@ -47,11 +49,14 @@ from growkit.surgery.operators.slices import Slice, layers_of
 from growkit.surgery.request import GrowthRequest
 
 PLACEMENTS = ("auto", "even", "end", "pattern")
+INSERTED = ("identity", "random", "aligned")
 OLDER_NAMES = {"copy": "stack", "interposed": "interpolate"}
 REASONS = {
     "identity": "inserted blocks write zero to the residual stream (LLaMA Pro, arXiv 2401.02415)",
     "random": "new layers begin as the class starts them, what they write times 1/sqrt(2 layers) "
     "(arXiv 2511.04981): another function, close to the old one, to be trained",
+    "aligned": "new layers are the mean of two neighbours whose units were matched (after "
+    "OpT-DeUS, arXiv 2508.08011): another function, to be trained",
 }
 
 
@@ -61,7 +66,7 @@ class Depth:
 
     Attributes:
         amount: factor, increment or new number of layers.
-        method: ``identity``, ``random``, ``copy``, ``interposed`` or ``solar``.
+        method: ``identity``, ``random``, ``aligned``, ``copy``, ``interposed`` or ``solar``.
         fresh_state: copies begin without optimizer state.
         placement: where identity and random layers go: ``even``ly, at the ``end``, as the class's
             ``pattern`` of layer kinds wants, or after the old layers with the given 0-based
@@ -98,7 +103,7 @@ class Depth:
             check_starts(shape, self.stack)
         if not layers:
             sources, by_rule = self._from_nothing(target), True
-        elif self.method in ("identity", "random"):
+        elif self.method in INSERTED:
             sources, by_rule = self._inserted(shape, layers, target)
         else:
             sources, by_rule = self._slices(layers, target), False
@@ -136,6 +141,11 @@ class Depth:
         if self.method == "random":
             found = tuple(
                 LayerSource(layer.source, "new") if layer.kind == "identity" else layer
+                for layer in found
+            )
+        elif self.method == "aligned":
+            found = tuple(
+                _between(layer.source, layers) if layer.kind == "identity" else layer
                 for layer in found
             )
         return found, by_rule
@@ -221,6 +231,17 @@ class Depth:
             )
         keep = layers - overlap
         return [(0, keep), (overlap, layers)]
+
+
+def _between(layer: int, layers: int) -> LayerSource:
+    """A layer made of this one and the next (of the last one and the one before)."""
+    if layers < 2:
+        raise UsageError(
+            "--new-layers aligned averages two neighbours, and the checkpoint has 1 layer.",
+            "Give --new-layers copy or random.",
+        )
+    partner = layer + 1 if layer + 1 < layers else layer - 1
+    return LayerSource(layer, "aligned", partner)
 
 
 def check_starts(shape: ModelShape, stack: str) -> None:
