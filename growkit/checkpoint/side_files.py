@@ -189,7 +189,8 @@ Overwrite = bool | Literal["all"]
 _KNOWN = (
     # configs, and what describes the folder
     "config.json", "generation_config.json", "*processor_config.json", "growkit.json",
-    "feature_extractor_config.json", "growkit_training.json", "growkit_alignment.npz",
+    "feature_extractor_config.json", "growkit_training.json", "data_position.json",
+    "growkit_alignment.npz",
     ".growkit-partial", "readme.md", "license*", "licence*", "notice*", "copying*", "use_policy*",
     ".gitattributes",
     # weights
@@ -207,6 +208,7 @@ _KNOWN = (
 )  # fmt: skip
 # What a training writes into the folder of its run, beside recipe and lock.
 RUN_FILES = {
+    "change_point.json",
     "checkpoints",
     "data",
     "data.json",

@@ -27,6 +27,7 @@ from torch.utils.data import Dataset
 from growkit.core.errors import UsageError
 from growkit.core.progress import Reporter
 from growkit.data.held_out import DROPPED, HELD_OUT, TRAIN, Records, decide
+from growkit.data.order import SourcePlace
 from growkit.data.recipe import DataSection
 from growkit.data.sources import Corpus, Source
 from growkit.data.token_cache import Shard, tokenize_source
@@ -56,6 +57,9 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
         # int64 [sources]: sequences of each source
         self.sizes = [len(stream) // length for stream in self.streams]
         self._ends = np.cumsum(self.sizes)
+        # Where the sources stood at the sample ``begin`` of the run, see growkit.data.order.
+        self.places: list[SourcePlace] | None = None
+        self.begin = 0
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0

@@ -124,6 +124,8 @@ class DataSection(Section):
         eval_tokens: in place of ``eval_files``: held-out token files.
         max_eval_tokens: at most so many held-out tokens are evaluated; absent: all.
         cache_dir: where tokens are kept; absent: in the folder of the run.
+        start: ``beginning`` reads from the first sample; absent: where the run that made
+            ``model.checkpoint`` stood, if it read the same text.
         workers: tokenizing processes, absent: one per core. The tokens do not depend on it.
     """
 
@@ -140,6 +142,7 @@ class DataSection(Section):
     eval_tokens: list[Path] | None = None
     max_eval_tokens: Positive | None = None
     cache_dir: Path | None = None
+    start: Literal["beginning"] | None = None
     workers: Positive | None = None
 
     @model_validator(mode="after")

@@ -145,7 +145,7 @@ def find_state(checkpoint: Path, folder: Path | None = None) -> OptimizerState |
     place = folder or checkpoint
     if not place.is_dir():
         raise UsageError(f"There is no folder {str(place)!r}.", f"It has to hold {LAYOUTS}.")
-    for candidate in (place, _last_of_run(place)):
+    for candidate in (place, last_of_run(place)):
         if candidate is None:
             continue
         state = _in_folder(candidate, parameters)
@@ -154,6 +154,15 @@ def find_state(checkpoint: Path, folder: Path | None = None) -> OptimizerState |
     if folder is not None:
         raise UsageError(f"{str(folder)!r} holds no optimizer state.", f"It has to hold {LAYOUTS}.")
     return None
+
+
+def state_beside(checkpoint: Path) -> OptimizerState | None:
+    """The optimizer state in the folder of the weights itself; None when there is none.
+
+    Raises:
+        CheckpointError: as :func:`find_state`.
+    """
+    return _in_folder(checkpoint, cache(lambda: model_parameters(checkpoint)))
 
 
 def _in_folder(place: Path, parameters: Callable[[], Named]) -> OptimizerState | None:
@@ -190,7 +199,7 @@ def _is_file(folder: Path, name: str) -> bool:
     return folder.is_dir() and (folder / name).is_file()
 
 
-def _last_of_run(place: Path) -> Path | None:
+def last_of_run(place: Path) -> Path | None:
     """The last checkpoint of a finished growkit run, whose weights are those of the folder."""
     try:
         record = read_training_record(place) or {}

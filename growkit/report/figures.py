@@ -34,6 +34,7 @@ def losses_by_tokens(axes: Any, runs: Sequence[Run]) -> bool:
     for number, run in enumerate(runs):
         drawn |= _held_out(axes, run, number, lambda values: values)
     _mark_growths(axes, runs)
+    _mark_changes(axes, runs)
     return drawn
 
 
@@ -46,6 +47,7 @@ def losses_by_flops(axes: Any, runs: Sequence[Run]) -> bool:
     axes.set_xlabel("training FLOPs, over all growths")
     axes.set_ylabel("held-out loss (nats per token)")
     _mark_growths(axes, [run for _, run in known], lambda run: run.flops([run.tokens_before])[0])
+    _mark_changes(axes, [run for _, run in known], lambda run, tokens: run.flops([tokens])[0])
     return drawn
 
 
@@ -72,6 +74,7 @@ def learning_rates(axes: Any, runs: Sequence[Run]) -> bool:
     drawn = _plain(axes, runs, "learning_rate", "learning rate")
     axes.set_ylim(bottom=0)
     _mark_growths(axes, runs)
+    _mark_changes(axes, runs)
     return drawn
 
 
@@ -124,6 +127,22 @@ def _mark_growths(
                 xytext=(0, 3), textcoords="offset points", ha="center", color=SOFT,
             )  # fmt: skip
             named = where
+
+
+def _mark_changes(
+    axes: Any, runs: Sequence[Run], place: Callable[[Run, int], float] = lambda run, tokens: tokens
+) -> None:
+    """A dotted line where a run went on with other rates or data; beside it what changed."""
+    for run in runs:
+        for tokens, change in zip(*run.series("change"), strict=True):
+            names = [key.rpartition(".")[2] for key in change]
+            text = ", ".join(names[:2]) + (f" and {len(names) - 2} more" if names[2:] else "")
+            where = place(run, tokens)
+            axes.axvline(where, color=SOFT, linestyle=":", linewidth=1)
+            axes.annotate(
+                f"change: {text or 'nothing'}", (where, 0), xycoords=("data", "axes fraction"),
+                xytext=(2, 3), textcoords="offset points", rotation=90, color=SOFT, fontsize=8,
+            )  # fmt: skip
 
 
 def _lines(

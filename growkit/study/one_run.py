@@ -114,6 +114,8 @@ def work(folder: Path) -> Record:
         source, manifest = _source(start, Path(node["parent"]), folder / "source")
         values["model"] |= {"checkpoint": str(source)}
         values["model"].pop("config", None)
+        # All arms of a study read the same samples.
+        values["data"] |= {"start": "beginning"}
     from growkit.training import train
 
     recipe = make_recipe(values, node["name"])

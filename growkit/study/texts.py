@@ -18,7 +18,7 @@ from growkit.core.writing import make_whole
 from growkit.data.sources import Corpus, corpus_of
 from growkit.study.recipe import Base, Start, StudyRecipe
 from growkit.study.shapes import digest
-from growkit.training.run_folder import MAY_CHANGE
+from growkit.training.changes import MAY_CHANGE
 
 FORMAT = 1
 # Of the data section: where things are, and how many processes read them. Their content is hashed.

@@ -143,6 +143,7 @@ def _recipe(
                 "sequence_length": settings.sequence_length,
                 "max_eval_tokens": settings.eval_tokens,
                 "cache_dir": str(cache),
+                **({"start": "beginning"} if "checkpoint" in model else {}),
             },
             "training": {
                 "learning_rate": 4e-3,

@@ -6,7 +6,8 @@ step, before clipping; a frozen slot's gradient counts as zero. Of a model with 
 router_aux_loss, without its coefficient and in no loss (growkit.training.router_loss).
 Keys of an evaluation line: step, tokens, eval_loss, perplexity, bits_per_byte; where the weights
 are a mean of checkpoints, averaged_checkpoints says of how many.
-Of a mixture also eval_loss/NAME of each source. A line with the key probe: growth/probes.py.
+Of a mixture also eval_loss/NAME of each source. A line with the key change says where the run went
+on with other rates or data (growkit.training.change_point); with the key probe: growth/probes.py.
 Losses are in nats per token; a training loss is the mean over the steps since the line before.
 """
 
@@ -66,6 +67,11 @@ def truncate_metrics(path: Path, step: int) -> None:
         for row in read_metrics(path)
         if row["step"] <= step and "averaged_checkpoints" not in row
     ]
+    write_metrics(path, rows)
+
+
+def write_metrics(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """All lines at once."""
     write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 

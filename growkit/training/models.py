@@ -13,6 +13,7 @@ from growkit.core.errors import CheckpointError, UsageError, nearest
 from growkit.core.names import MANIFEST, TRAINING_RECORD
 from growkit.data.tokenizer import copy_tokenizer
 from growkit.families.differential import is_lambda_vector
+from growkit.training.data_position import POSITION
 from growkit.training.final_dtype import store_in
 from growkit.training.leftovers import remove
 from growkit.training.published import move_into
@@ -238,6 +239,7 @@ def publish_model(
     source: Path | None,
     record: dict[str, Any],
     save_dtype: str = "source",
+    position: str | None = None,
 ) -> None:
     """Write the trained model beside ``out`` and move it there (:mod:`growkit.training.published`).
 
@@ -249,6 +251,7 @@ def publish_model(
         staging: a folder on the same file system, removed afterwards.
         record: what the run was; becomes ``growkit_training.json``.
         save_dtype: see :func:`growkit.training.final_dtype.store_in`.
+        position: content of ``data_position.json``.
     """
     if model is not None:
         remove(staging)
@@ -257,5 +260,7 @@ def publish_model(
     store_in(staging, save_dtype, source)
     copy_tokenizer(tokenizer_folder, staging)
     copy_lineage(source, staging)
+    if position is not None:
+        (staging / POSITION).write_text(position)
     (staging / TRAINING_RECORD).write_text(json.dumps(record, indent=2) + "\n")
     move_into(staging, out)

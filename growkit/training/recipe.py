@@ -32,7 +32,8 @@ class ModelSection(Section):
         trust_remote_code: run code that the checkpoint folder holds.
         trained_tokens: tokens that the checkpoint has seen, where no record of growkit says it; for
             advice alone.
-        optimizer_state: ``auto`` uses the state that grew with the checkpoint; ``reset`` leaves it.
+        optimizer_state: ``auto`` uses the state beside the weights (grown with them, or that of
+            Trainer, accelerate or a distributed checkpoint); ``reset`` begins anew.
     """
 
     checkpoint: Path | None = None

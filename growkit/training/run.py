@@ -6,6 +6,7 @@ What it leaves in OUT::
                                                       any other (written at the end)
     growkit.json             lineage, when the run started from a grown checkpoint
     growkit_training.json    the recipe and the final figures
+    data_position.json       where it stands in its data (growkit.training.data_position)
     training/
       recipe.yaml            the recipe as it ran, overrides included
       metrics.jsonl          see growkit.training.metrics
@@ -35,6 +36,8 @@ from growkit.core.names import METRICS, RECIPE
 from growkit.core.progress import Progress, Reporter, Silent
 from growkit.data.sources import Corpus, corpus_of
 from growkit.training import checkpoints, metrics
+from growkit.training.change_point import changes_in, stored_change, take_up
+from growkit.training.data_position import position_text
 from growkit.training.growth.grown import loss_before_growth, new_parameters_of, tokens_with_source
 from growkit.training.leftovers import remove
 from growkit.training.parallel.launch import check_launch
@@ -71,7 +74,8 @@ def train(
 
     Args:
         resume: ``auto`` (the newest whole checkpoint in ``out``, if any), ``never``, or the path of
-            a checkpoint folder.
+            a checkpoint folder; one of another run begins a change point
+            (:mod:`growkit.training.change_point`).
         overwrite: throw away an earlier run in ``out``.
         callbacks: of transformers, called before and after the one that writes metrics.
 
@@ -174,6 +178,7 @@ class _Run:
                 source=self.recipe.model.checkpoint,
                 record=record,
                 save_dtype=self.recipe.training.save_dtype,
+                position=position_text(self.recipe, train_set, record["steps"]),
             )
         )
         begin = str(checkpoint) if checkpoint else None
@@ -188,6 +193,9 @@ class _Run:
         if record is not None and record["steps"] == step:
             self.reporter.note(f"{self.out} is finished: {record['steps']} steps.")
             return checkpoint, record
+        point = stored_change(folder)
+        if point is not None and checkpoint == Path(point.checkpoint):
+            take_up(point, self.recipe, folder, self.reporter)
         metrics.truncate_metrics(folder / METRICS, step)
         return checkpoint, None
 
@@ -271,7 +279,11 @@ class _Run:
         last = metrics.last_evaluation(rows) or {}
         losses = [row["loss"] for row in rows if "loss" in row]
         plot = self.folder / "loss.png"
-        metrics.draw_losses([("held-out", rows, 0)], plot, self.reporter, title=self.out.name)
+        changes = changes_in(rows)
+        marks = [(change["step"] * self.recipe.tokens_per_step, "change") for change in changes]
+        metrics.draw_losses(
+            [("held-out", rows, 0)], plot, self.reporter, title=self.out.name, marks=marks[:1]
+        )
         return {
             "format": 1,
             "steps": steps,
@@ -285,6 +297,7 @@ class _Run:
             "held_out_tokens": _predicted_tokens(trainer.held_out),
             "loss_before_growth": loss_before_growth(self.recipe, rows),
             "data": data_use(self.recipe, trainer.train_dataset, steps),
+            **({"changes": changes} if changes else {}),
             "recipe": self.recipe.to_dict(),
         }
 

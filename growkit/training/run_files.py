@@ -105,12 +105,6 @@ class StageStop(RunFile):
     step: int = Count
 
 
-class DataKey(RunFile):
-    """``data.json``: the hash of the tokens that a run reads."""
-
-    packed: str
-
-
 class MetricsLine(RunFile):
     """A line of ``metrics.jsonl``: what is reckoned with; losses in nats per token."""
 
@@ -120,6 +114,7 @@ class MetricsLine(RunFile):
     eval_loss: float | None = None
     learning_rate: float | None = None
     tokens_per_second: float | None = None
+    change: dict[str, list[Any]] | None = None  # see growkit.training.change_point
 
     @model_validator(mode="before")
     @classmethod

@@ -2,51 +2,34 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from growkit.checkpoint.side_files import RUN_FILES
-from growkit.core.errors import CheckpointError, GrowkitError, UsageError
+from growkit.core.errors import GrowkitError, UsageError
 from growkit.core.files import open_lock
 from growkit.core.names import METRICS, RECIPE, TRAINING_RECORD
 from growkit.core.progress import Reporter
-from growkit.core.records import read_record
 from growkit.core.systems import lock_record
 from growkit.core.writing import write_whole
-from growkit.core.yaml_files import read_yaml
 from growkit.training import checkpoints, metrics
+from growkit.training.change_point import (
+    change_of,
+    check_repeated,
+    chosen_checkpoint,
+    elsewhere,
+    stored_change,
+    write_change,
+)
+from growkit.training.changes import check_same
+from growkit.training.data_position import DATA
 from growkit.training.leftovers import remove
-from growkit.training.read_recipe import make_recipe
 from growkit.training.recipe import Recipe
-from growkit.training.run_files import DataKey
 
-# What may differ between a run and its continuation; anything else would be another run.
-MAY_CHANGE = {
-    "out",
-    "data.cache_dir",
-    "data.workers",
-    "training.max_steps",
-    "training.max_tokens",
-    "training.logging_steps",
-    "training.eval_steps",
-    "training.probe_steps",
-    "training.save_steps",
-    "training.save_total_limit",
-    "training.report_to",
-    "training.per_device_eval_batch_size",
-    "training.dataloader_num_workers",
-    "parallel.processes",
-    "parallel.timeout_minutes",
-    "position.end_step",
-}
-DATA = "data.json"
 LOCK = ".lock"
-BEGIN_ANEW = "Begin anew with --overwrite, or put the file back."
 
 
 def check_source(recipe: Recipe, out: Path) -> None:
@@ -91,16 +74,16 @@ def look_into(recipe: Recipe, out: Path, resume: str, overwrite: bool, reporter:
     """
     folder = out / "training"
     _check_place(out, folder)
-    stored = folder / "recipe.yaml"
-    if not stored.is_file() or not _has_begun(folder):
-        return "a new run"
-    if overwrite:
-        return "a new run; the one that is there is thrown away"
+    stored = folder / RECIPE
+    if overwrite or not stored.is_file() or not _has_begun(folder):
+        point = change_of(recipe, folder, resume)
+        new = "a new run" if point is None else f"goes on from {point.checkpoint}"
+        return f"{new}; the one that is there is thrown away" if overwrite and out.exists() else new
     _check_resumable(recipe, out, stored, resume, reporter)
-    if resume == "auto":
-        newest = resume_point(folder / "checkpoints", resume, reporter)
+    if resume == "auto" or elsewhere(resume, folder):
+        newest = resume_point(folder / "checkpoints", "auto", reporter)
     else:
-        newest = _chosen(resume)
+        newest = chosen_checkpoint(resume)
     return "the run there begins again" if newest is None else f"continues from {newest.name}"
 
 
@@ -122,7 +105,9 @@ def _check_resumable(
             f"{str(out)!r} holds a run already.",
             "Choose another --out, continue with --resume auto, or begin anew: --overwrite.",
         )
-    _check_same(recipe, stored, reporter)
+    check_repeated(stored.parent, resume, out)
+    own = "auto" if elsewhere(resume, stored.parent) else resume
+    check_same(recipe, stored, own, reporter)
 
 
 def _is_in_use(out: Path, folder: Path) -> bool:
@@ -151,6 +136,8 @@ def _prepare(
     recipe: Recipe, out: Path, folder: Path, resume: str, overwrite: bool, reporter: Reporter
 ) -> None:
     stored = folder / RECIPE
+    begun = stored.is_file() and _has_begun(folder) and not overwrite
+    change = None if begun else change_of(recipe, folder, resume)
     if stored.is_file() and overwrite:
         # The recipe last: a kill on the way leaves a folder that is known as a run. What a run does
         # not write stays.
@@ -158,101 +145,49 @@ def _prepare(
             if path.name in RUN_FILES or path.name.endswith(".partial"):
                 remove(path)
         remove(out / TRAINING_RECORD)
-    elif stored.is_file() and not _has_begun(folder):
-        # It was refused or killed before its first step: a corrected recipe may have the folder.
-        remove(folder / "tokenizer")
-        remove(folder / DATA)
-    elif stored.is_file():
+    elif begun:
         _check_resumable(recipe, out, stored, resume, reporter)
+    elif stored.is_file():
+        # It was refused or killed before its first step: a corrected recipe may have the folder.
+        for name in ("tokenizer", DATA, METRICS):
+            remove(folder / name)
     remove(folder / "checkpoints" / checkpoints.PARTIAL)
+    write_change(folder, change)
     write_whole(stored, yaml.safe_dump(recipe.to_dict(), sort_keys=False))
 
 
 def _has_begun(folder: Path) -> bool:
-    rows = metrics.read_metrics(folder / METRICS)
+    point = stored_change(folder)
+    first = -1 if point is None else point.step  # the lines up to there are of the run before
+    rows = [row for row in metrics.read_metrics(folder / METRICS) if row["step"] > first]
     return bool(rows or checkpoints.list_checkpoints(folder / "checkpoints"))
 
 
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(values, dict):
-        return {k: v for key in values for k, v in _flat(values[key], f"{prefix}{key}.").items()}
-    return {prefix[:-1]: values}
-
-
-def _check_same(recipe: Recipe, stored: Path, reporter: Reporter) -> None:
-    values = read_yaml(stored, error=CheckpointError, remedy=BEGIN_ANEW)
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{str(stored)!r} holds no recipe.", BEGIN_ANEW)
-    with suppress(UsageError):  # of another version: compared as it is
-        values = make_recipe(values).to_dict()  # with keys that did not exist when it was stored
-    old, new = _flat(values), _flat(recipe.to_dict())
-    changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
-    forbidden = [key for key in changed if key not in MAY_CHANGE]
-    if forbidden:
-        key = forbidden[0]
-        raise UsageError(
-            f"{str(stored.parent.parent)!r} holds a run of another recipe: {key} was "
-            f"{old.get(key)!r} and is {new.get(key)!r}"
-            + (f" (and {len(forbidden) - 1} more)." if forbidden[1:] else "."),
-            "Choose another --out, or begin anew with --overwrite.",
-        )
-    if {"training.max_steps", "training.max_tokens"} & set(changed):
-        section = recipe.training
-        if any(len(set(source.weights)) > 1 for source in recipe.data.sources):
-            raise UsageError(
-                "The length of the run changed, and the weights of its mixture change over it: "
-                "the samples so far would have been others.",
-                "Keep the length, or begin anew with --overwrite.",
-            )
-        if section.schedule == "cosine":
-            reporter.warn(
-                "the length of a cosine schedule changed: the learning rate jumps to the new curve"
-            )
-
-
-def check_data(folder: Path, key: str) -> None:
-    """Refuse to continue with other data than the run began with."""
-    path = folder / DATA
-    if path.exists():
-        if read_record(path, DataKey).packed != key:
-            raise UsageError(
-                f"The data files changed since the run in {str(folder.parent)!r} began.",
-                "Put them back, choose another --out, or begin anew with --overwrite.",
-            )
-    else:
-        write_whole(path, json.dumps({"packed": key}) + "\n")
-
-
 def resume_point(folder: Path, resume: str, reporter: Reporter) -> Path | None:
+    """The checkpoint to continue from, of this run or of the one that it goes on from.
+
+    Args:
+        folder: of the run's checkpoints.
+    """
     if resume == "never":
         return None
-    if resume == "auto":
+    if resume == "auto" or elsewhere(resume, folder.parent):
         newest, skipped = checkpoints.newest_whole(folder)
         for path, reason in skipped:
             reporter.warn(f"{path.name} is damaged ({reason}): skipped")
+        point = stored_change(folder.parent)
         if newest is not None:
             reporter.note(f"Going on from {newest.name}.")
+        elif point is not None:
+            newest = chosen_checkpoint(point.checkpoint)
         elif skipped:
             reporter.warn("no whole checkpoint is left: the run starts from the beginning")
         return newest
-    chosen = _chosen(resume)
+    chosen = chosen_checkpoint(resume)
     # Newer checkpoints of this run belong to the branch that is left here.
     for newer in checkpoints.list_checkpoints(folder):
         if checkpoints.step_of(newer) > checkpoints.step_of(chosen):
             superseded = newer.with_name(newer.name + ".superseded")
             remove(superseded)
             newer.rename(superseded)
-    return chosen
-
-
-def _chosen(resume: str) -> Path:
-    chosen = Path(resume).resolve()
-    problem = checkpoints.damage(chosen) if chosen.is_dir() else "it is not a folder"
-    if problem is None and checkpoints.step_of(chosen) < 0:
-        problem = "its name is not checkpoint-N"
-    if problem is not None:
-        raise CheckpointError(
-            f"{resume!r} cannot be resumed from: {problem}.",
-            "Give a checkpoint-N folder that growkit train wrote, or --resume auto.",
-        )
     return chosen

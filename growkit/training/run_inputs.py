@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 from growkit.checkpoint import open_checkpoint
 from growkit.core.errors import GrowkitError
 from growkit.core.progress import Reporter
-from growkit.data.order import SampleOrder
 from growkit.data.packing import PackedDataset
 from growkit.data.sources import Corpus
+from growkit.training.data_position import begin_of, sample_order
 from growkit.training.leftovers import remove
 from growkit.training.recipe import Recipe
-from growkit.training.run_folder import check_data
 
 if TYPE_CHECKING:
     from growkit.data.packing import PackedDataset
@@ -24,16 +23,6 @@ if TYPE_CHECKING:
 # Muennighoff et al. 2023, "Scaling Data-Constrained Language Models" (arXiv:2305.16264): up to
 # about four epochs are nearly as good as new text, beyond that the return falls off.
 MANY_EPOCHS = 4
-
-
-def sample_order(recipe: Recipe, dataset: PackedDataset) -> SampleOrder:
-    """The order of the samples of a run."""
-    return SampleOrder(
-        dataset.sizes,
-        recipe.training.seed,
-        [source.weights for source in recipe.data.sources],
-        recipe.total_steps * recipe.sequences_per_step,
-    )
 
 
 def data_use(recipe: Recipe, dataset: PackedDataset, steps: int) -> dict[str, dict[str, Any]]:
@@ -108,8 +97,10 @@ def run_inputs(
             f"Process {processes.rank} reads other data files than the first process.",
             "Give all machines the same files under the same paths.",
         )
-    processes.from_first(lambda: check_data(folder, packed.key))
     train_set, held_out = datasets(packed, recipe.data)
+    begin = processes.from_first(lambda: begin_of(recipe, folder, train_set, packed.key, reporter))
+    train_set.begin = begin.begin
+    train_set.places = [stored.place() for stored in begin.places] or None
     warn_of_repeats(recipe, train_set, reporter)
     return train_set, held_out, tokenizer, tokenizer_folder
 

@@ -59,10 +59,10 @@ def learning_rate_factor(recipe: Recipe) -> Callable[[int], float]:
     section, total = recipe.training, recipe.total_steps
     warmup, floor = recipe.steps(section.warmup_steps), section.min_learning_rate_ratio
 
+    parts = cycles(recipe)
+
     def wsd(step: int) -> float:
-        first, end, rise, decay = next(
-            (cycle for cycle in cycles(recipe) if step < cycle[1]), cycles(recipe)[-1]
-        )
+        first, end, rise, decay = next((part for part in parts if step < part[1]), parts[-1])
         if step < first + rise:
             return floor + (1.0 - floor) * ramp(step - first, rise)
         start = end - decay

@@ -24,6 +24,7 @@ from growkit.core.progress import Progress
 from growkit.data.order import RunSampler
 from growkit.data.packing import PackedDataset
 from growkit.training.averaging import average_into, last_whole
+from growkit.training.data_position import sample_order
 from growkit.training.document_check import DocumentCheck
 from growkit.training.evaluate import evaluate
 from growkit.training.growth.trainer_hooks import GrowthTraining
@@ -35,7 +36,6 @@ from growkit.training.parallel.processes import Processes, on_cpu
 from growkit.training.parallel.sharding import ShardedModel
 from growkit.training.recipe import Recipe
 from growkit.training.router_loss import router_loss_of
-from growkit.training.run_inputs import sample_order
 from growkit.training.schedule import learning_rate_factor
 from growkit.training.trackers import log_beside
 

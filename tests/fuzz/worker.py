@@ -53,15 +53,17 @@ def _megabytes(name: str) -> int:
 def resume(folder: Path, recipe: Path) -> int:
     """What ``growkit train`` reads of a run folder before it trains."""
     from growkit.core.progress import Silent
+    from growkit.core.records import read_record
     from growkit.record.manifest import read_training_record
+    from growkit.training.data_position import DATA, DataBegin
     from growkit.training.growth.stage_end import read_stop
     from growkit.training.read_recipe import load_recipe
-    from growkit.training.run_folder import check_data, open_run, resume_point
+    from growkit.training.run_folder import open_run, resume_point
 
     try:
         place = folder / "training"
         with open_run(load_recipe(recipe), folder, place, "auto", False, Silent()):
-            check_data(place, "abc")
+            read_record(place / DATA, DataBegin)
             resume_point(place / "checkpoints", "auto", Silent())
             read_training_record(folder)
             read_stop(place)

@@ -20,8 +20,9 @@ from transformers import TrainerCallback
 
 from growkit.core.errors import CheckpointError
 from growkit.core.progress import Reporter
+from growkit.optimizer_state.find import last_of_run, state_beside
 from growkit.optimizer_state.load import load_into
-from growkit.optimizer_state.store import FOLDER, INDEX, index_of, read_store
+from growkit.optimizer_state.store import FOLDER, INDEX, index_of
 from growkit.record.manifest import TRAINING_RECORD, read_training_record
 from growkit.training.recipe import Recipe
 
@@ -90,7 +91,8 @@ def _recorded(parent: Path, recipe: Recipe) -> float | None:
         record = read_training_record(parent) or {}
     except CheckpointError:
         return None
-    same = (record.get("recipe") or {}).get("data") == recipe.to_dict()["data"]
+    before, data = ((record.get("recipe") or {}).get("data") or {}), recipe.to_dict()["data"]
+    same = before | {"start": None} == data | {"start": None}
     loss = record.get("eval_loss")
     return float(loss) if same and loss is not None else None
 
@@ -99,7 +101,10 @@ SHOWN = 3
 
 
 class GrownOptimizer(TrainerCallback):
-    """Loads ``growkit_optimizer/`` of the run's checkpoint at its first step, never at a resume.
+    """Loads the optimizer state beside the run's weights at its first step, never at a resume.
+
+    That is ``growkit_optimizer/``, or what Trainer, accelerate or a distributed checkpoint left
+    there. What cannot be used is left out, and said.
 
     The trainer calls it when the optimizer is prepared, so sharded parameters get their own part.
     Step counters continue (bias correction does not start again); the learning-rate schedule is the
@@ -107,15 +112,14 @@ class GrownOptimizer(TrainerCallback):
     """
 
     def __init__(self, checkpoint: Path, reporter: Reporter, first_step: int = 0) -> None:
-        self.folder, self.reporter = checkpoint / FOLDER, reporter
+        self.checkpoint, self.reporter = checkpoint, reporter
         self.first_step = first_step
 
     @classmethod
     def of(cls, recipe: Recipe, reporter: Reporter) -> list[GrownOptimizer]:
-        """One, if the run's checkpoint holds optimizer state and the recipe does not reset it."""
+        """One, if the run starts from a folder and the recipe does not reset the optimizer."""
         start = recipe.model.checkpoint
-        wanted = recipe.model.optimizer_state == "auto"
-        if start is None or not wanted or not (start / FOLDER / INDEX).is_file():
+        if start is None or recipe.model.optimizer_state == "reset":
             return []
         return [cls(start, reporter, recipe.first_step)]
 
@@ -124,30 +128,52 @@ class GrownOptimizer(TrainerCallback):
     ) -> None:
         if state.global_step > self.first_step:
             return
-        stored = read_store(self.folder)
-        result = load_into(given["optimizer"], model, stored)
+        grown = (self.checkpoint / FOLDER / INDEX).is_file()
+        try:
+            stored = state_beside(self.checkpoint)
+            if stored is None:
+                self._say_what_the_run_has()
+                return
+            result = load_into(given["optimizer"], model, stored)
+        except CheckpointError as error:
+            if grown:
+                raise
+            self.reporter.warn(
+                f"the optimizer begins anew, without the state beside the weights: {error.cause}"
+            )
+            return
         count = len(result.loaded) + len(result.fresh)
         step = "" if stored.step is None else f" at step {stored.step:.0f}"
-        text = (
-            f"Optimizer state grown with the model: {len(result.loaded)} of {count} parameters "
-            f"continue{step}"
-        )
+        where = "grown with the model" if grown else f"beside the weights ({stored.path.name})"
+        text = f"Optimizer state {where}: {len(result.loaded)} of {count} parameters continue{step}"
         if result.fresh:
             rest = len(result.fresh) - SHOWN
             names = ", ".join(result.fresh[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
             text += f"; begin anew: {names}"
         self.reporter.note(text + ".")
+        if grown:
+            self._say_estimates()
+        if result.unused:
+            self.reporter.warn(
+                f"{len(result.unused)} parameters of the stored optimizer state are not in this "
+                f"optimizer: {', '.join(result.unused[:SHOWN])}"
+            )
+
+    def _say_what_the_run_has(self) -> None:
+        last = last_of_run(self.checkpoint)
+        if last is not None:
+            self.reporter.note(
+                f"The optimizer begins anew; to go on with the state of the run in "
+                f"{self.checkpoint}, set model.checkpoint: {last}."
+            )
+
+    def _say_estimates(self) -> None:
         estimates = sorted(
             role
-            for role, entries in index_of(self.folder)["roles"].items()
+            for role, entries in index_of(self.checkpoint / FOLDER)["roles"].items()
             for entry in (entries if isinstance(entries, list) else [entries])
             if entry["moments"] == "estimate"
         )
         if estimates:
             roles = ", ".join(dict.fromkeys(estimates))
             self.reporter.note(f"Moments of {roles} are estimates; a short warm-up settles them.")
-        if result.unused:
-            self.reporter.warn(
-                f"{len(result.unused)} parameters of the stored optimizer state are not in this "
-                f"optimizer: {', '.join(result.unused[:SHOWN])}"
-            )

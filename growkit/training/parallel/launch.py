@@ -15,6 +15,8 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 
 from growkit.core.errors import UsageError
 from growkit.training.recipe import Recipe
@@ -37,6 +39,38 @@ def torchrun_command(processes: int, arguments: Sequence[str] | None = None) -> 
     given = list(sys.argv[1:] if arguments is None else arguments)
     shown = shlex.join(given) if given[:1] == ["train"] else "train RECIPE"
     return f"torchrun --nproc-per-node {processes} -m growkit {shown}"
+
+
+def train_command(
+    out: Path,
+    *,
+    resume: Path | None = None,
+    values: Mapping[str, object] = MappingProxyType({}),
+    arguments: Sequence[str] | None = None,
+) -> str:
+    """The command that was given, with another folder, checkpoint or values of the recipe."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    words, rest = ["train"], iter(given[1:] if given[:1] == ["train"] else ["RECIPE"])
+    for word in rest:
+        name = word.partition("=")[0]
+        if name in ("--out", "-o", "--resume", "--set"):
+            value = word.partition("=")[2] if word.startswith("--") and "=" in word else next(rest)
+            if name == "--set" and value.partition("=")[0] not in values:
+                words += ["--set", value]
+        elif name not in ("--dry-run", "--overwrite"):
+            words.append(word)
+    words += ["--out", _near(out)]
+    if resume is not None:
+        words += ["--resume", _near(resume)]
+    for key, changed in values.items():
+        words += ["--set", f"{key}={changed}"]
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    return torchrun_command(count, words) if count > 1 else shlex.join(["growkit", *words])
+
+
+def _near(path: Path) -> str:
+    """As it is named from the current folder, where it lies below it."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def check_launch(recipe: Recipe, environment: Mapping[str, str] = os.environ) -> int:

@@ -30,6 +30,7 @@ from growkit.data.tokenizer import copy_tokenizer
 from growkit.training import checkpoints
 from growkit.training.averaging import average_into
 from growkit.training.checkpoint_state import OPTIMIZER, RUNNING_LOSS, SCHEDULER, load_state
+from growkit.training.data_position import POSITION, position_text
 from growkit.training.leftovers import remove
 from growkit.training.models import copy_lineage
 from growkit.training.moments import REMEDY, check_optimizer_state
@@ -200,13 +201,29 @@ class ProcessTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
+        own = [
+            {key: value for key, value in group.items() if key not in ("params", "param_names")}
+            for group in self._bare_optimizer().param_groups
+        ]
         if self.sharded is None:
             file = Path(checkpoint) / OPTIMIZER
             check_optimizer_state(self._bare_optimizer(), load_state(file), file)
             super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        load_optimizer(self._bare_optimizer(), Path(checkpoint), self.processes)
-        self.lr_scheduler.load_state_dict(load_state(Path(checkpoint) / SCHEDULER))
+        else:
+            load_optimizer(self._bare_optimizer(), Path(checkpoint), self.processes)
+            self.lr_scheduler.load_state_dict(load_state(Path(checkpoint) / SCHEDULER))
+        self._keep_options(own)
+
+    def _keep_options(self, own: list[dict[str, Any]]) -> None:
+        """Rates and options are the recipe's: torch loads those that the checkpoint was saved with.
+
+        They differ where a run goes on with another rate (growkit.training.change_point).
+        """
+        schedule, groups = self.lr_scheduler, self._bare_optimizer().param_groups
+        schedule.base_lrs = [options["initial_lr"] for options in own]
+        for group, options, factor in zip(groups, own, schedule.lr_lambdas, strict=True):
+            group.update(options, lr=options["initial_lr"] * factor(schedule.last_epoch))
+        schedule._last_lr = [group["lr"] for group in groups]
 
     def _bare_optimizer(self) -> Any:
         """The optimizer without accelerate's wrapper."""
@@ -215,6 +232,7 @@ class ProcessTrainer(Trainer):
     def _publish(self, written: Path, step: int) -> None:
         copy_tokenizer(self.tokenizer_folder, written)
         copy_lineage(self.recipe.model.checkpoint, written)
+        (written / POSITION).write_text(position_text(self.recipe, self.train_dataset, step))
         target = self.folder / written.name
         checkpoints.publish(
             written, target, step, self.processes.count, self.recipe.parallel.strategy
