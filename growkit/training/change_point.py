@@ -19,8 +19,7 @@ from growkit.core.progress import Reporter
 from growkit.core.records import read_record
 from growkit.core.writing import write_whole
 from growkit.training import checkpoints, metrics
-from growkit.training.changes import CHANGE_POINT, MAY_CHANGE, Changes
-from growkit.training.parallel.launch import train_command
+from growkit.training.changes import CHANGE_POINT, MAY_CHANGE, Changes, weights_command
 from growkit.training.recipe import Recipe
 from growkit.training.run_files import RunFile
 
@@ -81,7 +80,7 @@ def change_of(recipe: Recipe, folder: Path, resume: str) -> ChangePoint | None:
     if not stored_recipe.is_file():
         raise UsageError(
             f"{str(source)!r} does not lie in the folder of its run: what changed cannot be told.",
-            f"Start from its weights: {weights_command(source, folder.parent)}",
+            f"Start from its weights: {weights_command(recipe, source, folder.parent)}",
         )
     changes = Changes.since(stored_recipe, recipe)
     kept = [
@@ -94,15 +93,10 @@ def change_of(recipe: Recipe, folder: Path, resume: str) -> ChangePoint | None:
         raise UsageError(
             f"A change point keeps {kept[0]}, which was {old!r} and is {new!r}.",
             "Set it back, or start from the weights, which keeps the place in the data where it "
-            f"can: {weights_command(source, folder.parent)}",
+            f"can: {weights_command(recipe, source, folder.parent)}",
         )
     said = {key: list(pair) for key, pair in changes.values.items() if key not in MAY_CHANGE}
     return ChangePoint(checkpoint=str(source), step=checkpoints.step_of(source), changed=said)
-
-
-def weights_command(checkpoint: Path, out: Path) -> str:
-    """The command that trains a checkpoint's weights as a run of its own."""
-    return train_command(out, values={"model.checkpoint": checkpoint})
 
 
 def chosen_checkpoint(resume: str) -> Path:

@@ -70,7 +70,7 @@ CHANGE_POINT = re.compile(
     "|".join([*map(re.escape, sorted(SCHEDULE))])
     + r"|training\.(learning_rate|weight_decay|adam_\w+|muon_\w+|max_grad_norm|router_aux_loss"
     r"|(new|old|lambda)_learning_rate_multiplier|(new|old)_warmup_steps|bf16|save_dtype"
-    r"|average_checkpoints)|data\.(max_eval_tokens|files|mixture|dataset\.\w+)"
+    r"|average_checkpoints)|data\.(max_eval_tokens|files|tokens|mixture|dataset\.\w+)"
 )
 BEGIN_ANEW = "Begin anew with --overwrite, or put the file back."
 
@@ -180,7 +180,14 @@ def _other_ways(forbidden: list[str], recipe: Recipe, folder: Path, step: int) -
     if all(CHANGE_POINT.fullmatch(key) for key in forbidden):
         command = train_command(out.with_name(f"{out.name}-from-{step}"), resume=checkpoint)
         return f"Go on from there with the change, in a folder of its own: {command}"
-    return anew
+    command = weights_command(recipe, checkpoint, out.with_name(f"{out.name}-from-{step}"))
+    return f"{anew} To start from its weights: {command}"
+
+
+def weights_command(recipe: Recipe, checkpoint: Path, out: Path) -> str:
+    """The command that trains a checkpoint's weights as a run of its own."""
+    config = {"model.config": "null"} if recipe.model.config is not None else {}
+    return train_command(out, values={**config, "model.checkpoint": checkpoint})
 
 
 def _resumed_step(folder: Path, resume: str) -> int:
