@@ -18,6 +18,7 @@ COMMANDS = {
     "inspect": "inspect",
     "index": "index",
     "tokenizer": "tokenizer",
+    "derive": "derive",
     "verify": "verify",
     "eval": "eval",
     "diff": "diff",

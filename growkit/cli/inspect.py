@@ -47,7 +47,10 @@ def _table(report: dict[str, Any]) -> Any:
 
     from growkit.core.quantities import counted, human_bytes, human_count
 
-    table = Table(title=f"family {report['family']}", title_justify="left", show_header=False)
+    origin = f" ({report['family_origin']})" if "family_origin" in report else ""
+    table = Table(
+        title=f"family {report['family']}{origin}", title_justify="left", show_header=False
+    )
     table.add_column("what")
     table.add_column("value", overflow="fold")
     for axis in report["axes"].values():

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,9 @@ from growkit.core.process import leave_terminal, stopping_signals
 
 if TYPE_CHECKING:
     from growkit.core.errors import GrowkitError
+
+# Commands that derive a table where none is for the model.
+DERIVING = ("plan", "inspect", "grow", "verify", "diff")
 
 
 @contextmanager
@@ -105,6 +108,27 @@ def _again(given: list[str]) -> str:
     return f"{AGAIN[given[0]]}: {shlex.join(['growkit', *words])}"
 
 
+def _run(build_app: Callable[[], Any], given: list[str]) -> None:
+    """Run the command; where no table is for its model, derive one and run it again."""
+    from growkit.core.errors import GrowkitError
+
+    try:
+        build_app()(args=given, standalone_mode=True)
+    except GrowkitError as error:
+        from growkit.families import NoFamily
+
+        if not isinstance(error, NoFamily) or given[0] not in DERIVING:
+            raise
+        from growkit.cli import common
+        from growkit.cli.derive import derive_once
+
+        try:
+            derive_once(error.config, common.current)
+        except GrowkitError as reason:
+            raise NoFamily(f"{error.cause} {reason.cause}", error.remedy, error.config) from reason
+        build_app()(args=given, standalone_mode=True)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code.
 
@@ -121,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
             asked = ["--overwrite-all" if word == "--overwrite=all" else word for word in given]
             if asked[:1] == ["help"]:  # growkit help COMMAND
                 asked = [*asked[1:], "--help"]
-            build_app()(args=asked, standalone_mode=True)
+            _run(build_app, asked)
     except (SystemExit, KeyboardInterrupt) as stop:
         # typer turns Ctrl-C within a command into SystemExit(130)
         exit_code = 130 if isinstance(stop, KeyboardInterrupt) else stop.code

@@ -28,6 +28,8 @@ def _axes(report: dict[str, Any]) -> Table:
     title = (
         family if family == report["source_family"] else f"{report['source_family']} -> {family}"
     )
+    if origin := report.get("family_origin"):
+        title += f" ({origin})"
     table = Table(title=f"plan: {title}", title_justify="left")
     table.add_column("axis")
     table.add_column("before", justify="right")

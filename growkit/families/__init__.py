@@ -10,6 +10,7 @@ from typing import Any
 from growkit.core.errors import UsageError, nearest
 from growkit.families.base import Config, Family, Tensor
 from growkit.families.config_fields import check_fields
+from growkit.families.derived import derived_family
 from growkit.families.gemma import GEMMA2, GEMMA3
 from growkit.families.gpt2 import GPT2
 from growkit.families.gpt_neox import GPT_NEOX
@@ -47,6 +48,14 @@ _ORDINARY = (
 _VARIANTS = "growkit.variants.catalogue"
 
 
+class NoFamily(UsageError):
+    """No table, written or derived, is for this config. One may still be derived."""
+
+    def __init__(self, cause: str, remedy: str, config: Config) -> None:
+        super().__init__(cause, remedy)
+        self.config = config
+
+
 class _Families(MutableMapping[str, Family]):
     """Name -> family, complete from the first look on."""
 
@@ -81,15 +90,23 @@ def family_of(config: Config, names: Collection[str] = ()) -> Family:
     """
     check_fields(config, import_module(_VARIANTS).SIZES)
     model_type = config.get("model_type")
+    if (family := derived_family(config, names, registered=True)) is not None:
+        return family
     candidates = [family for family in FAMILIES.values() if model_type in family.model_types]
     if len(candidates) == 1:
         return candidates[0].stored_as(names)
     if candidates:
         return _by_attention(candidates, config)
+    if (family := derived_family(config, names)) is not None:
+        return family
     known = sorted({name for family in FAMILIES.values() for name in family.model_types})
-    raise explain_config(config, known) or UsageError(
-        f"growkit has no family for model_type {model_type!r}.",
-        f"{nearest(str(model_type), known)}Known model types: {', '.join(known)}.",
+    explained = explain_config(config, known)
+    raise NoFamily(
+        explained.cause if explained else f"growkit has no family for model_type {model_type!r}.",
+        explained.remedy
+        if explained
+        else f"{nearest(str(model_type), known)}Known model types: {', '.join(known)}.",
+        config,
     )
 
 

@@ -38,10 +38,16 @@ def moved_layers(sizes: Sizes, sources: Sequence[int]) -> dict[str, int]:
     """What depth growth makes of the pattern: every layer is of its source's kind, and one without
     a source (-1) of the kind that the class gives to its index.
 
-    The period (``expert_step``) stays where it still holds; else a list has to say it all.
+    The period (``expert_step``) stays where it still holds; else a list has to say it all. Patterns
+    of derived tables (``layers:0`` ...) are moved likewise.
     """
+    masks = {
+        name: sum(1 << new for new, old in enumerate(sources) if old >= 0 and mask >> old & 1)
+        for name, mask in sizes.items()
+        if name.startswith("layers:")
+    }
     if "expert_layers" not in sizes:
-        return {}
+        return masks
     step = sizes.get("expert_step", 1)
     moved = [
         layer

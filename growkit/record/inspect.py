@@ -27,6 +27,7 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     cost = cost_of(family, sizes, main_dtype(dtypes), cost_context(config), config)
     report: dict[str, Any] = {
         "family": family.name,
+        **({"family_origin": family.origin} if family.origin else {}),
         "model_type": checkpoint.config.get("model_type"),
         "axes": {
             axis: {"label": label, "size": sizes[axis]}

@@ -56,6 +56,7 @@ def plan_report(plan: Plan) -> dict[str, Any]:
     return {
         "source_family": plan.source_family.name,
         "family": plan.family.name,
+        **({"family_origin": plan.family.origin} if plan.family.origin else {}),
         "operators": [
             {
                 "operator": step.operator,

@@ -77,11 +77,14 @@ def _map_layers(
     A list that config.json left to the class is written out where the class would now make
     another one, or where layers differ (readers other than transformers have rules of their own).
     """
+    sources = [layer.source for layer in layers]
+    if family.map_layers is not None:
+        grown.update(family.map_layers(grown, sources))
+        return
     before = {name: family.layer_list(grown, name, old) for name in family.per_layer_fields}
     if not old:  # lists without an entry say nothing of the layers to come
         for name in before:
             grown.pop(name, None)
-    sources = [layer.source for layer in layers]
     grown.update(moved_counts(family, grown, old, sources))
     rules = rule_lists(family, grown, len(sources)) if by_rule else {}
     fresh = {name: rule(grown, len(sources)) for name, rule in family.fresh_entries.items()}

@@ -14,7 +14,7 @@ from growkit.core.errors import UsageError
 from growkit.families import FAMILIES, Family, family_of
 from growkit.families.config_fields import MAX_TENSORS
 from growkit.surgery.compose import check_links, compose, kept_layers
-from growkit.surgery.effect import Effect, Exactness, ModelShape, Operator
+from growkit.surgery.effect import Effect, Exactness, ModelShape, Operator, require_axis
 from growkit.surgery.grown_config import grown_config, head_dim_note, sizes_that_load
 from growkit.surgery.plan_builder import PlanBuilder, PlannedTensors
 from growkit.surgery.request import GrowthRequest
@@ -71,6 +71,7 @@ def build_plan(
     *,
     symmetry: Symmetry | None = None,
     target: str | None = None,
+    asked: Sequence[str] = (),
 ) -> Plan:
     """Decide what every tensor of the grown checkpoint is made of.
 
@@ -80,6 +81,7 @@ def build_plan(
         symmetry: how copies of a unit share its weight (default: split).
         target: name of the family to write; by default the source's own, or ``gda`` where that
             cannot hold the grown model.
+        asked: flags that asked for the operators; the family may refuse them by name.
 
     Raises:
         UsageError: quantised weights, unknown family, impossible size, or a model that
@@ -89,6 +91,8 @@ def build_plan(
     symmetry = symmetry or Symmetry()
     source_family, source_sizes = read_source(checkpoint)
     shape = ModelShape(source_family, source_sizes, checkpoint.config, checkpoint.path)
+    for flag in asked:
+        require_axis(shape, "layer", flag)
     growth = compose(operators, shape)
     if symmetry.mode == "even":
         # The mean of equal copies is the expert: nothing to divide.
@@ -111,6 +115,7 @@ def plan_growth(checkpoint: Checkpoint, request: GrowthRequest) -> Plan:
         request.operators(),
         symmetry=request.symmetry_choice(),
         target=request.format,
+        asked=request.flags(),
     )
 
 

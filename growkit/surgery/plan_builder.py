@@ -13,12 +13,15 @@ from itertools import islice
 from math import frexp
 from typing import Any, overload
 
+import numpy as np
+
 from growkit.checkpoint import Checkpoint, OutputTensor
 from growkit.core.errors import CheckpointError, UsageError
 from growkit.families import Family, Tensor
 from growkit.families.base import Dim
 from growkit.families.differential import LAMBDA_ROLES
 from growkit.surgery.aligned_layers import AlignedLayers
+from growkit.surgery.axis_map import AxisMap
 from growkit.surgery.dim_map import DimMap, map_dim
 from growkit.surgery.effect import NO_LAYER, Effect, LayerSource, UnitMaps
 from growkit.surgery.lambdas import LambdaChange
@@ -346,9 +349,13 @@ class PlanBuilder:
         if own is None and (old, new) in self._maps:
             return self._maps[old, new]
         aliases, axes = own or (self.growth.aliases, self.growth.axes)
+        units = new.layout(self.growth.sizes)
+        if "layer" in units.axes and self.growth.layers_moved:  # a part for each layer (Gemma 4)
+            sources = np.array([layer.source for layer in self.growth.layers])
+            axes = {**axes, "layer": AxisMap(sources, self.source_sizes["layer"], partial=True)}
         found = map_dim(
             old.layout(self.source_sizes),
-            new.layout(self.growth.sizes),
+            units,
             axes,
             new,
             self.growth.new_units,

@@ -138,6 +138,11 @@ class GrowthRequest:
             )
         return result
 
+    def flags(self) -> list[str]:
+        """Flags of the requested growths."""
+        rows = rows_as_applied()
+        return [row.flag for row in rows if getattr(self, row.key, None) not in (None, False, "")]
+
     def symmetry_choice(self) -> Symmetry:
         """How copies share weights."""
         return Symmetry(self.symmetry, self.noise_snr_db, self.seed)

@@ -13,7 +13,7 @@ from typing import ClassVar
 from growkit.core.errors import UsageError
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import AxisMap
-from growkit.surgery.effect import Effect, Exactness, ModelShape
+from growkit.surgery.effect import Effect, Exactness, ModelShape, require_axis
 from growkit.surgery.operators import OperatorRow
 from growkit.surgery.request import GrowthRequest
 
@@ -32,6 +32,7 @@ class Ffn:
     new_units: str = "copy"
 
     def apply(self, shape: ModelShape) -> Effect:
+        require_axis(shape, "ffn", "--ffn")
         width = shape.sizes["ffn"]
         whole = "ffn" in shape.family.full_copies_only(shape.sizes)
         target = self.amount.resolve(width, "--ffn", "FFN units", width if whole else 1)
@@ -52,6 +53,17 @@ class Ffn:
             other = self.amount.resolve(dense, "--ffn", "FFN units of layers without experts")
             axes["dense_ffn"] = self._map(dense, other)
             summary += f" of the experts, {dense} -> {other} of layers without"
+        for axis, size in shape.sizes.items():  # of a derived table
+            if axis.startswith("ffn_"):
+                if self.amount.factor is None:
+                    raise UsageError(
+                        f"--ffn {self.amount.text} is one number for several widths: {width}, "
+                        f"{size} ...",
+                        "Give a factor, such as x2.",
+                    )
+                other = self.amount.resolve(size, "--ffn", "FFN units", size if whole else 1)
+                axes[axis] = self._map(size, other)
+                summary += f", {size} -> {other}"
         return Effect(
             operator="ffn",
             summary=summary,

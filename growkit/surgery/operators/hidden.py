@@ -11,7 +11,7 @@ import numpy as np
 
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import AxisMap
-from growkit.surgery.effect import Effect, Exactness, Fill, ModelShape, NewUnits
+from growkit.surgery.effect import Effect, Exactness, Fill, ModelShape, NewUnits, require_axis
 from growkit.surgery.operators import OperatorRow
 from growkit.surgery.request import GrowthRequest
 
@@ -119,6 +119,7 @@ class Hidden:
     method: str = "auto"
 
     def apply(self, shape: ModelShape) -> Effect:
+        require_axis(shape, "hidden", "--hidden")
         width = shape.sizes["hidden"]
         multiple = width if self.method == "tile" else 1
         target = self.amount.resolve(width, "--hidden", "hidden channels", multiple)

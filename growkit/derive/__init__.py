@@ -1,0 +1,1 @@
+"""Tables of families derived from classes of transformers, and proven on twins."""

@@ -1,0 +1,187 @@
+"""Tables for every causal language model of transformers: ``python -m growkit.derive.all``.
+
+One process a model type, with a limit of time and of memory, one after another; a run that is
+stopped goes on where it was. What was proven and what was not, and why, is written beside the
+tables as ``report.json``, and shown by ``--markdown`` as the coverage page of the documentation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from growkit.core.writing import write_whole
+from growkit.families.derived import SHIPPED, file_stem
+
+OPTIONS = ("--layers", "--ffn", "--query-heads", "--heads", "--kv-heads")
+
+
+def model_types() -> list[str]:
+    """Model types with a causal language model, as this transformers has them."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+def derive_one(model_type: str, out: Path) -> dict[str, Any]:
+    """Derive the default config of a type; the entry of the report."""
+    from transformers import AutoConfig
+
+    from growkit.core.errors import GrowkitError
+    from growkit.derive.derivation import derive, save_table
+    from growkit.verification.loading import quiet_transformers
+
+    started, used = time.time(), time.process_time()
+    entry: dict[str, Any] = {"model_type": model_type}
+    at = ["config"]
+
+    def step(text: str) -> None:
+        at.append(text)
+
+    try:
+        with quiet_transformers():
+            config = AutoConfig.for_model(model_type)
+        table = derive(config, step)
+        entry["operators"] = table["operators"]
+        for old in out.glob(f"{file_stem(model_type)}-*.json"):
+            old.unlink()
+        if any("error" in proof for proof in table["operators"].values()):
+            entry["table"] = save_table(table, out).name
+    except GrowkitError as error:
+        entry["failed"] = f"{at[-1]}: {error.cause}"
+    except Exception as error:  # a defect, or a class of its own kind: reported
+        first = (str(error).strip() or "-").splitlines()[0]
+        entry["failed"] = f"{at[-1]}: {type(error).__name__}: {first[:200]}"
+    entry["seconds"] = round(time.time() - started, 1)
+    entry["cpu_seconds"] = round(time.process_time() - used, 1)
+    return entry
+
+
+def _child(model_type: str, out: Path, seconds: int, memory: int, answer: Any) -> None:
+    """Derive a type within limits of time and memory, where the system has them."""
+    try:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    except (ImportError, ValueError, OSError):
+        pass  # without: the system has no such limit
+    if hasattr(signal, "alarm"):
+        signal.alarm(seconds)
+    import torch
+
+    torch.set_num_threads(1)
+    answer.send(derive_one(model_type, out))
+
+
+def run_all(out: Path, report: Path, types: Sequence[str], *, seconds: int, memory: int) -> None:
+    """Derive every type that the report does not have yet."""
+    done: dict[str, Any] = json.loads(report.read_text()) if report.is_file() else {}
+    os.makedirs(out, exist_ok=True)
+    # A forked child need not import torch and transformers again.
+    forks = "fork" in multiprocessing.get_all_start_methods()
+    processes: Any = multiprocessing.get_context("fork" if forks else "spawn")
+    if forks:
+        import growkit.derive.derivation  # noqa: F401
+    for number, model_type in enumerate(types, 1):
+        if model_type in done:
+            continue
+        receive, send = processes.Pipe(duplex=False)
+        child = processes.Process(target=_child, args=(model_type, out, seconds, memory, send))
+        child.start()
+        send.close()
+        try:
+            done[model_type] = receive.recv()
+        except EOFError:
+            child.join()
+            why = f"run: ended with {child.exitcode} (limits of {seconds} s and {memory} bytes)"
+            done[model_type] = {"model_type": model_type, "failed": why}
+        child.join()
+        write_whole(report, json.dumps(done, indent=1, sort_keys=True) + "\n")
+        print(f"{number}/{len(types)} {line_of(done[model_type])}", flush=True)
+
+
+def proven(entry: dict[str, Any], option: str) -> bool:
+    """The report says that a growth is proven."""
+    return "error" in entry.get("operators", {}).get(option, {})
+
+
+def line_of(entry: dict[str, Any]) -> str:
+    """One line about a type."""
+    if "failed" in entry:
+        return f"{entry['model_type']}: {entry['failed']}"
+    words = [option for option in OPTIONS if proven(entry, option)]
+    return f"{entry['model_type']}: {' '.join(words) or 'nothing'} ({entry['seconds']} s)"
+
+
+def markdown(entries: Sequence[dict[str, Any]], versions: str) -> Iterator[str]:
+    """The coverage page."""
+    counts = Counter(option for entry in entries for option in OPTIONS if proven(entry, option))
+    counts["heads"] = sum(
+        any(proven(entry, option) for option in OPTIONS[2:4]) for entry in entries
+    )
+    usable = [entry for entry in entries if not entry.get("failed", "").startswith("config")]
+    yield "# Models that growkit knows from their classes"
+    yield ""
+    yield (
+        f"Made by `python -m growkit.derive.all` with {versions}: every causal language model of "
+        "transformers, from its default config, each growth carried out on a small twin, saved, "
+        "loaded again and compared (float32, relative error of logits below 5e-5), with a control "
+        "that bites. Families with a table of their own (llama, qwen3 ...) use that table; the "
+        "derived one stands beside it as a check."
+    )
+    yield ""
+    yield f"| of {len(usable)} types | depth | FFN | query heads |"
+    yield "|---|---:|---:|---:|"
+    yield (f"| proven | {counts['--layers']} | {counts['--ffn']} | {counts['heads']} |")
+    yield ""
+    yield "| model type | depth | FFN | query heads | heads | key/value heads | why not |"
+    yield "|---|:-:|:-:|:-:|:-:|:-:|---|"
+    for entry in entries:
+        marks = ["yes" if proven(entry, option) else "" for option in OPTIONS]
+        reasons = [entry["failed"]] if "failed" in entry else []
+        for option in ("--layers", "--ffn", "--heads"):
+            why = entry.get("operators", {}).get(option, {}).get("why")
+            if why:
+                reasons.append(f"{option}: {why}")
+        text = "; ".join(reasons).replace("|", "\\|").replace("<", "\\<")
+        yield f"| `{entry['model_type']}` | {' | '.join(marks)} | {text} |"
+
+
+def main() -> int:
+    """Entry point; the exit code is 0 even where some types cannot be derived."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--out", type=Path, default=SHIPPED, help="folder of the tables")
+    parser.add_argument("--report", type=Path, help="report.json; default: beside the tables")
+    parser.add_argument("--seconds", type=int, default=1800, help="limit a type")
+    parser.add_argument("--memory", type=int, default=12 << 30, help="bytes a type may address")
+    parser.add_argument("--markdown", action="store_true", help="print the coverage page")
+    parser.add_argument("types", nargs="*", help="model types; default: all")
+    given = parser.parse_args()
+    report = given.report or given.out.parent / "derived_report.json"
+    if given.markdown:
+        entries = list(json.loads(report.read_text()).values())
+        import transformers
+
+        print("\n".join(markdown(entries, f"transformers {transformers.__version__}")))
+        return 0
+    run_all(
+        given.out,
+        report,
+        given.types or model_types(),
+        seconds=given.seconds,
+        memory=given.memory,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,341 @@
+"""Depth: which tensors of an inserted layer have to be zero, found by trying.
+
+A copy of a layer is inserted behind it, the config's lists moved along, and the whole copy is set
+to zero: then it must be an identity, or no choice of zeros makes it one. Its tensors are given back
+one after another, in the order in which the forward pass uses them, while the logits stay equal;
+what breaks them stays closed. So the last thing before the residual stream is closed and nothing in
+front of it. A norm that follows a projection is tried at gain zero, stored as 0 or (where the class
+multiplies by 1 + w) as -1, before the projection itself is closed: behind such a norm its first
+gradient would be amplified by 1 / sqrt(eps).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from growkit.derive.axes import Axes, Role
+from growkit.derive.stored import Arrays, StoredModel, relative_error
+from growkit.derive.twin import Builder, Layers, Underivable, Values, layer_kinds
+from growkit.families.layer_fields import leaf, move_counts, with_values
+
+SAME = 2e-6
+
+
+@dataclass
+class Closings:
+    """How depth grows.
+
+    Attributes:
+        values: (role's place in the list of roles) -> value that closes it: 0 or -1.
+        counts: config field that counts layers of a kind -> ``leading`` or ``trailing``.
+        period: layers that have to be inserted together, after a multiple of themselves; 1: any.
+        refusal: why depth cannot grow, or empty.
+    """
+
+    values: dict[int, float] = field(default_factory=dict)
+    counts: dict[str, str] = field(default_factory=dict)
+    period: int = 1
+    refusal: str = ""
+
+
+@dataclass
+class Inserted:
+    """The twin with identity layers to be, not closed yet.
+
+    Attributes:
+        grown: the longer model.
+        weights: its file, every inserted layer a copy.
+        new: (inserted layer, layer that it copies).
+    """
+
+    grown: StoredModel
+    weights: Arrays
+    new: list[tuple[int, int]]
+
+
+class LayerInsertion:
+    """Inserts copies of layers into a twin.
+
+    Args:
+        builder, values, layers: of the twin.
+        axes: its roles.
+        weights: its file.
+        logits: what it computes.
+    """
+
+    def __init__(
+        self,
+        builder: Builder,
+        values: Values,
+        layers: Layers,
+        axes: Axes,
+        weights: Arrays,
+        logits: torch.Tensor,
+    ) -> None:
+        self.builder, self.values, self.layers = builder, values, layers
+        self.axes, self.weights, self.logits = axes, weights, logits
+
+    def insert(
+        self, sources: Sequence[int], new: Sequence[int], counts: dict[str, str]
+    ) -> Inserted:
+        """The model whose layers are made of these.
+
+        Raises:
+            Underivable: the class makes another model of such a config.
+        """
+        config = self.layers.moved(self.values, sources)
+        inner = leaf(self.values, self.layers.place)
+        moved = move_counts(inner, counts, self.layers.count, sources)
+        config = with_values(config, {(*self.layers.place, k): v for k, v in moved.items()})
+        try:
+            grown = StoredModel(self.builder, config)
+        except Exception as error:  # a refusal of the class
+            first = (str(error).strip() or "-").splitlines()[0]
+            raise Underivable(f"The class refuses the longer config ({first[:160]}).") from error
+        weights = self._weights(grown, sources)
+        return Inserted(grown, weights, [(place, sources[place]) for place in new])
+
+    def _weights(self, grown: StoredModel, sources: Sequence[int]) -> Arrays:
+        weights: Arrays = {}
+        for name, shape in grown.shapes.items():
+            if name in grown.opaque:
+                continue
+            layer, rest = self.axes.names.split(name)
+            origin = name
+            if layer is not None:
+                if layer >= len(sources):
+                    raise Underivable(f"The longer model has an unexpected tensor {name!r}.")
+                origin = f"{self.axes.names.prefix}{sources[layer]}.{rest}"
+            source = self.weights.get(origin)
+            if source is None:
+                raise Underivable("A new layer would be of another kind than the layer it copies.")
+            weights[name] = source
+            if source.shape != shape:
+                weights[name] = by_layer(source, shape, self.layers.count, sources)
+        expected = set()
+        for layer, source_layer in enumerate(sources):
+            prefix = f"{self.axes.names.prefix}{source_layer}."
+            for name in self.weights:
+                if name.startswith(prefix):
+                    expected.add(f"{self.axes.names.prefix}{layer}.{name[len(prefix) :]}")
+        if not expected <= weights.keys():
+            raise Underivable("A new layer would be of another kind than the layer it copies.")
+        return weights
+
+    def roles_of(self, layer: int) -> list[int]:
+        """Places of the roles that a layer of the twin has."""
+        return [i for i, role in enumerate(self.axes.roles) if layer in role.layers]
+
+    def members(self, role: Role, layer: int, names: Iterable[str]) -> list[str]:
+        """Names of the tensors of a role in a layer of the longer model."""
+        template = role.name
+        return [
+            name
+            for name in names
+            if (parts := self.axes.names.role_name(name))[0] == layer and parts[1] == template
+        ]
+
+
+def by_layer(source: Any, shape: Sequence[int], old: int, sources: Sequence[int]) -> Any:
+    """A table with a part for each layer, after the layers have moved."""
+    for dim, (before, after) in enumerate(zip(source.shape, shape, strict=True)):
+        if before != after:
+            if before % old or after * old != before * len(sources):
+                break
+            parts = np.split(source, old, axis=dim)
+            return np.concatenate([parts[layer] for layer in sources], axis=dim)
+    raise Underivable("A tensor outside the layers changes with their number.")
+
+
+def find_closings(insertion: LayerInsertion, order: Sequence[str], dead: set[int]) -> Closings:
+    """What closes an inserted layer, and where layers may be inserted.
+
+    Args:
+        insertion: of the twin.
+        order: file names of the twin in the order of the forward pass.
+        dead: roles without a gradient in the twin itself.
+    """
+    layers = insertion.layers.count
+    chosen, places, failures = _counted(insertion)
+    result = Closings(counts=chosen)
+    if failures:
+        whole = list(range(layers)) * 2
+        try:
+            found = insertion.insert(whole, range(layers, 2 * layers), chosen)
+            _close_all(insertion, found, chosen)
+        except Underivable as error:
+            result.refusal = f"{failures[0]} ({error.cause})" if failures else error.cause
+            result.refusal = failures[0]
+            return result
+        result.period = layers
+        trials = [found]
+    else:
+        trials = places
+    position = {name: place for place, name in enumerate(order)}
+    for found in trials:
+        try:
+            closed = _given_back(insertion, found, position)
+        except Underivable as error:
+            result.refusal = error.cause
+            return result
+        for role, value in closed.items():
+            result.values[role] = min(value, result.values.get(role, 0.0))
+    for found in trials:
+        dead_names = _without_gradient(insertion, found, result.values, dead)
+        if dead_names:
+            result.refusal = f"No gradient reaches {dead_names[0]!r} of a new layer in two steps."
+            return result
+    return result
+
+
+def _counted(
+    insertion: LayerInsertion,
+) -> tuple[dict[str, str], list[Inserted], list[str]]:
+    """Rules for fields that count layers, the insertions that they allow, and what fails."""
+    inner = leaf(insertion.values, insertion.layers.place)
+    layers = insertion.layers.count
+    counters = [
+        name
+        for name, value in inner.items()
+        if isinstance(value, int)
+        and not isinstance(value, bool)
+        and 0 < value <= layers
+        and name != insertion.layers.field
+        and ("layer" in name or "first" in name or "dense" in name or "index" in name)
+    ]
+    best: tuple[dict[str, str], list[Inserted], list[str]] | None = None
+    rules: list[dict[str, str]] = [{}]
+    rules += [{name: rule} for name in counters for rule in ("leading", "trailing")]
+    for rule in rules:
+        works, fails = [], []
+        for layer in _places(insertion):
+            sources = [*range(layer + 1), *range(layer, layers)]
+            try:
+                found = insertion.insert(sources, [layer + 1], rule)
+                _close_all(insertion, found, rule)
+                works.append(found)
+            except Underivable as error:
+                fails.append(error.cause)
+        if best is None or len(works) > len(best[1]):
+            best = rule, works, fails
+        if not fails:
+            break
+    assert best is not None
+    return best
+
+
+def _places(insertion: LayerInsertion) -> list[int]:
+    """First and last layer of every kind."""
+    shapes = {name: array.shape for name, array in insertion.weights.items()}
+    kinds = layer_kinds(shapes, insertion.layers, insertion.values) or []
+    last = {kind: place for place, kind in enumerate(kinds)}
+    first = {kind: place for place, kind in reversed(list(enumerate(kinds)))}
+    return sorted({*first.values(), *last.values()})
+
+
+def _close_all(insertion: LayerInsertion, found: Inserted, counts: dict[str, str]) -> None:
+    """Raise unless new layers of zeros are identities."""
+    zeros = {role: 0.0 for _, source in found.new for role in insertion.roles_of(source)}
+    error = error_with(insertion, found, zeros)
+    if error > SAME:
+        raise Underivable(
+            "No zeros make a new layer an identity (a norm over the residual stream itself, or a "
+            "scale that depends on the depth)."
+        )
+
+
+def error_with(insertion: LayerInsertion, found: Inserted, closed: dict[int, float]) -> float:
+    """Relative error of the logits with these roles of the new layers closed."""
+    weights = closed_weights(insertion, found, closed)
+    found.grown.write(weights)
+    return relative_error(found.grown.logits(), insertion.logits)
+
+
+def closed_weights(insertion: LayerInsertion, found: Inserted, closed: dict[int, float]) -> Arrays:
+    """The longer model's file with these roles of the new layers closed."""
+    weights = dict(found.weights)
+    buffers = _buffers(found.grown)
+    for layer, source in found.new:
+        for place in insertion.roles_of(source):
+            if place not in closed:
+                continue
+            role = insertion.axes.roles[place]
+            for name in insertion.members(role, layer, found.weights):
+                if name not in buffers:
+                    weights[name] = np.full_like(found.weights[name], closed[place])
+    return weights
+
+
+def _buffers(model: StoredModel) -> set[str]:
+    """Names of file tensors that no optimizer trains."""
+    return {
+        name
+        for name in model.shapes
+        if name in model.opaque
+        or not isinstance(model.state[model.parameter_of(name)], torch.nn.Parameter)
+    }
+
+
+def _given_back(
+    insertion: LayerInsertion, found: Inserted, position: dict[str, int]
+) -> dict[int, float]:
+    """Role -> closing value of what has to stay closed."""
+    source_of = {role: source for _, source in found.new for role in insertion.roles_of(source)}
+    roles = set(source_of)
+
+    def used(place: int) -> int:
+        role = insertion.axes.roles[place]
+        return position.get(role.instance(source_of[place]), -1)
+
+    ordered = sorted(roles, key=lambda place: (used(place) < 0, used(place)))
+    closed = dict.fromkeys(ordered, 0.0)
+    for step, place in enumerate(ordered):
+        value = closed.pop(place)
+        if error_with(insertion, found, closed) <= SAME:
+            continue
+        # A norm behind it, whose gain is 1 + w?
+        later = [
+            p
+            for p in ordered[step + 1 :]
+            if p in closed and len(insertion.axes.roles[p].shape) == 1
+        ]
+        for norm in later[:2]:
+            if closed[norm] == 0.0:
+                closed[norm] = -1.0
+                if error_with(insertion, found, closed) <= SAME:
+                    break
+                closed[norm] = 0.0
+        else:
+            closed[place] = value
+    return closed
+
+
+def _without_gradient(
+    insertion: LayerInsertion, found: Inserted, closed: dict[int, float], dead: set[int]
+) -> list[str]:
+    """Tensors of new layers that get no gradient in two steps of gradient descent."""
+    weights = closed_weights(insertion, found, closed)
+    reached: set[str] = set()
+    buffers = _buffers(found.grown)
+    for seed in (0, 1):
+        found.grown.write(weights)
+        gradients = found.grown.gradients(seed)
+        for name, gradient in gradients.items():
+            size = float(np.abs(gradient).max(initial=0.0))
+            if size:
+                reached.add(name)
+                step = 1e-2 * gradient / size
+                weights[name] = weights[name] if name in buffers else weights[name] - step
+    lacking = []
+    for layer, source in found.new:
+        for place in insertion.roles_of(source):
+            role = insertion.axes.roles[place]
+            members = insertion.members(role, layer, found.weights)
+            if place not in dead and not reached & set(members):
+                lacking.append(role.name)
+    return lacking

@@ -1,0 +1,118 @@
+"""A table derived as a whole: studied, put into words, proven, kept.
+
+growkit derive CKPT            the user's own config, into the cache folder
+python -m growkit.derive.all   every class of transformers, into the package
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from growkit.core.errors import CheckpointError
+from growkit.core.writing import write_whole
+from growkit.derive.proof import prove
+from growkit.derive.studied import TIES, Findings, Step, explicit, study, tied_twin
+from growkit.derive.table import make_table
+from growkit.derive.twin import Builder, Underivable
+from growkit.families.derived import cache_folder, file_stem
+from growkit.families.layer_fields import leaf
+from growkit.verification.loading import quiet_transformers
+
+
+def derive(config: Any, step: Step = lambda text: None, auto: Any = None) -> dict[str, Any]:
+    """The table of a config's class, every operator proven on a twin or refused with a reason.
+
+    Args:
+        config: a config object of transformers.
+        step: told what is being done.
+        auto: the Auto class that loads it; by default the first that knows it.
+
+    Raises:
+        Underivable: with what was tried.
+    """
+    with quiet_transformers():
+        builder = Builder(config, auto)
+        values = explicit(builder, config)
+        found = study(builder, values, step)
+        table = make_table(builder, config, found)
+        prove(table, builder, found, step)
+        _settle_ties(table, builder, found, step)
+    return table
+
+
+def _settle_ties(table: dict[str, Any], builder: Builder, found: Findings, step: Step) -> None:
+    """Whether the table holds with tied embeddings too: the same proof, on a tied twin."""
+    flag = (*found.layers.place, TIES)
+    if leaf(found.values, flag) is not False or not found.untied:
+        return
+    step("proof with tied embeddings")
+    try:
+        tied = tied_twin(builder, found)
+        trial = {**table, "tied": "flag", "operators": {}}
+        prove(trial, builder, tied, step, only="--layers")
+        holds = "error" in trial["operators"].get("--layers", {"error": 0})
+    except Exception:  # a refusal of the class
+        holds = False
+    if holds:
+        table["tied"] = "flag"
+        table["flags"].pop(TIES, None)
+
+
+def derive_from_json(
+    config: Mapping[str, Any], step: Step = lambda text: None, *, folder: Path | None = None
+) -> tuple[dict[str, Any], Path]:
+    """The table for the content of a config.json, and where it was kept.
+
+    Args:
+        folder: the checkpoint, whose own code is run; None: a class of transformers.
+
+    Raises:
+        Underivable: with what was tried.
+        CheckpointError: transformers knows no such class.
+    """
+    from transformers import AutoConfig
+
+    model_type = str(config.get("model_type"))
+    try:
+        with quiet_transformers():
+            if folder is not None:
+                read = AutoConfig.from_pretrained(
+                    folder, trust_remote_code=True, local_files_only=True
+                )
+            else:
+                given = {name: value for name, value in config.items() if name != "model_type"}
+                read = AutoConfig.for_model(model_type, **given)
+    except Exception as error:  # whatever a config class objects to
+        first = (str(error).strip() or "-").splitlines()[0]
+        raise CheckpointError(
+            f"transformers cannot make a config of model_type {model_type!r} ({first[:200]}).",
+            "Update transformers, or pass --trust-remote-code to `growkit derive` for a class that "
+            "the folder brings.",
+        ) from error
+    table = derive(read, step)
+    if not any("error" in proof for proof in table["operators"].values()):
+        raise Underivable(
+            f"No operator could be proven on a twin of {model_type!r}: "
+            + "; ".join(f"{k}: {v['why']}" for k, v in list(table["operators"].items())[:2])
+            + ".",
+        )
+    return table, save_table(table, cache_folder())
+
+
+def table_name(table: Mapping[str, Any]) -> str:
+    """File name of a table: type, and a hash of class and flags."""
+    said = json.dumps([table[key] for key in ("source", "place", "flags", "kinds")], sort_keys=True)
+    digest = hashlib.sha256(said.encode()).hexdigest()[:10]
+    return f"{file_stem(table['model_type'])}-{digest}.json"
+
+
+def save_table(table: Mapping[str, Any], folder: Path) -> Path:
+    """Write a table, whole or not at all."""
+    os.makedirs(folder, exist_ok=True)
+    text = json.dumps(table, separators=(",", ":")) + "\n"
+    return write_whole(folder / table_name(table), text)

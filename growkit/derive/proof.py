@@ -1,0 +1,297 @@
+"""The proof: every operator is carried out on the twin by growkit's own plan and writer.
+
+The twin is written as a folder and grown through the derived table; what was written is loaded in
+transformers again and must compute the twin's logits, with a cache as without, and every new tensor
+must get a gradient within two steps of training. A control breaks one thing (a reader that reads
+its neighbour's units; an inserted layer that is not closed) and must be seen: a proof counts only
+where the control bites.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+
+from growkit.core.errors import GrowkitError
+from growkit.derive.stored import Arrays, StoredModel, relative_error
+from growkit.derive.twin import Builder, Underivable, plain_kernels, token_ids
+from growkit.families.derived import forget, register
+from growkit.families.layer_fields import leaf
+from growkit.growing import grow_checkpoint
+from growkit.surgery.request import GrowthRequest
+
+TOLERANCE = 5e-5
+BITES = 1e-3
+NEW_TOKENS = 4
+
+
+def prove(
+    table: dict[str, Any],
+    builder: Builder,
+    found: Any,
+    step: Callable[[str], None],
+    *,
+    only: str = "",
+) -> None:
+    """Fill ``table["operators"]``: the figures of a proof, or why an operator is not offered.
+
+    ``only``: try one option and say nothing of the others.
+    """
+    prover = _Prover(table, builder, found)
+    with _folder() as folder:
+        prover.write_twin(folder / "twin")
+        for option, request in _requests(table, found):
+            if only and option != only:
+                continue
+            step(f"proof of {option}")
+            table["operators"][option] = prover.tried(option, request, folder)
+        shutil.rmtree(folder / "twin", ignore_errors=True)
+    for option, why in ({} if only else _never(table)).items():
+        table["operators"].setdefault(option, {"why": why})
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="growkit-derive-"))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _never(table: Mapping[str, Any]) -> dict[str, str]:
+    """Options that no derived table offers yet, or not this one."""
+    not_yet = "it is not derived yet"
+    return {
+        "--layers": "its layers cannot be told apart",
+        "--ffn": "no width of its FFN was found in the config",
+        "--query-heads": "its config cannot change the number of heads at a fixed head size",
+        "--heads": "its config cannot change the number of heads at a fixed head size",
+        "--kv-heads": "it has no key/value heads of their own number",
+        "--hidden": not_yet,
+        "--head-dim": not_yet,
+        "--experts": not_yet,
+        "--untie-embeddings": not_yet,
+        "--decoder-layers": not_yet,
+    }
+
+
+def _requests(table: dict[str, Any], found: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What is tried."""
+    if not found.closings.refusal:
+        yield "--layers", {"layers": "x2"}
+    else:
+        table["operators"]["--layers"] = {"why": _sentence(found.closings.refusal)}
+    if any(axis.startswith("ffn") for axis in table["axes"]):
+        whole = any(axis.startswith("ffn") for axis in table["whole"])
+        yield "--ffn", {"ffn": "x2" if whole else "x1.5"}
+    else:
+        for key, why in found.failures.items():
+            if key.startswith("ffn:"):
+                table["operators"]["--ffn"] = {"why": _sentence(why)}
+    if "query_head" not in table["axes"]:
+        why = found.failures.get("query_head")
+        if why and not why.startswith("No tensor depends"):
+            table["operators"]["--query-heads"] = {"why": _sentence(why)}
+        return
+    if "kv_head" in table["axes"]:
+        yield "--query-heads", {"query_heads": "x2"}
+        yield "--kv-heads", {"kv_heads": "x2"}
+    yield "--heads", {"heads": "x2"}
+
+
+def _sentence(text: str) -> str:
+    return text.rstrip(".")
+
+
+class _Prover:
+    """Grows one twin."""
+
+    def __init__(self, table: dict[str, Any], builder: Builder, found: Any) -> None:
+        self.table, self.builder, self.found = table, builder, found
+        found.model.write(found.weights)
+        self.logits = [found.model.logits(seed) for seed in (0, 1)]
+        self.generated: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def write_twin(self, folder: Path) -> None:
+        """The twin as a folder."""
+        write_folder(self.builder, self.found, folder)
+        twin = load_folder(self.builder, folder)
+        with torch.no_grad():
+            again = twin(input_ids=token_ids(twin, 0), use_cache=False).logits
+        error = relative_error(again.float(), self.logits[0])
+        if not error <= TOLERANCE:
+            raise Underivable(f"The twin itself computes other logits once saved ({error:.2g}).")
+        self.generated = generated(twin)
+
+    def tried(self, option: str, request: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """Figures of the proof, or ``why`` not."""
+        out = folder / "grown"
+        shutil.rmtree(out, ignore_errors=True)
+        trial = dict(self.table, operators={})
+        register(trial)
+        try:
+            grow_checkpoint(
+                folder / "twin", out, GrowthRequest.from_mapping(request), verify=False, threads=1
+            )
+            return self._compared(option, out) | {"request": next(iter(request.values()))}
+        except GrowkitError as error:
+            return {"why": _sentence(error.cause)}
+        except Exception as error:  # whatever the class objects to
+            first = (str(error).strip() or "-").splitlines()[0]
+            return {"why": f"{type(error).__name__}: {first[:200]}"}
+        finally:
+            forget(trial)
+            shutil.rmtree(out, ignore_errors=True)
+
+    def _compared(self, option: str, out: Path) -> dict[str, Any]:
+        loaded = load_folder(self.builder, out)
+        with torch.no_grad():
+            pairs = [
+                (loaded(input_ids=token_ids(loaded, seed), use_cache=False).logits, wanted)
+                for seed, wanted in enumerate(self.logits)
+            ]
+        error = max(relative_error(found.float(), wanted) for found, wanted in pairs)
+        if not error <= TOLERANCE:
+            raise Underivable(f"The grown twin computes other logits (relative error {error:.2g}).")
+        self._check_generation(loaded)
+        del loaded
+        read = self.builder.config_class.from_pretrained(out)
+        values = json.loads(json.dumps(read.to_dict(), default=str))
+        grown = StoredModel(self.builder, values)
+        weights = dict(load_file(out / "model.safetensors"))
+        self._alive(grown, weights)
+        control = self._control(option, grown, weights)
+        if control < BITES:
+            raise Underivable(f"Its control does not bite (relative error {control:.2g}).")
+        result = {"error": float(f"{error:.2g}"), "control": float(f"{control:.2g}")}
+        return result if self.generated else result | {"generation": "not cached"}
+
+    def _check_generation(self, loaded: Any) -> None:
+        """Raise unless generation with a cache gives what it gives from the twin."""
+        if self.generated is None:
+            return
+        found = generated(loaded)
+        if found is None:
+            raise Underivable("The grown twin cannot generate with a cache, as the twin can.")
+        same = torch.equal(found[0], self.generated[0])
+        error = relative_error(found[1], self.generated[1]) if same else float("inf")
+        if not error <= 20 * TOLERANCE:
+            raise Underivable(f"Generation with a cache differs from the twin's ({error:.2g}).")
+
+    def _alive(self, grown: StoredModel, weights: Arrays) -> None:
+        """Raise unless two steps of descent reach every tensor that they reach in the twin."""
+        names, roles = self.found.axes.names, self.found.axes.roles
+        dead = {roles[number].name for number in self.found.dead}
+        moved = dict(weights)
+        reached: set[tuple[int | None, str]] = set()
+        for seed in (0, 1):
+            grown.write(moved)
+            for name, gradient in grown.gradients(seed).items():
+                size = float(np.abs(gradient).max(initial=0.0))
+                if size and np.isfinite(size):
+                    reached.add(names.role_name(name)[:2])
+                    moved[name] = moved[name] - 1e-2 * gradient / size
+        for name in weights:
+            key = names.role_name(name)[:2]
+            if key not in reached and key[1] not in dead and name not in grown.opaque:
+                raise Underivable(f"No gradient reaches {name!r} in two steps.")
+
+    def _control(self, option: str, grown: StoredModel, weights: Arrays) -> float:
+        """Relative error of the logits when one thing is broken."""
+        broken = dict(weights)
+        names, roles = self.found.axes.names, self.found.axes.roles
+        if option == "--layers":
+            generator = np.random.default_rng(0)
+            closed = {roles[number].name for number in self.found.closings.values}
+            for name, array in weights.items():
+                layer, template, _ = names.role_name(name)
+                flat = np.unique(array).size == 1
+                if layer is not None and template in closed and flat:
+                    broken[name] = generator.normal(0, 0.2, array.shape).astype(array.dtype)
+        else:
+            axis = "ffn" if option == "--ffn" else "query_head"
+            units = self.found.axes.fields[self.found.paths[axis][0]]
+            for number, dim in self.found.widths[axis].readers:
+                role = roles[number]
+                block = max(1, role.shape[dim] // units)
+                for name, array in weights.items():
+                    if names.role_name(name)[1] == role.name:
+                        broken[name] = np.roll(array, block, axis=dim)
+        grown.write(broken)
+        return max(
+            relative_error(grown.logits(seed), wanted) for seed, wanted in enumerate(self.logits)
+        )
+
+
+def write_folder(builder: Builder, found: Any, folder: Path) -> None:
+    """A twin's config and weights as a checkpoint folder."""
+    folder.mkdir()
+    config = builder.config(found.values)
+    model = found.model.model
+    config.architectures = [type(model).__name__]
+    config.dtype = "float32"
+    config.save_pretrained(folder)
+    tensors = {name: np.ascontiguousarray(array) for name, array in found.weights.items()}
+    tensors |= dict(found.model.opaque.items())
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    # What the config object adds is said by the twin's own values; what it drops is put back.
+    written = json.loads((folder / "config.json").read_text())
+    inner = leaf(written, found.layers.place)
+    for name, value in leaf(found.values, found.layers.place).items():
+        if name not in inner and isinstance(value, int | float | str | list) and name[0] != "_":
+            inner.setdefault(name, value)
+    (folder / "config.json").write_text(json.dumps(written, indent=2))
+
+
+def load_folder(builder: Builder, folder: Path) -> Any:
+    """A written folder in float32, nothing missing.
+
+    Raises:
+        Underivable: it does not load whole.
+    """
+    model, info = builder.auto.from_pretrained(
+        folder,
+        dtype=torch.float32,
+        output_loading_info=True,
+        attn_implementation="eager",
+        local_files_only=True,
+    )
+    plain_kernels(model)
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if wrong := sorted(map(str, info[kind])):
+            raise Underivable(f"The grown twin loads with {kind.replace('_', ' ')}: {wrong[0]}.")
+    return model.eval()
+
+
+def generated(model: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Tokens and logits of greedy generation with a cache; None where the class cannot."""
+    from transformers import GenerationConfig
+
+    ids = token_ids(model)[:1, :6]
+    settings = GenerationConfig(pad_token_id=0, eos_token_id=None)
+    saved, model.generation_config = model.generation_config, settings
+    try:
+        result = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            use_cache=True,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    except Exception:  # whatever a class objects to
+        return None
+    finally:
+        model.generation_config = saved
+    return result.sequences, torch.cat(result.logits).float()

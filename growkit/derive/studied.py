@@ -1,0 +1,166 @@
+"""What is found of a class: twin, axes, closings and widths, one after another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from growkit.derive.axes import HEADS, KV_HEADS, WIDTHS, Axes, find_axes
+from growkit.derive.closings import Closings, LayerInsertion, find_closings
+from growkit.derive.stored import Arrays, StoredModel, saved
+from growkit.derive.twin import (
+    Builder,
+    Layers,
+    Path,
+    Underivable,
+    Values,
+    check_forward,
+    find_layers,
+    make_twin,
+    text_place,
+)
+from growkit.derive.widths import Width, WidthProbe
+from growkit.families.layer_fields import leaf, with_values
+
+Step = Callable[[str], None]
+TIES = "tie_word_embeddings"
+
+
+@dataclass
+class Findings:
+    """What was found of one twin.
+
+    Attributes:
+        values, layers: its config.
+        axes, closings: of its file.
+        widths: axis name -> readers and labels.
+        paths: axis name -> fields that count it.
+        failures: axis name -> why it cannot grow.
+        weights: its file, with which everything was found.
+        order: file names in the order of the forward pass.
+        dead: roles that get no gradient.
+        untied: the output projection was untied for the twin, and the config can tie it.
+    """
+
+    values: Values
+    layers: Layers
+    model: StoredModel
+    axes: Axes
+    weights: Arrays
+    order: list[str]
+    dead: set[int]
+    closings: Closings = field(default_factory=Closings)
+    widths: dict[str, Width] = field(default_factory=dict)
+    paths: dict[str, list[Path]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    untied: bool = False
+
+
+def explicit(builder: Builder, config: Any) -> Values:
+    """Every field of a config; widths that it leaves to the class are given a number."""
+    values: Values = json.loads(json.dumps(config.to_dict(), default=str))
+    layers = find_layers(builder, values)
+    inner = leaf(values, layers.place)
+    for name, value in inner.items():
+        if value is None and WIDTHS.fullmatch(name):
+            tried = with_values(values, {(*layers.place, name): 96})
+            try:
+                if builder.shapes(tried) != builder.shapes(values):
+                    values = tried
+            except Exception:  # the class wants it so
+                continue
+    return values
+
+
+def untied(builder: Builder, values: Values) -> tuple[Values, bool]:
+    """The twin with an output projection of its own, where the config decides about that."""
+    for path in (p for p in ((*text_place(values), TIES), (TIES,)) if leaf(values, p) is not None):
+        tried = [with_values(values, {path: tie}) for tie in (False, True)]
+        try:
+            names = [set(saved(builder.build(option))) for option in tried]
+            check_forward(builder.build(tried[0]))
+        except Exception:  # a refusal of the class
+            continue
+        if names[1] < names[0]:
+            return tried[0], path == (*text_place(values), TIES)
+    return values, False
+
+
+def tied_twin(builder: Builder, found: Findings) -> Findings:
+    """The same twin, its embeddings tied."""
+    values = with_values(found.values, {(*found.layers.place, TIES): True})
+    model = StoredModel(builder, values)
+    weights = {name: found.weights[name] for name in model.shapes if name in found.weights}
+    return replace(found, values=values, model=model, weights=weights)
+
+
+def study(builder: Builder, values: Values, step: Step) -> Findings:
+    """Twin, axes, closings and widths.
+
+    Raises:
+        Underivable: nothing can be said of the class.
+    """
+    step("twin")
+    small, layers = make_twin(builder, values)
+    small, may_tie = untied(builder, small)
+    step("axes")
+    axes = find_axes(builder, small, layers)
+    model = StoredModel(builder, small)
+    if model.unread:
+        raise Underivable(f"The class does not save {model.unread[0]!r}.")
+    weights = model.randomise()
+    logits = model.logits()
+    used: list[str] = []
+    gradients = model.gradients(order=used)
+    place = {name: number for number, name in enumerate(used)}
+    reached = [name for name in weights if model.parameter_of(name) in place]
+    order = sorted(reached, key=lambda name: place[model.parameter_of(name)])
+    alive = {
+        axes.names.role_name(name)[1] for name, value in gradients.items() if np.abs(value).any()
+    }
+    dead = {number for number, role in enumerate(axes.roles) if role.name not in alive}
+    found = Findings(small, layers, model, axes, weights, order, dead, untied=may_tie)
+    step("depth")
+    insertion = LayerInsertion(builder, small, layers, axes, weights, logits)
+    found.closings = find_closings(insertion, order, dead)
+    step("widths")
+    _find_widths(found)
+    return found
+
+
+def _find_widths(found: Findings) -> None:
+    """Every axis that a name or an effect tells, and who writes and reads it."""
+    place = found.layers.place
+    fields = [p for p in found.axes.fields if p[: len(place)] == place]
+    widths = [p for p in fields if WIDTHS.fullmatch(p[-1])]
+    heads = [p for p in fields if HEADS.fullmatch(p[-1])]
+    groups = [p for p in fields if KV_HEADS.fullmatch(p[-1])]
+    probe = WidthProbe(found.model, found.axes, found.weights, found.order)
+    names = ["ffn", *(f"ffn_{number}" for number in range(2, 9))]
+    widths.sort(key=lambda p: (p[-1] not in ("intermediate_size", "moe_intermediate_size"), p))
+    unnamed = iter(names)
+    for path in widths:
+        try:
+            width = probe.find(path)
+        except Underivable as error:
+            found.failures[f"ffn:{path[-1]}"] = error.cause
+            continue
+        name = next(unnamed)
+        found.widths[name], found.paths[name] = width, [path]
+    for path in heads[:1]:
+        shared = [g for g in groups if path not in found.axes.together or g != path]
+        joint = found.axes.together.get(path, ())
+        try:
+            width = probe.find(path, [g for g in shared if g not in joint])
+        except Underivable as error:
+            found.failures["query_head"] = error.cause
+            continue
+        found.widths["query_head"] = width
+        found.paths["query_head"] = [path, *joint]
+        for group in shared:
+            if group not in joint:
+                found.paths["kv_head"] = [group]

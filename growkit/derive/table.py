@@ -1,0 +1,539 @@
+"""The derived table of a class: what was found on a twin, put into the words of a family."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path as FilePath
+from typing import Any
+
+import numpy as np
+
+from growkit.derive.axes import EXPERTS, HEADS, KV_HEADS, PER, ROUTED, WIDTHS, Polynomial, Role
+from growkit.derive.stored import Arrays, StoredModel
+from growkit.derive.studied import Findings
+from growkit.derive.twin import Builder, Path, Underivable, find_layers, integers
+from growkit.derive.widths import DEAD, FIXED, MIXED, Segment, blocks_of, segments_of
+from growkit.families.derived import FORMAT
+from growkit.families.layer_fields import leaf, with_values
+
+# Flags that change what is computed in no forward pass of a loaded model, or nothing at all.
+_IDLE = [
+    "use_cache",
+    "return_dict",
+    "output_hidden_states",
+    "output_attentions",
+    "output_router_logits",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "architectures",
+    "model_type",
+    "_name_or_path",
+    "name_or_path",
+    "problem_type",
+    "id2label",
+    "label2id",
+    "is_encoder_decoder",
+    "add_cross_attention",
+    "is_decoder",
+    "initializer_range",
+    "attn_implementation",
+    "_attn_implementation",
+    "use_bfloat16",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+    "sep_token_id",
+    "decoder_start_token_id",
+    "auto_map",
+    "quantization_config",
+    "torchscript",
+    "tf_legacy_loss",
+    "gradient_checkpointing",
+]
+
+
+def class_hash(model: Any) -> str:
+    """Hash of the source files that a model class and its config class stand in."""
+    digest = hashlib.sha256()
+    modules = {type(model).__module__, type(model.config).__module__}
+    for name in sorted(modules):
+        path = getattr(sys.modules.get(name), "__file__", None)
+        digest.update(FilePath(path).read_bytes() if path else name.encode())
+    return digest.hexdigest()[:16]
+
+
+# -- into words -----------------------------------------------------------------------------------
+
+
+def _name(path: Path, place: Path) -> str:
+    return ".".join(path[len(place) :])
+
+
+def make_table(builder: Builder, config: Any, found: Findings) -> dict[str, Any]:
+    """The table, its operators not proven yet."""
+    import transformers
+
+    place = found.layers.place
+    inner = leaf(found.values, place)
+    words = _Words(found)
+    tensors = words.tensors()
+    layers = found.layers
+    flags, kinds = flags_of(inner, found)
+    table: dict[str, Any] = {
+        "format": FORMAT,
+        "model_type": builder.model_type,
+        "class": type(found.model.model).__name__,
+        "transformers": transformers.__version__,
+        "source": class_hash(found.model.model),
+        "date": datetime.date.today().isoformat(),
+        "place": list(place),
+        "flags": flags,
+        "kinds": kinds,
+        "defaults": _defaults(builder, config, place, words, found),
+        "implied": _implied(builder, found, words),
+        "layers": {
+            "field": layers.field,
+            "counts": found.closings.counts,
+            "period": found.closings.period,
+            "lists": _default_lists(builder, place, inner),
+        },
+        "axes": words.axes,
+        "numbers": sorted(words.numbers),
+        "tied": words.ties(),
+        "tensors": tensors,
+        "patterns": words.patterns,
+        "whole": words.whole,
+        "cost": words.cost(),
+        "operators": {},
+        "copied": [],
+    }
+    if layers.field is None:
+        table["layers"]["counted_by"] = next(
+            name
+            for name, value in inner.items()
+            if isinstance(value, list) and len(value) == layers.count
+        )
+    return table
+
+
+def flags_of(inner: Mapping[str, Any], found: Findings) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Values that the table holds for, and words that lists may hold."""
+    flags: dict[str, Any] = {}
+    for name, value in inner.items():
+        if name in _IDLE or "dropout" in name or name.startswith("_"):
+            continue
+        if isinstance(value, bool | str):
+            flags[name] = value
+        elif name in ("rope_parameters", "rope_scaling") and isinstance(value, Mapping):
+            flags[f"{name}.rope_type"] = value.get("rope_type")
+    place = found.layers.place
+    for path in found.axes.structural:
+        name = _name(path, place)
+        if name not in found.closings.counts:
+            flags[name] = leaf(inner, path[len(place) :])
+    kinds = {
+        name: sorted(set(map(str, value)))
+        for name, value in inner.items()
+        if isinstance(value, list)
+        and len(value) == found.layers.count
+        and all(isinstance(entry, str) for entry in value)
+    }
+    return flags, kinds
+
+
+class _Words:
+    """Says a twin's roles in axes of a family."""
+
+    def __init__(self, found: Findings) -> None:
+        self.found, self.place = found, found.layers.place
+        self.by_path = {path: axis for axis, paths in found.paths.items() for path in paths}
+        values, place = found.values, found.layers.place
+        model = found.model.model
+        embedding = model.get_input_embeddings().weight.shape
+        hidden = [p for p in found.axes.fields if self._sizes_embedding(p, 1)]
+        vocab = [p for p in found.axes.fields if self._sizes_embedding(p, 0)]
+        self.axes = {
+            axis: [_name(path, place) for path in paths] for axis, paths in found.paths.items()
+        }
+        for axis, paths in (("hidden", hidden), ("vocab", vocab)):
+            if paths:
+                self.by_path.setdefault(paths[0], axis)
+                self.axes[axis] = [_name(paths[0], place)]
+        for path in found.axes.fields:
+            if path == (*place, "head_dim"):
+                self.by_path[path], self.axes["head_dim"] = "head_dim", ["head_dim"]
+        experts = [p for p in found.axes.fields if EXPERTS.fullmatch(p[-1])]
+        routed = [p for p, _ in integers(values) if ROUTED.fullmatch(p[-1]) and p[:-1] == place]
+        if experts and routed and any("{expert}" in role.name for role in found.axes.roles):
+            self.by_path.setdefault(experts[0], "expert")
+            self.axes["expert"] = [_name(experts[0], place)]
+            self.axes["active_expert"] = [_name(routed[0], place)]
+        self.embedding, self.values = embedding, values
+        self.numbers: set[str] = set()
+        self.patterns: list[dict[str, Any]] = []
+        self.whole = sorted(axis for axis, width in found.widths.items() if width.coupled)
+
+    def _sizes_embedding(self, path: Path, dim: int) -> bool:
+        role = self._embedding_role()
+        if role is None or len(role.sizes) <= dim:
+            return False
+        size = role.sizes[dim]
+        return bool(size) and any(key == (path,) for key in size or {})
+
+    def _embedding_role(self) -> Role | None:
+        return self._role_of(self.found.model.model.get_input_embeddings().weight)
+
+    def _output_role(self) -> Role | None:
+        head = self.found.model.model.get_output_embeddings()
+        return self._role_of(getattr(head, "weight", None))
+
+    def ties(self) -> bool:
+        """The output projection is the embedding."""
+        head = self.found.model.model.get_output_embeddings()
+        weight = getattr(head, "weight", None)
+        return weight is self.found.model.model.get_input_embeddings().weight
+
+    def _role_of(self, weight: Any) -> Role | None:
+        """The role that a parameter of the module is stored under, outside the layers."""
+        model = self.found.model
+        for role in self.found.axes.roles:
+            stored = not role.per_layer and role.instance() not in model.opaque
+            if stored and model.state[model.parameter_of(role.instance())] is weight:
+                return role
+        return None
+
+    def product(self, key: tuple[Path, ...], factor: int) -> list[Any]:
+        names = []
+        for path in key:
+            if path[0] == PER:
+                names.append("/" + str(self.product((path[1:],), 1)[1]))
+                continue
+            axis = self.by_path.get(path)
+            if axis is None:
+                self.numbers.add(_name(path, self.place))
+            names.append(axis or f".{_name(path, self.place)}")
+        return [factor, *names]
+
+    def size(self, polynomial: Polynomial) -> list[list[Any]]:
+        return [self.product(key, factor) for key, factor in polynomial.items()] or [[0]]
+
+    def tensors(self) -> list[dict[str, Any]]:
+        """Every role as an entry of the table, outer tensors that come first in front."""
+        embed, head = self._embedding_role(), self._output_role()
+        names: dict[str, int] = {}
+        result = []
+        roles = self.found.axes.roles
+        for number, role in enumerate(roles):
+            same = names[role.name] = names.get(role.name, 0) + 1
+            word = (
+                "embed"
+                if role is embed
+                else "lm_head"
+                if role is head and head is not embed
+                else ""
+            )
+            entry: dict[str, Any] = {
+                "role": word or role.name + (f"#{same}" if same > 1 else ""),
+                "name": role.name,
+                "dims": [self.dim(number, role, dim) for dim in range(len(role.shape))],
+            }
+            closes = self.found.closings.values.get(number)
+            if closes is not None:
+                entry["closes"] = closes
+            init = self._init(role)
+            if init != "normal":
+                entry["init"] = init
+            if "{expert}" in role.name:
+                entry["of_experts"] = True
+            if role.per_layer and len(role.layers) < self.found.layers.count:
+                entry["layers"] = self.pattern(role)
+            result.append(entry)
+        return result
+
+    def _init(self, role: Role) -> str:
+        """How the class begins such a tensor."""
+        model = self.found.model
+        if role.instance() in model.opaque:
+            return "zeros"
+        fresh = _fresh(self.found)
+        array = fresh[role.instance()]
+        if (array == 1).all():
+            return "ones"
+        return "zeros" if not array.any() else "normal"
+
+    def pattern(self, role: Role) -> int:
+        """Number of the pattern of layers that have this role."""
+        same_name = [r for r in self.found.axes.roles if r.name == role.name]
+        rule = layer_rule(self.found, role.layers)
+        entry: dict[str, Any] = {"name": role.instance(-7).replace("-7", "{layer}"), "rule": rule}
+        if len(same_name) > 1:
+            entry["shape_rule"] = True
+        if entry not in self.patterns:
+            self.patterns.append(entry)
+        return self.patterns.index(entry)
+
+    def dim(self, number: int, role: Role, dim: int) -> list[Any]:
+        """``[reads, segments]`` of one dimension."""
+        size, width = role.sizes[dim], role.shape[dim]
+        if size is None:
+            raise Underivable(f"The size of {role.name} does not follow from the config.")
+        codes, names, fields = np.full(width, -1), list(self.found.widths), {}
+        labels = np.full(width, FIXED)
+        reads = False
+        for axis, found in self.found.widths.items():
+            units = self.found.axes.fields[self.found.paths[axis][0]]
+            if (number, dim) in found.readers:
+                if width % units:
+                    raise Underivable(f"{role.name} does not read whole units.")
+                labels, codes = (
+                    np.arange(width) // (width // units),
+                    np.full(width, names.index(axis)),
+                )
+                reads = True
+            elif (number, dim) in found.labels:
+                mine = found.labels[number, dim]
+                labels, codes, names = self._labelled(mine, axis, labels, codes, names, role, dim)
+        layers = self.found.layers.count
+        if dim in role.by_layer:
+            part = {key: factor // layers for key, factor in size.items()}
+            if any(factor % layers for factor in size.values()):
+                raise Underivable(f"{role.name} has no equal part for each layer.")
+            return [0, [["layer", [["layer", self.size(part)]]]]]
+        known = self._plain_axis(size)
+        if not (labels >= 0).any():
+            if known:
+                return [
+                    self._reads_plain(known, number, role, dim),
+                    [[known[0], [[known[0], known[1]]]]],
+                ]
+            return [0, [["", [["fixed", self.size(size)]]]]]
+        counts = {axis: self.found.axes.fields[p[0]] for axis, p in self.found.paths.items()}
+        fields = {axis: paths[0] for axis, paths in self.found.paths.items()}
+        segments: list[Segment] = segments_of(labels, codes, names, counts)
+        blocks = blocks_of(segments, size, fields, self.found.axes.fields)
+        said = [
+            [
+                s.over,
+                [[axis, self.size(block)] for (axis, _), block in zip(s.items, b, strict=True)],
+            ]
+            for s, b in zip(segments, blocks, strict=True)
+        ]
+        return [int(reads), said]
+
+    def _labelled(
+        self,
+        mine: Any,
+        axis: str,
+        labels: Any,
+        codes: Any,
+        names: list[str],
+        role: Role,
+        dim: int,
+    ) -> tuple[Any, Any, list[str]]:
+        """Labels of an axis (and of the axis that it shares) written over what is known."""
+        units = self.found.axes.fields[self.found.paths[axis][0]]
+        if (mine == DEAD).any() or (mine == MIXED).any():
+            whole = self._guess(role, dim, axis, units)
+            if whole is None:
+                raise Underivable(f"The units of {role.name} cannot be told apart.")
+            mine = whole
+        labels, codes = labels.copy(), codes.copy()
+        target = "kv_head" if axis == "query_head" and "kv_head" in self.found.paths else ""
+        size = role.sizes[dim] or {}
+        shared = bool(target) and any(self.found.paths[target][0] in key for key in size)
+        own = any(self.found.paths[axis][0] in key for key in size)
+        if target and target not in names:
+            names = [*names, target]
+        here = mine >= 0
+        if shared and own:
+            theirs = mine >= units
+            labels[here] = np.where(theirs, mine - units, mine)[here]
+            codes[here] = np.where(theirs, names.index(target), names.index(axis))[here]
+        else:
+            labels[here] = mine[here]
+            codes[here] = names.index(target if shared else axis)
+        return labels, codes, names
+
+    def _guess(self, role: Role, dim: int, axis: str, units: int) -> Any:
+        """Where probes are silent: units in order, if the size is theirs; the proof decides."""
+        size, width = role.sizes[dim] or {}, role.shape[dim]
+        path = self.found.paths[axis][0]
+        kv = self.found.paths.get("kv_head", [None])[0] if axis == "query_head" else None
+        if all(path in key for key in size):
+            return np.arange(width) // (width // units)
+        if kv and all(kv in key for key in size):
+            groups = self.found.axes.fields[kv]
+            return np.arange(width) // (width // groups)
+        return None
+
+    def _plain_axis(self, size: Polynomial) -> tuple[str, list[list[Any]]] | None:
+        """The axis of a dimension that has just its units (hidden, vocabulary, experts)."""
+        if len(size) != 1:
+            return None
+        ((key, factor),) = size.items()
+        axes = [self.by_path[path] for path in key if path in self.by_path]
+        if len(axes) == 1 and len(key) == 1 and factor == 1 and axes[0] in ("hidden", "expert"):
+            return axes[0], [[1]]
+        return None
+
+    def _reads_plain(self, known: Any, number: int, role: Role, dim: int) -> int:
+        return 0
+
+    def cost(self) -> dict[str, Any]:
+        """What attention costs: elements of a cache a layer and token, and width of the heads."""
+        found = self.found
+        attended: list[list[Any]] = [[0]]
+        cached: list[list[Any]] = [[0]]
+        width = found.widths.get("query_head")
+        if width is not None:
+            readers = sorted(width.readers, key=lambda key: len(found.axes.roles[key[0]].layers))
+            for place, dim in readers[:1]:
+                attended = self.size(found.axes.roles[place].sizes[dim] or {})
+            kv = found.paths.get("kv_head", [None])[0]
+            seen = set()
+            for place, dim in sorted(width.labels):
+                size = found.axes.roles[place].sizes[dim] or {}
+                matrix = len(found.axes.roles[place].shape) == 2
+                terms = {key: value for key, value in size.items() if kv in key}
+                if kv and terms and matrix and found.axes.roles[place].name not in seen:
+                    seen.add(found.axes.roles[place].name)
+                    cached = [*cached, *self.size(terms)]
+            if not kv:
+                cached = [[2 * product[0], *product[1:]] for product in attended]
+        return {"attended": attended, "kv_elements": cached}
+
+
+_fresh_of: dict[int, Arrays] = {}
+
+
+def _fresh(found: Findings) -> Arrays:
+    """The file of a model as the class begins it."""
+    if id(found) not in _fresh_of:
+        _fresh_of.clear()
+        _fresh_of[id(found)] = StoredModel(found.model.builder, found.values).read()
+    return _fresh_of[id(found)]
+
+
+def layer_rule(found: Findings, layers: tuple[int, ...]) -> list[Any] | None:
+    """What of the config tells these layers of the twin from the others."""
+    inner, count = leaf(found.values, found.layers.place), found.layers.count
+    for name, value in inner.items():
+        if isinstance(value, list) and len(value) == count:
+            words = sorted({str(value[layer]) for layer in layers})
+            if tuple(i for i in range(count) if str(value[i]) in words) == layers:
+                return ["list", name, words]
+    for name in found.closings.counts:
+        value = inner[name]
+        if layers == tuple(range(min(value, count))):
+            return ["below", name]
+        if layers == tuple(range(min(value, count), count)):
+            return ["from", name]
+    for name, value in inner.items():
+        if isinstance(value, list) and value and all(type(entry) is int for entry in value):
+            inside = tuple(layer for layer in range(count) if layer in value)
+            if inside and inside == layers:
+                return ["index", name]
+            if inside and tuple(i for i in range(count) if i not in inside) == layers:
+                return ["not index", name]
+    if found.closings.period == count > 1:
+        return ["period", count, list(layers)]
+    return None
+
+
+def _defaults(
+    builder: Builder, config: Any, place: Path, words: _Words, found: Findings
+) -> dict[str, Any]:
+    """What the class puts for fields that a config need not state."""
+    try:
+        plain = json.loads(json.dumps(builder.config_class().to_dict(), default=str))
+    except Exception:  # a class without defaults
+        return {}
+    inner = leaf(plain, place)
+    if not isinstance(inner, Mapping):
+        return {}
+    used = {name for names in words.axes.values() for name in names} | words.numbers
+    used |= {found.layers.field or "", *found.closings.counts, "tie_word_embeddings"}
+    flags, _ = flags_of(leaf(found.values, place), found)
+    used |= set(flags)
+    kept = {}
+    for name in sorted(used):
+        value = leaf(inner, tuple(name.split(".")))
+        if isinstance(value, bool | int | str):
+            kept[name] = value
+    return kept
+
+
+def _implied(builder: Builder, found: Findings, words: _Words) -> dict[str, Any]:
+    """Fields that the class computes from others where they are null: found by leaving them out."""
+    place = found.layers.place
+    result: dict[str, Any] = {}
+    paths = {(*place, *name.split(".")) for names in words.axes.values() for name in names}
+    paths |= {(*place, *name.split(".")) for name in words.numbers}
+    numbers = {p: v for p, v in integers(found.values) if p[: len(place)] == place}
+    for path in sorted(paths):
+        if path not in numbers:
+            continue
+        try:
+            bare = with_values(found.values, {path: None})
+            config = builder.config(bare)
+            shapes = builder.shapes(bare)
+        except Exception:  # it has to be stated
+            continue
+        for rule in _rules(path, numbers):
+            kind, *names = rule
+            parts = [n if isinstance(n, int) else numbers[n] for n in names]
+            value = parts[0] // parts[1] if kind == "quotient" else int(np.prod(parts))
+            try:
+                same = builder.shapes(with_values(found.values, {path: value})) == shapes
+                distinct = value == numbers[path] or same
+            except Exception:
+                continue
+            if same and distinct:
+                result[_name(path, place)] = [
+                    kind,
+                    *(n if isinstance(n, int) else _name(n, place) for n in names),
+                ]
+                break
+        del config
+    return result
+
+
+def _rules(path: Path, numbers: Mapping[Path, int]) -> list[tuple[Any, ...]]:
+    """What a class may make of a number that is not there."""
+    parent = path[:-1]
+    hidden = [
+        p for p in numbers if p[-1] in ("hidden_size", "d_model", "n_embd") and p[:-1] == parent
+    ]
+    heads = [p for p in numbers if HEADS.fullmatch(p[-1]) and p[:-1] == parent]
+    if KV_HEADS.fullmatch(path[-1]):
+        return [("product", h) for h in heads] + [("product", 1)]
+    if "head_dim" in path[-1] or path[-1] == "kv_channels":
+        return [("quotient", h, n) for h in hidden for n in heads]
+    if WIDTHS.fullmatch(path[-1]):
+        return [("product", factor, h) for h in hidden for factor in (4, 2, 3, 1)]
+    return []
+
+
+def _default_lists(builder: Builder, place: Path, inner: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Lists of layer kinds that the class makes where a config has none, as one period."""
+    result: dict[str, list[Any]] = {}
+    try:
+        plain = json.loads(json.dumps(builder.config_class().to_dict(), default=str))
+    except Exception:  # a class without defaults
+        return result
+    layers = find_layers(builder, plain)
+    whole = leaf(plain, place)
+    if not isinstance(whole, Mapping):
+        return result
+    for name, value in whole.items():
+        if name in inner and isinstance(value, list) and len(value) == layers.count:
+            for period in range(1, min(16, len(value)) + 1):
+                if all(value[i] == value[i % period] for i in range(len(value))):
+                    result[name] = value[:period]
+                    break
+    return result

@@ -1,0 +1,408 @@
+"""A twin: the user's own config with every flag kept and few, small sizes, that a class accepts.
+
+What makes a model large is taken away (depth, hidden size, vocabulary, numbers of heads and
+experts, widths), and nothing else: a twin takes the same branches of the class as the model does.
+Names of config fields only say what to try first; whatever the class refuses is left as it was, and
+what is still too large is halved field by field. Classes are built on the meta device meanwhile,
+so that a config of 10^12 parameters costs no more than a small one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import nn
+
+from growkit.core.errors import GrowkitError
+from growkit.families.layer_fields import leaf, move_entry, with_values
+
+Path = tuple[str, ...]
+Values = dict[str, Any]
+Shapes = Mapping[str, tuple[int, ...]]
+
+MOST_PARAMETERS = 4_000_000
+MOST_LAYERS = 12
+TOKENS = (2, 12)
+
+
+class Underivable(GrowkitError):
+    """What stands in the way of a derived table, in one sentence."""
+
+    def __init__(self, cause: str, remedy: str = "growkit has no table for this model.") -> None:
+        super().__init__(cause, remedy)
+
+
+def integers(config: Mapping[str, Any], prefix: Path = ()) -> Iterator[tuple[Path, int]]:
+    """(path, value) of every whole number of the config, those of its parts included."""
+    for name, value in config.items():
+        if isinstance(value, bool) or name.startswith("_"):
+            continue
+        if isinstance(value, int):
+            yield (*prefix, name), value
+        elif isinstance(value, Mapping) and not (
+            name in ("rope_parameters", "rope_scaling") or any(str(key).isdigit() for key in value)
+        ):
+            yield from integers(value, (*prefix, name))
+
+
+# -- building -------------------------------------------------------------------------------------
+
+
+class Builder:
+    """Builds configs and models of one class.
+
+    Attributes:
+        model_type: of config.json.
+        auto: the Auto class that loads folders of this type.
+    """
+
+    def __init__(self, config: Any, auto: Any = None) -> None:
+        self.config_class = type(config)
+        self.model_type: str = config.model_type
+        self.auto = auto or _auto_class(config)
+
+    def config(self, values: Mapping[str, Any]) -> Any:
+        """A config object; raises whatever the class objects to."""
+        return self.config_class.from_dict(copy.deepcopy(dict(values)))
+
+    def build(self, values: Mapping[str, Any], device: str = "cpu") -> nn.Module:
+        """A model with random weights in float32, with the plainest kernels."""
+        config = self.config(values)
+        config._attn_implementation = "eager"
+        with torch.device(device):
+            model = self.auto.from_config(config, dtype=torch.float32)
+        plain_kernels(model)
+        result: nn.Module = model.eval()
+        return result
+
+    def shapes(self, values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        """Shapes of the module's state, on the meta device where the class can be built there."""
+        try:
+            model = self.build(values, "meta")
+        except Exception:  # some constructors compute with the numbers
+            model = self.build(values)
+        return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+def plain_kernels(model: Any) -> None:
+    """Experts one after another: grouped products want aligned rows and know few dtypes."""
+    if hasattr(model, "set_experts_implementation"):
+        with contextlib.suppress(ValueError, AttributeError):
+            model.set_experts_implementation("eager")
+
+
+def _auto_class(config: Any) -> Any:
+    import transformers
+
+    for name in (
+        "AutoModelForCausalLM",
+        "AutoModelForImageTextToText",
+        "AutoModelForMultimodalLM",
+        "AutoModelForSeq2SeqLM",
+        "AutoModelForSpeechSeq2Seq",
+        "AutoModelForMaskedLM",
+        "AutoModel",
+    ):
+        auto = getattr(transformers, name, None)
+        if auto is not None and type(config) in auto._model_mapping:
+            return auto
+    raise Underivable(f"transformers has no model class for {config.model_type!r}.")
+
+
+# -- layers ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Layers:
+    """How a config counts the layers of its (first) stack.
+
+    Attributes:
+        place: path of the part of the config that speaks of them.
+        field: name of the number there, or None where the length of a list says it.
+        count: how many there are.
+    """
+
+    place: Path
+    field: str | None
+    count: int
+
+    def moved(self, values: Mapping[str, Any], sources: Sequence[int]) -> Values:
+        """The config whose layers are made of these: what it says of each layer moves along.
+
+        Lists with one entry a layer, dicts keyed by a layer's index, lists of such indices; other
+        numbers are left alone.
+        """
+        inner = leaf(values, self.place)
+        changes: dict[Path, Any] = {}
+        for name, value in inner.items():
+            moved = move_entry(value, self.count, sources)
+            if moved is not None:
+                path = (*self.place, name)
+                changes[path] = moved
+        if self.field:
+            path = (*self.place, self.field)
+            changes[path] = len(sources)
+        return with_values(values, changes)
+
+
+def text_place(values: Mapping[str, Any]) -> Path:
+    """Where a wrapper keeps the config of its language model; empty for a plain one."""
+    for name in ("text_config", "llm_config", "language_config"):
+        if isinstance(values.get(name), Mapping):
+            return (name,)
+    return ()
+
+
+def find_layers(builder: Builder, values: Mapping[str, Any]) -> Layers:
+    """Which field counts the layers, as the class itself calls it."""
+    place = text_place(values)
+    inner = leaf(values, place)
+    config = builder.config(values)
+    text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    names = [text.attribute_map.get("num_hidden_layers", "num_hidden_layers")]
+    names += ["num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers"]
+    for name in names:
+        value = inner.get(name)
+        if isinstance(value, int) and value > 0:
+            return Layers(place, name, value)
+    for name, value in inner.items():
+        words = isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+        if re.search("layer|block", name) and words and value:
+            return Layers(place, None, len(value))
+    raise Underivable("No field of the config counts its layers.")
+
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+def stack_prefix(names: Sequence[str], count: int) -> str | None:
+    """What stands in front of the layer's number: the outermost list of ``count`` modules."""
+    found: dict[str, set[int]] = {}
+    for name in names:
+        for match in _NUMBER.finditer(name):
+            found.setdefault(name[: match.start()], set()).add(int(match.group()))
+    exact = [prefix for prefix, numbers in found.items() if numbers == set(range(count))]
+    text = [prefix for prefix in exact if not re.search("vision|visual|audio|image", prefix)]
+    return min(text or exact, key=lambda prefix: (prefix.count("."), prefix), default=None)
+
+
+def layer_kinds(
+    shapes: Shapes, layers: Layers, values: Mapping[str, Any]
+) -> list[tuple[Any, ...]] | None:
+    """What every layer is: its tensors and shapes, and what the config's lists say of it."""
+    prefix = stack_prefix(list(shapes), layers.count)
+    if prefix is None:
+        return None
+    inside: list[list[tuple[str, tuple[int, ...]]]] = [[] for _ in range(layers.count)]
+    for name, shape in shapes.items():
+        if name.startswith(prefix):
+            number, _, rest = name[len(prefix) :].partition(".")
+            if number.isdigit() and int(number) < layers.count:
+                inside[int(number)].append((rest, shape))
+    entries = [
+        value
+        for value in leaf(values, layers.place).values()
+        if isinstance(value, list)
+        and len(value) == layers.count
+        and all(isinstance(entry, str | int | float | bool) for entry in value)
+        and len(set(value)) <= 4
+    ]
+    return [
+        (tuple(sorted(tensors)), *(str(entry[layer]) for entry in entries))
+        for layer, tensors in enumerate(inside)
+    ]
+
+
+def _shortest(kinds: Sequence[Any]) -> int:
+    """Layers of the shortest beginning with every kind."""
+    return max(kinds.index(kind) for kind in set(kinds)) + 1
+
+
+def _few_layers(builder: Builder, values: Values, layers: Layers) -> tuple[Values, Layers]:
+    """The first layers that have every kind, at least two."""
+    kinds = layer_kinds(builder.shapes(values), layers, values)
+    if kinds is None:
+        raise Underivable("The class has no list of as many layers as the config says.")
+    wanted, needed = set(kinds), _shortest(kinds)
+    if needed > 4:  # a count of leading layers of one kind, or a period, may be smaller
+        for path, value in integers(values):
+            if not 1 < value <= layers.count or path == (*layers.place, layers.field):
+                continue
+            for smaller in (1, 2):
+                tried = with_values(values, {path: smaller})
+                try:
+                    other = layer_kinds(builder.shapes(tried), layers, tried)
+                except Exception:
+                    continue
+                if other and set(other) == wanted and _shortest(other) < needed:
+                    values, needed = tried, _shortest(other)
+                    break
+    for keep in range(max(2, needed), min(layers.count, needed + 4) + 1):
+        short = layers.moved(values, range(keep))
+        fewer = Layers(layers.place, layers.field, keep)
+        try:
+            found = layer_kinds(builder.shapes(short), fewer, short)
+        except Exception:
+            continue
+        if found and {kind[0] for kind in found} >= {kind[0] for kind in wanted}:
+            return short, fewer
+    if layers.count <= MOST_LAYERS:
+        return values, layers
+    raise Underivable(f"No small number of layers has every kind of layer of the {layers.count}.")
+
+
+# -- sizes ----------------------------------------------------------------------------------------
+
+# Field name -> value to try first.
+_SMALL: tuple[tuple[str, int], ...] = (
+    (r".*vocab.*size.*|n_vocab|vocab", 160),
+    (r"hidden_size|d_model|n_embd|emb_dim|embedding_dim|word_embed_proj_dim|lru_width", 64),
+    (r"embedding_size|attention_hidden_size|(in|out)put_embedding_size", 64),
+    (r".*(attention_heads|n_heads?|num_heads|query_groups)", 4),
+    (r".*(num_key_value_heads|num_kv_heads|n_head_kv|kv_n_heads)", 2),
+    (r".*(intermediate_size|ffn_dim|ffn_hidden_size|n_inner|dff|d_inner|dim_ff|d_ff).*", 96),
+    (r".*(moe|expert).*(intermediate|ffn_hidden|hidden).*(size|dim)", 48),
+    (r".*(num_experts|num_local_experts|n_routed_experts|moe_num_experts)", 4),
+    (r".*(per_tok(en)?|top_?k(_experts)?|moe_k)", 2),
+    (r"n_group|num_expert_group|topk_group", 1),
+    (r".*lora_rank|time_step_rank|mamba_dt_rank", 24),
+    (r"linear_num_key_heads", 2),
+    (r"linear_num_value_heads", 4),
+    (r"mamba_(n_heads|num_heads)", 8),
+    (r"mamba_(d_head|head_dim|headdim)", 16),
+    (r"mamba_d_ssm", 128),
+)
+_IDS = r".*(bos|eos|pad|mask|sep|cls|unk|start|begin|end|image|video|audio|eod).*(_id|index)"
+_HEADS = r"num_attention_heads|n_heads?|num_heads|attention_heads"
+_KV_HEADS = r".*(num_key_value_heads|num_kv_heads|n_head_kv|kv_n_heads)"
+_HIDDEN = r"hidden_size|d_model|n_embd|emb_dim|embedding_dim"
+
+
+def _proposals(values: Mapping[str, Any]) -> dict[Path, int]:
+    """What names of fields suggest."""
+    found: dict[Path, int] = {}
+    for path, value in integers(values):
+        for pattern, small in _SMALL:
+            if value > small and re.fullmatch(pattern, path[-1]):
+                found[path] = small
+        if value > 3 and re.fullmatch(_IDS, path[-1]):
+            found[path] = 3
+    heads = {leaf(values, path) for path in found if re.fullmatch(_HEADS, path[-1])}
+    for path in found:
+        if re.fullmatch(_KV_HEADS, path[-1]) and leaf(values, path) in heads:
+            found[path] = 4  # as many as query heads
+    return found
+
+
+def _shared(builder: Builder, values: Values) -> Values:
+    """Query heads that share key/value heads, where the class knows that: the general case."""
+    for path, value in integers(values):
+        if re.fullmatch(_KV_HEADS, path[-1]) and value == 4:
+            tried = with_values(values, {path: 2})
+            try:
+                if builder.shapes(tried) != builder.shapes(values):
+                    check_forward(builder.build(tried))
+                    return tried
+            except Exception:
+                continue
+    return values
+
+
+def _strategies(values: Mapping[str, Any]) -> Iterator[dict[Path, int]]:
+    """Sets of smaller sizes; later ones keep more of the ratios between them."""
+    proposed = _proposals(values)
+    yield proposed
+    numbers = dict(integers(values))
+    hidden = next((p for p in numbers if re.fullmatch(_HIDDEN, p[-1])), None)
+    heads = next((p for p in numbers if re.fullmatch(_HEADS, p[-1])), None)
+    if hidden and heads and numbers[heads]:
+        each = max(1, numbers[hidden] // numbers[heads])
+        fewer = proposed.get(heads, numbers[heads])
+        if each * fewer <= 1024:
+            yield proposed | {hidden: each * fewer}
+            yield proposed | {hidden: each * fewer * 2, heads: 2 * fewer}
+    scaling = rf"{_HEADS}|{_HIDDEN}|.*num_key_value_heads|mamba_n_heads|.*d_inner"
+    for factor in (4, 8, 16, 32):
+        scaled = {p: v // factor for p, v in numbers.items() if re.fullmatch(scaling, p[-1])}
+        if all(scaled.values()):
+            yield proposed | scaled
+    for left in (_HIDDEN, r".*head.*", r".*(expert|group|top|tok).*", r".*(intermed|inner|ffn).*"):
+        yield {p: v for p, v in proposed.items() if not re.fullmatch(left, p[-1])}
+    yield {p: v for p, v in proposed.items() if re.fullmatch(r".*vocab.*", p[-1])}
+    unset = {}  # a class whose default config is not complete
+    for name, value in values.items():
+        for pattern, small in _SMALL:
+            if value is None and re.fullmatch(pattern, name):
+                unset[name,] = small
+    yield proposed | unset
+
+
+def parameters(shapes: Shapes) -> int:
+    """Numbers in all tensors."""
+    return sum(prod(shape) for shape in shapes.values())
+
+
+def _halved(builder: Builder, values: Values) -> Values:
+    """Sizes that names did not tell, halved until the whole is small."""
+    total = parameters(builder.shapes(values))
+    while total > MOST_PARAMETERS:
+        best, smaller = total, None
+        for path, value in integers(values):
+            if value < 8:
+                continue
+            tried = with_values(values, {path: value // 2})
+            try:
+                size = parameters(builder.shapes(tried))
+            except Exception:
+                continue
+            if size < best:
+                best, smaller = size, tried
+        if smaller is None or best > 0.97 * total:
+            raise Underivable(f"The class cannot be made smaller than {total} parameters.")
+        values, total = smaller, best
+    return values
+
+
+def token_ids(model: Any, seed: int = 0) -> torch.Tensor:
+    """Token ids [2, 12] that a model is run on, special ones avoided."""
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    generator = torch.Generator().manual_seed(seed)
+    first = min(8, vocabulary // 2)
+    return torch.randint(first, vocabulary, TOKENS, generator=generator)
+
+
+def check_forward(model: Any) -> None:
+    """Raise unless the model computes finite logits from token ids alone."""
+    with torch.no_grad():
+        logits = model(input_ids=token_ids(model), use_cache=False).logits
+    if not torch.isfinite(logits).all():
+        raise Underivable("The logits of a random model are not finite.")
+
+
+def make_twin(builder: Builder, values: Mapping[str, Any]) -> tuple[Values, Layers]:
+    """Config values of a twin of the model with these, and how it counts layers.
+
+    Raises:
+        Underivable: no smaller config is accepted by the class.
+    """
+    layers = find_layers(builder, values)
+    tried: list[str] = []
+    for sizes in _strategies(values):
+        small = with_values(values, sizes)
+        try:
+            short, fewer = _few_layers(builder, small, layers)
+            short = _halved(builder, short)
+            check_forward(builder.build(short))
+        except Exception as error:  # whatever a class objects to: the next set may do
+            first = (str(error).strip() or "-").splitlines()[0]
+            tried.append(f"{type(error).__name__}: {first[:200]}")
+            continue
+        return _shared(builder, short), fewer
+    raise Underivable(f"No small config is accepted by the class ({tried[0] if tried else '-'}).")

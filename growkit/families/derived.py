@@ -1,0 +1,469 @@
+"""Families as data: tables that :mod:`growkit.derive` made of a class of transformers and proved.
+
+A table is one JSON object (its form: :data:`KEYS`). It ships in ``derived_tables/``, or lies in the
+user's cache folder, as ``TYPE-HASH.json``; reading it imports no torch. It holds for configs of its
+model type whose flags are those that it was derived with.
+
+A dimension of a tensor is ``[reads, segments]``; a segment is ``[over, [[axis, block], ...]]``: for
+each unit of ``over`` the units of the axes that belong to it, ``block`` elements each. A block, as
+any size, is a sum of products: ``[[2, "heads", "head_dim"], [4]]``; a name behind "/" divides.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import lru_cache
+from math import gcd, prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from growkit.core.errors import UsageError
+from growkit.core.json_files import read_json_object
+from growkit.families.base import Config, Dim, Family, Link, Norm, Stack, Tensor, every_layer
+from growkit.families.head_dim_rules import HeadDimRule
+from growkit.families.layer_fields import leaf, move_counts, move_entry, with_values
+from growkit.families.unit_layout import IntArray, Layout, Sizes, Units
+
+FORMAT = 1
+SHIPPED = Path(__file__).with_name("derived_tables")
+MAX_BYTES = 4_000_000
+KEYS = {
+    "format": "of this file",
+    "model_type": "of config.json",
+    "class": "name of the model class",
+    "transformers": "version that it was derived with",
+    "source": "hash of the files that define the class and its config",
+    "date": "when",
+    "place": "path of the part of the config that speaks of the layers",
+    "flags": "path in that part -> value that a config must have",
+    "kinds": "list in that part -> words that may stand in it",
+    "defaults": "path -> value where config.json is silent",
+    "implied": "path -> [rule, paths] where config.json is silent or null",
+    "layers": "field, counts (field -> leading, trailing), period, lists (name -> period)",
+    "axes": "axis -> paths of the numbers that count it",
+    "numbers": "further paths that sizes depend on",
+    "patterns": "which layers have a tensor: a name of one of them, and a rule for its config",
+    "cost": "elements of a cache a layer and token, and width of all heads",
+    "tied": "output projection equals the embedding: null (never), true, or by the flag",
+    "tensors": "role, name, dims, closes, gain_offset, init, layers, experts",
+    "whole": "axes that a norm runs over",
+    "operators": "option -> proof (error, control, request) or why not",
+    "copied": "patterns of stored tensors that the class ignores",
+}
+Product = Sequence[Any]
+
+_registered: list[dict[str, Any]] = []
+
+
+# -- where tables are -----------------------------------------------------------------------------
+
+
+def cache_folder() -> Path:
+    """Where tables that were derived here are kept."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    if base:
+        return Path(base) / "growkit" / "derived"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "growkit" / "derived"
+    if sys.platform == "win32" and os.environ.get("LOCALAPPDATA"):
+        return Path(os.environ["LOCALAPPDATA"]) / "growkit" / "derived"
+    return Path.home() / ".cache" / "growkit" / "derived"
+
+
+def file_stem(model_type: str) -> str:
+    """The model type as a part of a file name."""
+    return re.sub(r"[^A-Za-z0-9_.]", "_", model_type)[:80]
+
+
+def tables_of(model_type: str) -> Iterator[dict[str, Any]]:
+    """Tables of a model type: made in this process, in the user's cache, shipped."""
+    yield from (table for table in _registered if table["model_type"] == model_type)
+    for folder in (cache_folder(), SHIPPED):
+        if folder.is_dir():
+            for path in sorted(folder.glob(f"{file_stem(model_type)}-*.json")):
+                table = _read(path)
+                if table.get("format") == FORMAT and table.get("model_type") == model_type:
+                    yield table
+
+
+@lru_cache(maxsize=64)
+def _read(path: Path) -> dict[str, Any]:
+    return read_json_object(path, limit=MAX_BYTES)
+
+
+def register(table: dict[str, Any]) -> None:
+    """Use a table in this process, before any other of its type."""
+    _registered.insert(0, table)
+
+
+def forget(table: dict[str, Any]) -> None:
+    """Undo :func:`register`."""
+    _registered[:] = [known for known in _registered if known is not table]
+
+
+@lru_cache(maxsize=1)
+def shipped_types() -> tuple[str, ...]:
+    """Model types with a shipped table."""
+    return tuple(sorted({path.name.rpartition("-")[0] for path in SHIPPED.glob("*.json")}))
+
+
+def derived_family(
+    config: Config, names: Collection[str] = (), *, registered: bool = False
+) -> Family | None:
+    """The family of a config by a derived table; None where none fits.
+
+    ``registered``: by one of this process alone.
+    """
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        return None
+    made = (table for table in _registered if table["model_type"] == model_type)
+    for table in made if registered else tables_of(model_type):
+        if not misfit(table, config):
+            return _Reader(table, config, names).family()
+    return None
+
+
+def misfit(table: Mapping[str, Any], config: Config) -> str:
+    """The field in which a config is not of the kind that a table was derived for; or empty."""
+    inner = leaf(config, tuple(table["place"]))
+    if not isinstance(inner, Mapping):
+        return ".".join(table["place"])
+    for name, wanted in table["flags"].items():
+        path = tuple(name.split("."))
+        value = leaf(inner, path)
+        if value is None:
+            value = table["defaults"].get(name)
+        if value != wanted and not (not value and not wanted):
+            return str(name)
+    for name, words in table["kinds"].items():
+        if isinstance(value := inner.get(name), list) and not set(map(str, value)) <= set(words):
+            return str(name)
+    return ""
+
+
+# -- reading --------------------------------------------------------------------------------------
+
+
+def evaluate(size: Sequence[Product], sizes: Mapping[str, int]) -> int:
+    """A sum of products at these sizes."""
+    total = 0
+    for factor, *names in size:
+        product = int(factor) * prod(sizes[name] for name in names if name[0] != "/")
+        total += product // prod(sizes[name[1:]] for name in names if name[0] == "/")
+    return total
+
+
+class _Refused(dict[str, str]):
+    """Option -> why not: whatever is not proven is not offered."""
+
+    proven: set[str] | None = None
+
+    def __contains__(self, option: object) -> bool:
+        told = "--layers" if option == "--layers-from" else option
+        return self.proven is not None and told not in self.proven
+
+    def get(self, option: str, default: Any = None) -> Any:
+        if option not in self:
+            return default
+        return super().get(option, "it is not derived yet")
+
+
+class _Reader:
+    """Makes the family of one config."""
+
+    def __init__(self, table: Mapping[str, Any], config: Config, names: Collection[str]) -> None:
+        self.table, self.config, self.names = table, config, names
+        self.place = tuple(table["place"])
+        self.axes: dict[str, list[str]] = table["axes"]
+        self.layer_field: str | None = table["layers"]["field"]
+        shapes = names if isinstance(names, Mapping) else {}
+        self.stored = {
+            name: tuple(shape)
+            for name, info in shapes.items()
+            if (shape := getattr(info, "shape", None)) is not None
+        }
+        self.masks = self._masks(config, names)
+
+    def family(self) -> Family:
+        table = self.table
+        tensors = tuple(self._tensor(entry) for entry in table["tensors"])
+        refused = _Refused(
+            {name: proof["why"] for name, proof in table["operators"].items() if "why" in proof}
+        )
+        refused.proven = {name for name, proof in table["operators"].items() if "error" in proof}
+        if not table["operators"]:  # the table of a twin, whose proof is under way
+            refused.proven = None
+        heads = "query_head" in self.axes
+        return Family(
+            name=table["model_type"],
+            model_types=(table["model_type"],),
+            tensors=tensors,
+            sizes=self._sizes,
+            config_fields=self._fields,
+            kv_elements=self._sum("kv_elements"),
+            attention_flops=lambda sizes: 4 * self._sum("attended")(sizes),
+            links=(_shared("query_head", "kv_head"),) if heads else (),
+            per_layer_fields=(),
+            stacks=(Stack(),),
+            stored_facts=self._stored_facts,
+            norm=Norm(),
+            head_dim=HeadDimRule("growth of head_dim is not derived"),
+            refusal=self._refusal,
+            ignored=(r".*rotary_emb\.inv_freq", *table["copied"]),
+            refused=refused,
+            full_copies_only=lambda sizes: tuple(table["whole"]),
+            map_layers=self._map_layers,
+            layer_period=table["layers"]["period"],
+            origin=f"derived, proven on a twin with transformers {table['transformers']}",
+        )
+
+    # -- sizes --------------------------------------------------------------------------------
+
+    def number(self, config: Config, name: str, depth: int = 0) -> int:
+        """A number of the config, or what the class makes of its absence.
+
+        Raises:
+            UsageError: neither is a whole number.
+        """
+        inner = leaf(config, self.place)
+        value = leaf(inner, tuple(name.split("."))) if isinstance(inner, Mapping) else None
+        implied = self.table["implied"].get(name)
+        if value is None and implied and depth < 4:
+            rule, *sources = implied
+            parts = [
+                s if isinstance(s, int) else self.number(config, s, depth + 1) for s in sources
+            ]
+            if rule == "quotient":
+                return parts[0] // max(1, parts[1])
+            return prod(parts)
+        if value is None:
+            value = self.table["defaults"].get(name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise UsageError(
+                f"config.json has {name} = {value!r}.", f"Set {name} to a positive whole number."
+            )
+        return value
+
+    def layer_count(self, config: Config) -> int:
+        if self.layer_field:
+            return self.number(config, self.layer_field)
+        inner = leaf(config, self.place)
+        lists = self.table["layers"]["counted_by"]
+        value = inner.get(lists)
+        if not isinstance(value, list):
+            raise UsageError(f"config.json has no list {lists}.", "It says what the layers are.")
+        return len(value)
+
+    def _sizes(self, config: Config) -> dict[str, int]:
+        sizes = {"layer": self.layer_count(config)}
+        for axis, paths in self.axes.items():
+            sizes[axis] = self.number(config, paths[0]) if paths else 1
+        for name in self.table["numbers"]:
+            sizes[f".{name}"] = self.number(config, name)
+        if "kv_head" not in sizes and "query_head" in sizes:
+            sizes["kv_head"] = sizes["query_head"]
+        tied = self.table["tied"]
+        if tied == "flag":
+            flag = leaf(config, (*self.place, "tie_word_embeddings"))
+            flag = config.get("tie_word_embeddings") if flag is None else flag
+            tied = self.table["defaults"].get("tie_word_embeddings") if flag is None else flag
+        sizes["tied"] = int(bool(tied))
+        for number, mask in enumerate(self._masks(config, ())):
+            if mask is not None:
+                sizes[f"layers:{number}"] = mask
+        return sizes
+
+    def _stored_facts(self, names: Collection[str]) -> dict[str, int]:
+        if any("{layer}" in name for name in names):  # names of a plan, not of a file
+            return {}
+        masks = self._masks(self.config, names)
+        return {f"layers:{i}": mask for i, mask in enumerate(masks) if mask is not None}
+
+    def _fields(self, sizes: Sizes) -> dict[str, Any]:
+        changes: dict[tuple[str, ...], Any] = {}
+        if self.layer_field:
+            changes[tuple(self.layer_field.split("."))] = sizes["layer"]
+        for axis, paths in self.axes.items():
+            for path in paths:
+                changes[tuple(path.split("."))] = sizes[axis]
+        if self.table["tied"] == "flag":
+            changes["tie_word_embeddings",] = bool(sizes["tied"])
+        if not self.place and all(len(path) == 1 for path in changes):
+            return {path[0]: value for path, value in changes.items()}
+        whole = dict(self.config)
+        grown = with_values(whole, {(*self.place, *path): v for path, v in changes.items()})
+        top = {(*self.place, *path)[0] for path in changes}
+        return {name: grown[name] for name in top}
+
+    def _map_layers(self, config: Config, sources: Sequence[int]) -> dict[str, Any]:
+        """What the config says of layers, after they have moved."""
+        if min(sources) < 0:
+            raise UsageError(
+                f"The derived table of {self.table['model_type']} knows no layers made of none.",
+                "Insert copies: leave --depth-method at identity.",
+            )
+        old = self.layer_count(self.config)
+        inner = leaf(self.config, self.place)
+        moved = {
+            name: entry
+            for name, value in inner.items()
+            if (entry := move_entry(value, old, sources)) is not None
+        }
+        for name, period in self.table["layers"]["lists"].items():
+            if inner.get(name) is None:
+                moved[name] = [period[source % len(period)] for source in sources]
+        stated = {**self.table["defaults"], **inner}
+        moved |= move_counts(stated, self.table["layers"]["counts"], old, sources)
+        if not self.place:
+            return moved
+        grown = with_values(config, {(*self.place, name): v for name, v in moved.items()})
+        return {self.place[0]: grown[self.place[0]]}
+
+    def _refusal(self, config: Config, sizes: Sizes) -> str | None:
+        if "kv_head" in sizes and "kv_head" not in self.axes:
+            if sizes["kv_head"] != sizes["query_head"]:
+                return (
+                    f"{self.table['class']} has one key/value head for each query head, not "
+                    f"{sizes['kv_head']} for {sizes['query_head']}; --heads grows both"
+                )
+        elif "kv_head" in sizes and sizes["query_head"] % sizes["kv_head"]:
+            return (
+                f"{sizes['query_head']} query heads cannot share {sizes['kv_head']} key/value heads"
+            )
+        return None
+
+    def _sum(self, name: str) -> Callable[[Sizes], int]:
+        return lambda sizes: evaluate(self.table["cost"][name], sizes)
+
+    # -- tensors ------------------------------------------------------------------------------
+
+    def _masks(self, config: Config, names: Collection[str]) -> list[int | None]:
+        """Which layers have the tensors of each pattern: from the names, else by its rule."""
+        layers = self.layer_count(config)
+        inner = leaf(config, self.place)
+        stated = {**self.table["defaults"], **inner}
+        found: list[int | None] = []
+        for pattern in self.table["patterns"]:
+            if names:
+                here = [pattern["name"].replace("{layer}", str(i)) in names for i in range(layers)]
+                exclusive = pattern.get("shape_rule")
+                if not exclusive:
+                    found.append(sum(1 << i for i, has in enumerate(here) if has))
+                    continue
+            found.append(_mask(pattern["rule"], stated, self.table["layers"]["lists"], layers))
+        return found
+
+    def _tensor(self, entry: Mapping[str, Any]) -> Tensor:
+        pattern = entry.get("layers")
+        predicate = every_layer if pattern is None else _in_mask(f"layers:{pattern}")
+        tied = entry["role"] == "lm_head" and self.table["tied"] == "flag"
+        closes = entry.get("closes")
+        return Tensor(
+            role=entry["role"],
+            name=entry["name"],
+            dims=tuple(self._dim(dim) for dim in entry["dims"]),
+            when=(lambda sizes: not sizes["tied"]) if tied else (lambda sizes: True),
+            writes_residual=closes is not None,
+            init=entry.get("init", "normal"),
+            gain_offset=-closes if closes else 0.0,
+            layers=predicate,
+            of_experts=bool(entry.get("of_experts")),
+        )
+
+    def _dim(self, dim: Sequence[Any]) -> Dim:
+        reads, segments = dim
+        return Dim(_layout(segments), consumes=bool(reads))
+
+
+def _in_mask(name: str) -> Callable[[Sizes, int], bool]:
+    return lambda sizes, layer: bool(sizes[name] >> layer & 1)
+
+
+def _mask(
+    rule: Sequence[Any] | None, config: Mapping[str, Any], lists: Mapping[str, Any], layers: int
+) -> int | None:
+    """Bits of the layers that a rule picks; None where it cannot say."""
+    if rule is None:
+        return None
+    kind, *rest = rule
+    if kind == "list":
+        name, words = rest
+        values = config.get(name)
+        if not isinstance(values, list):
+            period = lists.get(name)
+            if not period:
+                return None
+            values = [period[layer % len(period)] for layer in range(layers)]
+        if len(values) < layers:
+            return None
+        picked = [str(value) in words for value in values[:layers]]
+    elif kind in ("index", "not index"):
+        values = config.get(rest[0]) or []
+        picked = [(layer in values) == (kind == "index") for layer in range(layers)]
+    elif kind in ("below", "from"):
+        edge = config.get(rest[0])
+        if not isinstance(edge, int):
+            return None
+        picked = [(layer < edge) == (kind == "below") for layer in range(layers)]
+    else:
+        period, places = rest
+        picked = [layer % period in places for layer in range(layers)]
+    return sum(1 << layer for layer, has in enumerate(picked) if has)
+
+
+def _shared(source: str, target: str) -> Link:
+    """Consecutive units of ``source`` share one unit of ``target``."""
+
+    def indices(sizes: Sizes) -> IntArray:
+        return (np.arange(sizes[source]) * sizes[target] // sizes[source]).reshape(-1, 1)
+
+    return Link(source, target, indices)
+
+
+def _layout(segments: Sequence[Any]) -> Layout:
+    """The units of a dimension: their common block, and each unit as so many parts of it."""
+    plain = len(segments) == 1 and len(segments[0][1]) == 1
+    if plain and segments[0][1][0][0] == "fixed":
+        block = segments[0][1][0][1]
+
+        def fixed(sizes: Sizes) -> Units:
+            zero = np.zeros(1, np.int64)
+            return Units(("fixed",), zero, zero, zero, evaluate(block, sizes))
+
+        return fixed
+
+    def layout(sizes: Sizes) -> Units:
+        axes: list[str] = []
+        blocks = [evaluate(block, sizes) for _, items in segments for _, block in items]
+        common = gcd(*blocks) or 1
+        rows: list[IntArray] = []
+        used: dict[str, int] = {}
+        for over, items in segments:
+            columns = []
+            count = sizes[over] if over else 1
+            for axis, block in items:
+                if axis not in axes:
+                    axes.append(axis)
+                parts = evaluate(block, sizes) // common
+                units = (sizes[axis] if axis != "fixed" else 1) // count
+                first = used.get(axis, 0)
+                used[axis] = first + parts
+                index = np.arange(count * units).reshape(count, units, 1)
+                table = np.empty((count, units, parts, 3), np.int64)
+                table[..., 0] = axes.index(axis)
+                table[..., 1] = index
+                table[..., 2] = np.arange(first, first + parts)
+                columns.append(table.reshape(count, units * parts, 3))
+            rows.append(np.concatenate(columns, axis=1).reshape(-1, 3))
+        all_rows = np.concatenate(rows)
+        return Units(
+            tuple(axes), all_rows[:, 0].copy(), all_rows[:, 1].copy(), all_rows[:, 2].copy(), common
+        )
+
+    return layout

@@ -1,0 +1,87 @@
+"""What a config says of single layers, and how it moves when layers do; values at paths."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Path = tuple[str, ...]
+
+
+def leaf(config: Mapping[str, Any], path: Path) -> Any:
+    """The value at ``path``; None where it is absent."""
+    value: Any = config
+    for part in path:
+        if not isinstance(value, Mapping) or part not in value:
+            return None
+        value = value[part]
+    return value
+
+
+def with_values(config: Mapping[str, Any], changes: Mapping[Path, Any]) -> dict[str, Any]:
+    """A copy of ``config`` with other values at some paths."""
+    result = copy.deepcopy(dict(config))
+    for path, value in changes.items():
+        inner = result
+        for part in path[:-1]:
+            inner = inner[part]
+        inner[path[-1]] = value
+    return result
+
+
+def is_index_list(value: Any, layers: int) -> bool:
+    """A list of some layers' indices, in order."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v < layers for v in value)
+        and all(a < b for a, b in itertools.pairwise(value))
+        and (len(value) != layers or layers > 2)
+    )
+
+
+def move_entry(value: Any, layers: int, sources: Sequence[int]) -> Any:
+    """A value of the config, where it speaks of single layers, after they have moved; else None.
+
+    A list with one entry a layer, a list of layers' indices, or a dict keyed by them.
+
+    Args:
+        value: of a config with ``layers`` layers.
+        sources: old layer of each new one.
+    """
+    if is_index_list(value, layers):
+        return [new for new, source in enumerate(sources) if source in value]
+    if isinstance(value, list) and len(value) == layers:
+        return [value[source] for source in sources]
+    if isinstance(value, Mapping) and value and all(str(key).isdigit() for key in value):
+        by_layer = {int(key): entry for key, entry in value.items()}
+        width = min(len(str(key)) for key in value)
+        padded = all(len(str(key)) == width for key in value) and width > 1
+        return {
+            str(new).zfill(width if padded else 1): by_layer[source]
+            for new, source in enumerate(sources)
+            if source in by_layer
+        }
+    return None
+
+
+def move_counts(
+    config: Mapping[str, Any], rules: Mapping[str, str], layers: int, sources: Sequence[int]
+) -> dict[str, int]:
+    """Fields that count layers of one kind, after the layers have moved.
+
+    Args:
+        config: of a model with ``layers`` layers.
+        rules: field -> ``leading`` (it counts the first layers) or ``trailing`` (the last ones).
+        sources: old layer of each new one.
+    """
+    moved = {}
+    for name, rule in rules.items():
+        value = config.get(name)
+        if isinstance(value, int):
+            leading = rule == "leading"
+            edge = value if leading else layers - value
+            moved[name] = sum((source < edge) == leading for source in sources)
+    return moved

@@ -1,0 +1,148 @@
+"""The tables that ship: readable without torch, whole, and used by every command."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from growkit import GrowthRequest, plan
+from growkit.families import derived
+from growkit.families.derived import SHIPPED, derived_family, misfit
+from growkit.families.layer_fields import leaf, with_values
+from growkit.growing import grow_checkpoint
+
+TABLES = sorted(SHIPPED.glob("*.json"))
+
+
+def config_of(table: dict) -> dict:
+    """The config of the class's defaults."""
+    place = tuple(table["place"])
+    config: dict = {}
+    for name in place:
+        config[name] = {}
+    inner = leaf(config, place)
+    for name, value in {**table["defaults"], **table["flags"]}.items():
+        *outer, last = name.split(".")
+        target = inner
+        for part in outer:
+            target = target.setdefault(part, {})
+        target[last] = value
+    return {**config, "model_type": table["model_type"]}
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_a_table_is_read_for_the_config_that_it_was_derived_from(path: Path) -> None:
+    table = json.loads(path.read_text())
+    assert set(table) <= {*derived.KEYS}, "a key that the format does not name"
+    assert path.stat().st_size < 100_000
+    config = config_of(table)
+    assert misfit(table, config) == ""
+    derived.register(table)
+    try:
+        family = derived_family(config, registered=True)
+    finally:
+        derived.forget(table)
+    assert family is not None
+    try:
+        sizes = family.sizes_of(config)
+    except Exception as error:  # a class whose defaults leave a number open
+        pytest.skip(str(error))
+    names = [name for tensor, _, name in family.names(sizes)]
+    assert len(names) == len(set(names)) > 10
+    proven = [option for option, proof in table["operators"].items() if "error" in proof]
+    assert proven
+    for option in proven:
+        assert table["operators"][option]["error"] <= 5e-5
+        assert table["operators"][option]["control"] >= 1e-3
+
+
+GPT_OSS = {
+    "model_type": "gpt_oss",
+    "architectures": ["GptOssForCausalLM"],
+    "num_hidden_layers": 2,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "vocab_size": 40,
+    "hidden_size": 24,
+    "intermediate_size": 12,
+    "head_dim": 8,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0},
+}
+
+
+@pytest.fixture
+def gpt_oss(tmp_path: Path) -> Path:
+    folder = tmp_path / "gpt-oss"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(GPT_OSS))
+    family = derived_family(GPT_OSS)
+    assert family is not None
+    generator = np.random.default_rng(0)
+    tensors = {
+        name: generator.normal(size=shape).astype(np.float32)
+        for name, shape in family.declared(family.sizes_of(GPT_OSS))
+    }
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.skipif(not list(SHIPPED.glob("gpt_oss-*")), reason="no table of gpt_oss ships")
+def test_interleaved_experts_and_sinks_grow_by_a_derived_table(gpt_oss: Path) -> None:
+    request = GrowthRequest(ffn="x2", query_heads="x2", layers="x2")
+    made = plan(gpt_oss, request)
+    assert "derived" in made.family.origin and made.exactness.value == "exact"
+    out = gpt_oss.with_name("grown")
+    grow_checkpoint(gpt_oss, out, request, verify=False)
+    before, after = load_file(gpt_oss / "model.safetensors"), load_file(out / "model.safetensors")
+    config = json.loads((out / "config.json").read_text())
+    assert config["layer_types"] == ["sliding_attention"] * 2 + ["full_attention"] * 2
+    layer = "model.layers.{}.{}"
+    # Gate and up of a unit stand side by side, [experts, in, out]: both are copied.
+    name = "mlp.experts.gate_up_proj"
+    old, new = before[layer.format(0, name)], after[layer.format(0, name)]
+    assert np.array_equal(new, np.tile(old, (1, 1, 2)))
+    # Rows of down [experts, in, out] share the weight; those of an inserted layer are zero.
+    name = "mlp.experts.down_proj"
+    old, new = before[layer.format(0, name)], after[layer.format(0, name)]
+    assert np.array_equal(new[:, :12] + new[:, 12:], old)
+    assert not after[layer.format(1, name)].any()
+    # A copied head takes its sink along.
+    sinks = before[layer.format(1, "self_attn.sinks")]
+    assert np.array_equal(after[layer.format(2, "self_attn.sinks")], np.repeat(sinks, 2))
+
+
+@pytest.mark.skipif(not list(SHIPPED.glob("gpt_oss-*")), reason="no table of gpt_oss ships")
+def test_what_is_not_proven_is_refused_and_torch_stays_out(gpt_oss: Path) -> None:
+    code = (
+        "import sys; from growkit.cli.main import main; "
+        f"first = main(['inspect', {str(gpt_oss)!r}]); "
+        f"second = main(['plan', {str(gpt_oss)!r}, '--vocab', 'x2']); "
+        "assert 'torch' not in sys.modules; sys.exit(10 * first + second)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ}
+    )
+    assert done.returncode == 2, done.stderr
+    assert "derived, proven on a twin" in done.stdout
+    assert "--vocab cannot grow a gpt_oss checkpoint" in done.stderr
+
+
+def test_a_config_of_another_kind_fits_no_table() -> None:
+    for path in TABLES[:3]:
+        table = json.loads(path.read_text())
+        config = config_of(table)
+        place = tuple(table["place"])
+        for name, value in table["flags"].items():
+            if isinstance(value, bool):
+                changed = (*place, *name.split("."))
+                assert misfit(table, with_values(config, {changed: not value})) == name
