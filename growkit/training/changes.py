@@ -135,19 +135,22 @@ def _value(value: Any) -> str:
     return "absent" if value is None else str(value)
 
 
-def check_same(recipe: Recipe, stored: Path, resume: str, reporter: Reporter) -> None:
+def check_same(
+    recipe: Recipe, stored: Path, resume: str, reporter: Reporter, *, begin: int = 0
+) -> None:
     """Refuse to continue the run that stored a recipe with one that would make another run of it.
 
     Args:
         stored: ``OUT/training/recipe.yaml``.
         resume: ``auto``, or the checkpoint to continue from.
+        begin: the step of its change point, where it has no checkpoint of its own yet.
 
     Raises:
         UsageError: naming the key, and the command that does what was asked for.
     """
     changes = Changes.since(stored, recipe)
     folder = stored.parent / "checkpoints"
-    step = _resumed_step(folder, resume)
+    step = _resumed_step(folder, resume) or begin
     allowed = MAY_CHANGE | changes.same_samples
     schedule = SCHEDULE & changes.values.keys()
     # The stages of a run have checkpoints of their own.
@@ -175,7 +178,7 @@ def check_same(recipe: Recipe, stored: Path, resume: str, reporter: Reporter) ->
 def _other_ways(forbidden: list[str], recipe: Recipe, folder: Path, step: int) -> str:
     anew = "Choose another --out, or begin anew with --overwrite."
     checkpoint, out = folder / f"checkpoint-{step}", folder.parent.parent
-    if not step or recipe.stages or recipe.position is not None:
+    if not checkpoint.is_dir() or recipe.stages or recipe.position is not None:
         return anew
     if all(CHANGE_POINT.fullmatch(key) for key in forbidden):
         command = train_command(out.with_name(f"{out.name}-from-{step}"), resume=checkpoint)

@@ -107,7 +107,8 @@ def _check_resumable(
         )
     check_repeated(stored.parent, resume, out)
     own = "auto" if elsewhere(resume, stored.parent) else resume
-    check_same(recipe, stored, own, reporter)
+    point = stored_change(stored.parent)
+    check_same(recipe, stored, own, reporter, begin=0 if point is None else point.step)
 
 
 def _is_in_use(out: Path, folder: Path) -> bool:
