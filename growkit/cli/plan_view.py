@@ -36,7 +36,7 @@ def _axes(report: dict[str, Any]) -> Table:
     table.add_column("after", justify="right")
     table.add_column("", justify="right")
     for sizes in report["axes"].values():
-        _change(table, sizes["label"], sizes["before"], sizes["after"], str)
+        _change(table, sizes["label"], sizes["before"], sizes["after"], "{:,}".format)
     tied = report["tied_embeddings"]
     if tied["before"] != tied["after"]:
         table.add_row("embeddings", "tied", "untied", "")
