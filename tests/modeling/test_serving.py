@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import tiny_checkpoints as tiny
 import torch
+from family_counts import kv_elements
 from gda_cases import FORM_IDS, FORMS, gda_config, scatter_weights
 from test_modeling_gda import greedy, tokens
 from torch import nn
@@ -129,7 +130,7 @@ def test_caches_hold_what_the_config_counts(served, name):
     for keys, values in report["cached"]:
         assert keys[:3] == values[:3]
         elements = keys[1] * (keys[3] + values[3])
-        assert elements == config.attention_kv_elements()
+        assert elements == kv_elements(config)
     lengths = {keys[2] for keys, _ in report["cached"]}
     assert lengths == {13, 14}, "dynamic: all but the last token; static: as much as was asked for"
 
