@@ -169,9 +169,10 @@ def main() -> int:
     report = given.report or given.out.parent / "derived_report.json"
     if given.markdown:
         entries = list(json.loads(report.read_text()).values())
-        import transformers
-
-        print("\n".join(markdown(entries, f"transformers {transformers.__version__}")))
+        named = {path.name: path for path in given.out.glob("*.json")}
+        tables = [named[e["table"]] for e in entries if e.get("table") in named]
+        versions = sorted({json.loads(path.read_text())["transformers"] for path in tables})
+        print("\n".join(markdown(entries, f"transformers {', '.join(versions)}")))
         return 0
     run_all(
         given.out,

@@ -71,7 +71,10 @@ def class_hash(model: Any) -> str:
 
 
 def _name(path: Path, place: Path) -> str:
-    return ".".join(path[len(place) :])
+    """A path from the part that speaks of the layers on, or with "^" from the root on."""
+    if path[: len(place)] == place:
+        return ".".join(path[len(place) :])
+    return "^" + ".".join(path)
 
 
 def make_table(builder: Builder, config: Any, found: Findings) -> dict[str, Any]:
@@ -110,6 +113,7 @@ def make_table(builder: Builder, config: Any, found: Findings) -> dict[str, Any]
         "whole": words.whole,
         "cost": words.cost(),
         "operators": {},
+        "carried": words.carried(),
         "copied": [],
     }
     if layers.field is None:
@@ -192,6 +196,24 @@ class _Words:
         head = self.found.model.model.get_output_embeddings()
         return self._role_of(getattr(head, "weight", None))
 
+    def carried(self) -> list[str]:
+        """Beginnings of the names of a wrapper's other parts (towers, projectors): copied whole."""
+        if not self.place:
+            return []
+        parent = self.found.axes.names.prefix.rstrip(".").rpartition(".")[0] + "."
+        own = [role.name for role in (self._embedding_role(), self._output_role()) if role]
+        text = [*own, parent]
+        found = []
+        for role in self.found.axes.roles:
+            if role.per_layer or role.name in own or role.name.startswith(parent):
+                continue
+            parts = role.name.split(".")
+            starts = [".".join(parts[:n]) + "." for n in range(1, len(parts))]
+            alone = [p for p in starts if not any(name.startswith(p) for name in text)]
+            if alone and alone[0] not in found:
+                found.append(alone[0])
+        return found
+
     def ties(self) -> bool:
         """The output projection is the embedding."""
         head = self.found.model.model.get_output_embeddings()
@@ -228,7 +250,10 @@ class _Words:
         names: dict[str, int] = {}
         result = []
         roles = self.found.axes.roles
+        carried = self.carried()
         for number, role in enumerate(roles):
+            if role.name.startswith(tuple(carried)):
+                continue
             same = names[role.name] = names.get(role.name, 0) + 1
             word = (
                 "embed"

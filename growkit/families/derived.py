@@ -53,6 +53,7 @@ KEYS = {
     "tensors": "role, name, dims, closes, gain_offset, init, layers, experts",
     "whole": "axes that a norm runs over",
     "operators": "option -> proof (error, control, request) or why not",
+    "carried": "beginnings of the names of other parts, which are copied as they are stored",
     "copied": "patterns of stored tensors that the class ignores",
 }
 Product = Sequence[Any]
@@ -193,6 +194,12 @@ class _Reader:
     def family(self) -> Family:
         table = self.table
         tensors = tuple(self._tensor(entry) for entry in table["tensors"])
+        if carried := tuple(table["carried"]):
+            tensors += tuple(
+                Tensor(name, name, tuple(Dim(_fixed(width)) for width in shape))
+                for name, shape in self.stored.items()
+                if name.startswith(carried)
+            )
         refused = _Refused(
             {name: proof["why"] for name, proof in table["operators"].items() if "why" in proof}
         )
@@ -231,8 +238,9 @@ class _Reader:
         Raises:
             UsageError: neither is a whole number.
         """
-        inner = leaf(config, self.place)
-        value = leaf(inner, tuple(name.split("."))) if isinstance(inner, Mapping) else None
+        inner = config if name.startswith("^") else leaf(config, self.place)
+        path = tuple(name.removeprefix("^").split("."))
+        value = leaf(inner, path) if isinstance(inner, Mapping) else None
         implied = self.table["implied"].get(name)
         if value is None and implied and depth < 4:
             rule, *sources = implied
@@ -424,6 +432,10 @@ def _shared(source: str, target: str) -> Link:
         return (np.arange(sizes[source]) * sizes[target] // sizes[source]).reshape(-1, 1)
 
     return Link(source, target, indices)
+
+
+def _fixed(width: int) -> Layout:
+    return _layout([["", [["fixed", [[width]]]]]])
 
 
 def _layout(segments: Sequence[Any]) -> Layout:

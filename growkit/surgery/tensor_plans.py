@@ -132,6 +132,8 @@ class TensorPlan:
     @property
     def dim_labels(self) -> tuple[str, ...]:
         """What the dimensions are called."""
+        if len(self.output.shape) > 3:  # a convolution, copied
+            return tuple(f"dimension {place}" for place in range(len(self.output.shape)))
         names = ("experts", "rows", "columns")
         return names if len(self.output.shape) == 3 else names[1 : 1 + len(self.output.shape)]
 

@@ -94,6 +94,8 @@ def load_model(folder: Folder, dtype: torch.dtype, *, trust_remote_code: bool = 
             config = read_config(folder, trust_remote_code=trust_remote_code)
             seq2seq = getattr(config, "is_encoder_decoder", False)
             auto = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
+            if type(config) not in auto._model_mapping and not trust_remote_code:
+                auto = _wrapping_class(config) or auto
             model, info = auto.from_pretrained(
                 folder.path,
                 config=config,
@@ -116,6 +118,17 @@ def load_model(folder: Folder, dtype: torch.dtype, *, trust_remote_code: bool = 
         model.set_experts_implementation("eager")  # the grouped kernels know no float64
     result: nn.Module = model.eval().requires_grad_(False)
     return result
+
+
+def _wrapping_class(config: Any) -> Any:
+    """The Auto class of a model that has a language model inside; None where there is none."""
+    import transformers
+
+    for name in ("AutoModelForImageTextToText", "AutoModelForMultimodalLM"):
+        auto = getattr(transformers, name, None)
+        if auto is not None and type(config) in auto._model_mapping:
+            return auto
+    return None
 
 
 def load_error(folder: Folder, error: Exception) -> CheckpointError:
