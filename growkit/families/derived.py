@@ -194,7 +194,7 @@ class _Reader:
     def family(self) -> Family:
         table = self.table
         tensors = tuple(self._tensor(entry) for entry in table["tensors"])
-        if carried := tuple(table["carried"]):
+        if carried := tuple(table.get("carried", ())):
             tensors += tuple(
                 Tensor(name, name, tuple(Dim(_fixed(width)) for width in shape))
                 for name, shape in self.stored.items()

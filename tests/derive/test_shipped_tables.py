@@ -34,6 +34,8 @@ def config_of(table: dict) -> dict:
         for part in outer:
             target = target.setdefault(part, {})
         target[last] = value
+    if counted_by := table["layers"].get("counted_by"):
+        inner[counted_by] = table["kinds"][counted_by]
     return {**config, "model_type": table["model_type"]}
 
 
