@@ -19,7 +19,7 @@ from growkit.derive.proof import prove
 from growkit.derive.studied import TIES, Findings, Step, explicit, study, tied_twin
 from growkit.derive.table import make_table
 from growkit.derive.twin import Builder, Underivable
-from growkit.families.derived import cache_folder, file_stem
+from growkit.families.derived import cache_folder, file_stem, misfit
 from growkit.families.layer_fields import leaf
 from growkit.verification.loading import quiet_transformers
 
@@ -53,7 +53,8 @@ def _settle_ties(table: dict[str, Any], builder: Builder, found: Findings, step:
     step("proof with tied embeddings")
     try:
         tied = tied_twin(builder, found)
-        trial = {**table, "tied": "flag", "operators": {}}
+        flags = {name: value for name, value in table["flags"].items() if name != TIES}
+        trial = {**table, "tied": "flag", "operators": {}, "flags": flags}
         prove(trial, builder, tied, step, only="--layers")
         holds = "error" in trial["operators"].get("--layers", {"error": 0})
     except Exception:  # a refusal of the class
@@ -100,6 +101,11 @@ def derive_from_json(
             f"No operator could be proven on a twin of {model_type!r}: "
             + "; ".join(f"{k}: {v['why']}" for k, v in list(table["operators"].items())[:2])
             + ".",
+        )
+    if field := misfit(table, config):
+        raise Underivable(
+            f"{model_type!r} could be proven for another value of {field} alone than this config's "
+            f"{config.get(field)!r}.",
         )
     return table, save_table(table, cache_folder())
 
