@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from growkit.families.lambda_schedule import LAMBDA_ROLES
 from growkit.modeling import GdaConfig, GrowkitConfig
 from growkit.modeling.modeling_gda import ATTENTION_CLASSES
-from growkit.variants.gda import attention as gda
 
 BASELINE, OWN_KEYS = "gqa", "gda 3:1, own keys"
 MODES = ("forward", "forward+backward")
@@ -68,7 +68,7 @@ def layer_of(config: Any, device: str, dtype: torch.dtype) -> nn.Module:
     kind = ATTENTION_CLASSES[config.noise_keys] if own else config.variant
     layer: nn.Module = kind(config, 0)
     for name, parameter in layer.named_parameters():
-        if name not in gda.LAMBDA_NAMES:
+        if name not in LAMBDA_ROLES:
             parameter.data = parameter.data.to(dtype)
     return layer.to(device)
 

@@ -133,7 +133,7 @@ SOURCE = {"name": "a", "files": "sample", "weight": 1}
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({}, "exactly one of 'files', 'dataset' and 'mixture'"),
+        ({}, "exactly one of 'files', 'dataset', 'tokens' and 'mixture'"),
         ({"files": "sample", "mixture": [SOURCE]}, "exactly one of 'files', 'dataset'"),
         ({"mixture": []}, "'mixture' is empty"),
         ({"mixture": [SOURCE, SOURCE]}, "'a' stands twice"),
@@ -142,7 +142,7 @@ SOURCE = {"name": "a", "files": "sample", "weight": 1}
         ({"mixture": [{**SOURCE, "weight": {"from": 1, "too": 0}}]}, "weight"),
         ({"mixture": [{**SOURCE, "weight": -1}]}, "weight"),
         ({"mixture": [{**SOURCE, "name": "a/b"}]}, "name"),
-        ({"mixture": [{"name": "a", "weight": 1}]}, "exactly one of 'files' and 'dataset'"),
+        ({"mixture": [{"name": "a", "weight": 1}]}, "exactly one of 'files'"),
         ({"dataset": {"path": "x", "streaming": True}}, "'streaming: true' needs 'max_tokens'"),
         ({"dataset": {"path": "x", "spilt": "train"}}, "'spilt'.*Did you mean 'split'"),
         ({"files": "sample", "document_attention": "both"}, "'joined' or 'separate'"),
