@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from growkit.derive.axes import HEADS, KV_HEADS, WIDTHS, Axes, find_axes
+from growkit.derive.axes import HEADS, HIDDEN, KV_HEADS, WIDTHS, Axes, find_axes
 from growkit.derive.closings import Closings, LayerInsertion, find_closings
 from growkit.derive.stored import Arrays, StoredModel, saved
 from growkit.derive.twin import (
@@ -65,14 +65,20 @@ def explicit(builder: Builder, config: Any) -> Values:
     values: Values = json.loads(json.dumps(config.to_dict(), default=str))
     layers = find_layers(builder, values)
     inner = leaf(values, layers.place)
-    for name, value in inner.items():
-        if value is None and WIDTHS.fullmatch(name):
-            tried = with_values(values, {(*layers.place, name): 96})
-            try:
-                if builder.shapes(tried) != builder.shapes(values):
-                    values = tried
-            except Exception:  # the class wants it so
-                continue
+    unset = {name: 96 for name, value in inner.items() if value is None and WIDTHS.fullmatch(name)}
+    hidden = next((v for n, v in inner.items() if HIDDEN.fullmatch(n) and isinstance(v, int)), 0)
+    heads = next((v for n, v in inner.items() if HEADS.fullmatch(n) and isinstance(v, int)), 0)
+    if inner.get("head_dim") is None and heads and hidden >= heads:
+        unset["head_dim"] = 2 * (hidden // heads)  # many classes read it without declaring it
+    few = layers.moved(values, range(min(2, layers.count)))
+    for name, size in unset.items():
+        path = (*layers.place, name)
+        try:
+            if builder.shapes(with_values(few, {path: size})) != builder.shapes(few):
+                size = hidden // heads if name == "head_dim" else size
+                values = with_values(values, {path: size})
+        except Exception:  # the class wants it so
+            continue
     return values
 
 

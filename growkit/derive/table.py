@@ -104,6 +104,7 @@ def make_table(builder: Builder, config: Any, found: Findings) -> dict[str, Any]
             "counts": found.closings.counts,
             "period": found.closings.period,
             "lists": _default_lists(builder, place, inner),
+            "other": sorted(layers.other),
         },
         "axes": words.axes,
         "numbers": sorted(words.numbers),
@@ -503,11 +504,14 @@ def _implied(builder: Builder, found: Findings, words: _Words) -> dict[str, Any]
     for path in sorted(paths):
         if path not in numbers:
             continue
-        try:
-            bare = with_values(found.values, {path: None})
-            config = builder.config(bare)
-            shapes = builder.shapes(bare)
-        except Exception:  # it has to be stated
+        shapes = None
+        for bare in (with_values(found.values, {path: None}), _without(found.values, path)):
+            try:
+                shapes = builder.shapes(bare)
+            except Exception:  # it has to be stated
+                continue
+            break
+        if shapes is None:
             continue
         for rule in _rules(path, numbers):
             kind, *names = rule
@@ -524,7 +528,13 @@ def _implied(builder: Builder, found: Findings, words: _Words) -> dict[str, Any]
                     *(n if isinstance(n, int) else _name(n, place) for n in names),
                 ]
                 break
-        del config
+    return result
+
+
+def _without(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """A config that is silent about a field."""
+    result = with_values(values, {})
+    leaf(result, path[:-1]).pop(path[-1], None)
     return result
 
 

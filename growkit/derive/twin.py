@@ -127,11 +127,13 @@ class Layers:
         place: path of the part of the config that speaks of them.
         field: name of the number there, or None where the length of a list says it.
         count: how many there are.
+        other: names of lists that are as long by chance: not so in the model itself.
     """
 
     place: Path
     field: str | None
     count: int
+    other: frozenset[str] = frozenset()
 
     def moved(self, values: Mapping[str, Any], sources: Sequence[int]) -> Values:
         """The config whose layers are made of these: what it says of each layer moves along.
@@ -143,7 +145,7 @@ class Layers:
         changes: dict[Path, Any] = {}
         for name, value in inner.items():
             moved = move_entry(value, self.count, sources)
-            if moved is not None:
+            if moved is not None and name not in self.other:
                 path = (*self.place, name)
                 changes[path] = moved
         if self.field:
@@ -231,6 +233,12 @@ def _few_layers(builder: Builder, values: Values, layers: Layers) -> tuple[Value
     if kinds is None:
         raise Underivable("The class has no list of as many layers as the config says.")
     wanted, needed = set(kinds), _shortest(kinds)
+    entries = leaf(values, layers.place).items()
+    other = frozenset(
+        name
+        for name, value in entries
+        if isinstance(value, list) and move_entry(value, layers.count, range(layers.count)) is None
+    )
     if needed > 4:  # a count of leading layers of one kind, or a period, may be smaller
         for path, value in integers(values):
             if not 1 < value <= layers.count or path == (*layers.place, layers.field):
@@ -246,7 +254,7 @@ def _few_layers(builder: Builder, values: Values, layers: Layers) -> tuple[Value
                     break
     for keep in range(max(2, needed), min(layers.count, needed + 4) + 1):
         short = layers.moved(values, range(keep))
-        fewer = Layers(layers.place, layers.field, keep)
+        fewer = Layers(layers.place, layers.field, keep, other)
         try:
             found = layer_kinds(builder.shapes(short), fewer, short)
         except Exception:

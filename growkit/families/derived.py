@@ -44,7 +44,7 @@ KEYS = {
     "kinds": "list in that part -> words that may stand in it",
     "defaults": "path -> value where config.json is silent",
     "implied": "path -> [rule, paths] where config.json is silent or null",
-    "layers": "field, counts (field -> leading, trailing), period, lists (name -> period)",
+    "layers": "field, counts (field -> leading, trailing), period, lists (name -> period), other",
     "axes": "axis -> paths of the numbers that count it",
     "numbers": "further paths that sizes depend on",
     "patterns": "which layers have a tensor: a name of one of them, and a rule for its config",
@@ -322,6 +322,7 @@ class _Reader:
             name: entry
             for name, value in inner.items()
             if (entry := move_entry(value, old, sources)) is not None
+            and name not in self.table["layers"].get("other", ())
         }
         for name, period in self.table["layers"]["lists"].items():
             if inner.get(name) is None:
