@@ -104,6 +104,24 @@ def tied_twin(builder: Builder, found: Findings) -> Findings:
     return replace(found, values=values, model=model, weights=weights)
 
 
+def _honest_head_dim(builder: Builder, values: Values, layers: Layers) -> Values:
+    """Without a head_dim that only a part of the class reads (norms of OLMoE do not)."""
+    path = (*layers.place, "head_dim")
+    size = leaf(values, path)
+    if not isinstance(size, int):
+        return values
+    bare = with_values(values, {})
+    leaf(bare, layers.place).pop("head_dim")
+    try:
+        check_forward(builder.build(with_values(values, {path: 2 * size})))
+    except Exception:  # a refusal of the class
+        try:
+            return bare if builder.shapes(bare) == builder.shapes(values) else values
+        except Exception:  # it has to be stated
+            return values
+    return values
+
+
 def study(builder: Builder, values: Values, step: Step) -> Findings:
     """Twin, axes, closings and widths.
 
@@ -112,6 +130,7 @@ def study(builder: Builder, values: Values, step: Step) -> Findings:
     """
     step("twin")
     small, layers = make_twin(builder, values)
+    small = _honest_head_dim(builder, small, layers)
     small, may_tie = untied(builder, small)
     step("axes")
     axes = find_axes(builder, small, layers)

@@ -234,7 +234,7 @@ def _few_layers(builder: Builder, values: Values, layers: Layers) -> tuple[Value
         raise Underivable("The class has no list of as many layers as the config says.")
     wanted, needed = set(kinds), _shortest(kinds)
     entries = leaf(values, layers.place).items()
-    other = frozenset(
+    unrelated = frozenset(
         name
         for name, value in entries
         if isinstance(value, list) and move_entry(value, layers.count, range(layers.count)) is None
@@ -254,7 +254,7 @@ def _few_layers(builder: Builder, values: Values, layers: Layers) -> tuple[Value
                     break
     for keep in range(max(2, needed), min(layers.count, needed + 4) + 1):
         short = layers.moved(values, range(keep))
-        fewer = Layers(layers.place, layers.field, keep, other)
+        fewer = Layers(layers.place, layers.field, keep, unrelated)
         try:
             found = layer_kinds(builder.shapes(short), fewer, short)
         except Exception:
