@@ -336,3 +336,12 @@ def test_lambda_vectors_begin_as_in_a_new_model(
     assert found.std() == pytest.approx(float(new.std()), rel=0.6)
     zeros = [v for name, v in written.items() if "lambda_" in name and not name.endswith(vectors)]
     assert not any(v.any() for v in zeros)
+
+
+@pytest.mark.parametrize("target", ["mha", "mqa"])
+def test_key_value_heads_that_are_merged_by_weights_are_refused(
+    tmp_path: Path, target: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = variant_checkpoints.write_variant(tmp_path / "a", "wgqa")
+    assert main(["convert", str(folder), "--to", target, "--out", str(tmp_path / "b")]) == 2
+    assert "Fold it first" in capsys.readouterr().err and not (tmp_path / "b").exists()

@@ -92,6 +92,12 @@ def _counts(shape: ModelShape) -> tuple[int, int]:
             f"The key/value heads of a {shape.family.name} checkpoint cannot be converted.",
             "This works on decoders with q_proj, k_proj and v_proj and ordinary attention.",
         )
+    if any("kv_head" not in t.dims[0].layout(sizes).axes for t in roles[1:] if t is not None):
+        raise UsageError(
+            f"A {shape.family.name} checkpoint trains other key/value heads than those it attends "
+            "with.",
+            "Fold it first: growkit convert CKPT --to plain.",
+        )
     return sizes["query_head"], sizes["kv_head"]
 
 
