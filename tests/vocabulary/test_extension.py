@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tokenizers_made import ENGLISH, GERMAN, byte_level, metaspace, with_added
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
@@ -13,7 +14,6 @@ from growkit.cli.app import build_app
 from growkit.core.errors import UsageError
 from growkit.data.tokenizer_extension import extend_tokenizer
 from growkit.vocabulary.tokens import read_tokens
-from tests.vocabulary.tokenizers_made import ENGLISH, GERMAN, byte_level, metaspace, with_added
 
 TEXTS = [GERMAN] * 40
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers_made import ENGLISH, GERMAN, byte_level
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from growkit.checkpoint import open_checkpoint
@@ -21,7 +22,6 @@ from growkit.optimizer_state.store import FOLDER, read_store
 from growkit.surgery.request import GrowthRequest
 from growkit.verification import verify_checkpoints
 from growkit.vocabulary.tokens import read_tokens
-from tests.vocabulary.tokenizers_made import ENGLISH, GERMAN, byte_level
 
 ROWS = 320  # 20 more than the tokenizer has tokens
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"

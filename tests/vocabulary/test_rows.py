@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers_made import ENGLISH, GERMAN, byte_level, metaspace, with_added
 
 from growkit.core.errors import UsageError
 from growkit.vocabulary.embedding_rows import NEW, padded, rows_of_size, rows_of_tokenizer
 from growkit.vocabulary.token_ids import moved_ids
 from growkit.vocabulary.tokens import read_tokens
-from tests.vocabulary.tokenizers_made import ENGLISH, GERMAN, byte_level, metaspace, with_added
 
 
 def test_the_same_tokenizer_keeps_every_row(tmp_path: Path) -> None:
