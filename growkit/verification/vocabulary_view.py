@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from growkit.core.errors import UsageError
 from growkit.samples import sample_text
@@ -28,7 +29,6 @@ from growkit.vocabulary.embedding_rows import NEW, VocabularyRows, rows_of_size,
 from growkit.vocabulary.tokens import read_tokens
 
 _ID_FIELDS = ("_token_id", "_token_ids")
-_INPUTS = ("input_ids", "decoder_input_ids")
 
 
 @dataclass
@@ -82,7 +82,8 @@ class VocabularyView:
                 "Put the tokenizer's files beside the weights of the other.",
             )
         if a.has_tokenizer:
-            rows = rows_of_tokenizer(read_tokens(a.path), read_tokens(b.path), size_a, size_b)
+            old, new = read_tokens(a.path), read_tokens(b.path)
+            rows = rows_of_tokenizer(old, new, size_a, size_b, subwords=False)
         else:
             rows = rows_of_size(size_a, size_b)
         kept = (rows.place != NEW).nonzero()[0]
@@ -106,11 +107,8 @@ class VocabularyView:
         module = model.model if isinstance(model, LayerwiseModel) else model
         self._number_specials(module)
 
-        def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            for name in _INPUTS:
-                if kwargs.get(name) is not None:
-                    kwargs[name] = ids[kwargs[name]]
-            return args, kwargs
+        def before(_: Any, args: tuple[Any, ...]) -> Any:
+            return (ids[args[0]], *args[1:])
 
         def after(_: Any, args: Any, output: Any) -> Any:
             if which == "b" and self.rows.new_size > len(ids):
@@ -118,7 +116,11 @@ class VocabularyView:
             output.logits = output.logits[..., ids]
             return output
 
-        module.register_forward_pre_hook(before, with_kwargs=True)
+        # At the table, not at the model: generation calls the encoder of a T5 by itself.
+        table = module.get_input_embeddings()
+        for part in module.modules():
+            if part is table or (isinstance(part, nn.Embedding) and part.weight is table.weight):
+                part.register_forward_pre_hook(before)
         module.register_forward_hook(after)
 
     def _number_specials(self, model: Any) -> None:

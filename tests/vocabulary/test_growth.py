@@ -11,8 +11,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers_made import ENGLISH, GERMAN, byte_level
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from tokenizers_made import ENGLISH, GERMAN, byte_level, metaspace
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from growkit.checkpoint import open_checkpoint
 from growkit.core.errors import UsageError, VerificationFailed
@@ -227,3 +234,24 @@ def test_optimizer_rows_move_with_their_tokens(source: Path, german: Path, tmp_p
         for token, index in after.ids.items():
             expected = old[kind][before.ids[token]] if token in before.ids else 0 * old[kind][0]
             assert torch.equal(new[index], expected), (kind, token)
+
+
+def test_an_encoder_that_generation_calls_by_itself_knows_the_common_tokens(tmp_path: Path) -> None:
+    """Some old tokens are gone, so that both models are seen through other numbers."""
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=340, d_model=16, d_kv=4, d_ff=24, num_layers=1, num_heads=4,
+        pad_token_id=0, eos_token_id=1, decoder_start_token_id=0, tie_word_embeddings=False,
+    )  # fmt: skip
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path / "a")
+    metaspace(tmp_path / "a")
+    new = metaspace(tmp_path / "tok", [*ENGLISH, GERMAN], 520)
+    proof = grown(tmp_path / "a", tmp_path / "b", verify=True, tokenizer=str(new))["verification"]
+    assert proof["passed"] is True and proof["vocabulary"]["dropped"] > 0
+    assert proof["cached"] and all(steps["within"] for steps in proof["cached"])
+
+
+def test_layer_by_layer_too(source: Path, german: Path, tmp_path: Path) -> None:
+    grown(source, tmp_path / "out", tokenizer=str(german))
+    report = verify_checkpoints(source, tmp_path / "out", layerwise="on")
+    assert report.passed is True and report.vocabulary is not None
