@@ -110,7 +110,7 @@ def grow_checkpoint(
         manifest = publish_plan(
             plan,
             out,
-            _recorded(request),
+            request.recorded(),
             options,
             reporter=reporter,
             optimizer=optimizer,
@@ -266,13 +266,6 @@ def _brings_model_code(plan: Plan) -> bool:
     """The code that the source brings along is that of its class. Ours is written anew."""
     before, after = plan.checkpoint.config.get("model_type"), plan.config["model_type"]
     return bool(before == after and after not in MODEL_TYPES)
-
-
-def _recorded(request: GrowthRequest) -> dict[str, Any]:
-    """The request without local paths: a tokenizer lies in what is written, so its name will do."""
-    values = request.to_dict()
-    paths = {key: Path(values[key]).name for key in ("tokenizer", "add_tokens") if key in values}
-    return values | paths
 
 
 def _replaced(plan: Plan) -> set[str]:

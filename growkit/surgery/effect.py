@@ -308,18 +308,24 @@ def shares_heads(shape: ModelShape) -> bool:
     return any(shape.family.refusal(shape.config, tried) is None for tried in (sizes, wider))
 
 
+def check_allowed(shape: ModelShape, option: str) -> None:
+    """Raise UsageError when the family refuses the operator by name."""
+    if reason := shape.family.refused.get(option):
+        raise UsageError(
+            f"{option} cannot grow a {shape.family.name} checkpoint: {reason}.",
+            f"It can be grown by: {', '.join(growable(shape))}.",
+        )
+
+
 def require_axis(shape: ModelShape, axis: str, option: str) -> None:
     """Raise UsageError when the family has no such axis, or refuses the operator by name."""
-    if reason := shape.family.refused.get(option):
-        cause = f"{option} cannot grow a {shape.family.name} checkpoint: {reason}."
-    elif axis not in shape.sizes:
-        cause = (
+    check_allowed(shape, option)
+    if axis not in shape.sizes:
+        raise UsageError(
             f"A {shape.family.name} checkpoint has no {axis.replace('_', ' ')}s, so {option} "
-            "cannot grow it."
+            "cannot grow it.",
+            f"It can be grown by: {', '.join(growable(shape))}.",
         )
-    else:
-        return
-    raise UsageError(cause, f"It can be grown by: {', '.join(growable(shape))}.")
 
 
 def constant_rows(make: Callable[[], Array], like: str = "q") -> Computed:

@@ -14,7 +14,7 @@ from growkit.core.errors import UsageError
 from growkit.families import FAMILIES, Family, family_of
 from growkit.families.config_fields import MAX_TENSORS
 from growkit.surgery.compose import check_links, compose, kept_layers
-from growkit.surgery.effect import Effect, Exactness, ModelShape, Operator, require_axis
+from growkit.surgery.effect import Effect, Exactness, ModelShape, Operator, check_allowed
 from growkit.surgery.grown_config import grown_config, head_dim_note, sizes_that_load
 from growkit.surgery.plan_builder import PlanBuilder, PlannedTensors
 from growkit.surgery.request import GrowthRequest
@@ -92,7 +92,7 @@ def build_plan(
     source_family, source_sizes = read_source(checkpoint)
     shape = ModelShape(source_family, source_sizes, checkpoint.config, checkpoint.path)
     for flag in asked:
-        require_axis(shape, "layer", flag)
+        check_allowed(shape, flag)
     growth = compose(operators, shape)
     if symmetry.mode == "even":
         # The mean of equal copies is the expert: nothing to divide.

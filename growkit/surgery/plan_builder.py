@@ -23,7 +23,7 @@ from growkit.families.differential import LAMBDA_ROLES
 from growkit.surgery.aligned_layers import AlignedLayers
 from growkit.surgery.axis_map import AxisMap
 from growkit.surgery.dim_map import DimMap, map_dim
-from growkit.surgery.effect import NO_LAYER, Effect, LayerSource, UnitMaps
+from growkit.surgery.effect import NO_LAYER, Computed, Effect, LayerSource, UnitMaps
 from growkit.surgery.lambdas import LambdaChange
 from growkit.surgery.tensor_plans import Action, ExpertShare, TensorPlan
 
@@ -231,20 +231,8 @@ class PlanBuilder:
                 "Grow in two steps, or give --new-layers interposed.",
             )
         source = tensor.name.replace("{layer}", str(layer_source.source))
-        dtype = self.checkpoint.tensors[source].dtype
-        if dtype not in FLOATS:
-            raise _no_floats(source, dtype, "cannot calculate with")
-        shape = self._shape(tensor)
-        return TensorPlan(
-            output=OutputTensor(name, dtype, shape),
-            role=tensor.role,
-            source=source,
-            dims=(None,) * len(shape),
-            action=Action.COMPUTED,
-            layer=layer,
-            layer_source=layer_source,
-            computed=self._alignment.computed(tensor, layer_source.source, layer_source.partner),
-        )
+        computed = self._alignment.computed(tensor, layer_source.source, layer_source.partner)
+        return self._calculated(tensor, name, source, computed, layer, layer_source)
 
     @cached_property
     def _alignment(self) -> AlignedLayers:
@@ -268,14 +256,26 @@ class PlanBuilder:
         self, tensor: Tensor, layer: int | None, layer_source: LayerSource | None, name: str
     ) -> TensorPlan:
         computed = self.growth.computed[tensor.role]
-        shape = self._shape(tensor)
         first = self.source_family.tensor(computed.reads[0])
         assert first is not None
         number = str(layer_source.source) if layer_source else ""
         source = first.name.replace("{layer}", number)
+        return self._calculated(tensor, name, source, computed, layer, layer_source)
+
+    def _calculated(
+        self,
+        tensor: Tensor,
+        name: str,
+        source: str,
+        computed: Computed,
+        layer: int | None,
+        layer_source: LayerSource | None,
+    ) -> TensorPlan:
+        """A tensor whose entries are calculated, in the dtype of ``source``."""
         dtype = self.checkpoint.tensors[source].dtype
         if dtype not in FLOATS:
             raise _no_floats(source, dtype, "cannot calculate with")
+        shape = self._shape(tensor)
         return TensorPlan(
             output=OutputTensor(name, dtype, shape),
             role=tensor.role,

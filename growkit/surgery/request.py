@@ -10,7 +10,7 @@ from typing import Any
 from growkit.core.errors import UsageError, check_keys, nearest
 from growkit.surgery.amount import Amount
 from growkit.surgery.effect import Operator
-from growkit.surgery.operators import OPERATORS, Option, all_options, rows_as_applied
+from growkit.surgery.operators import OPERATORS, OperatorRow, Option, all_options, rows_as_applied
 from growkit.surgery.symmetry import Symmetry
 
 RECIPE_KEYS = ("grow", "description", "source", "purpose")
@@ -124,10 +124,8 @@ class GrowthRequest:
                     f"Give {needed} too, or leave it out.",
                 )
         result: list[Operator] = []
-        for row in rows_as_applied():
-            asked = getattr(self, row.key, None)
-            if asked is None or asked is False or asked == "":
-                continue
+        for row in self._rows():
+            asked = getattr(self, row.key)
             value = Amount.parse(asked, row.flag) if row.is_amount else asked
             if (operator := row.module.make(row, value, self)) is not None:
                 result.append(operator)
@@ -140,8 +138,15 @@ class GrowthRequest:
 
     def flags(self) -> list[str]:
         """Flags of the requested growths."""
-        rows = rows_as_applied()
-        return [row.flag for row in rows if getattr(self, row.key, None) not in (None, False, "")]
+        return [row.flag for row in self._rows()]
+
+    def _rows(self) -> list[OperatorRow]:
+        """Rows of the requested growths, in the order in which they are applied."""
+
+        def asked(value: Any) -> bool:
+            return not (value is None or value is False or value == "")  # 0 is asked for
+
+        return [row for row in rows_as_applied() if asked(getattr(self, row.key, None))]
 
     def symmetry_choice(self) -> Symmetry:
         """How copies share weights."""
@@ -156,6 +161,12 @@ class GrowthRequest:
             for key, value in asdict(self).items()
             if value != getattr(defaults, key)
         }
+
+    def recorded(self) -> dict[str, Any]:
+        """:meth:`to_dict` without local paths: what they named lies in the folder that is written,
+        so its name will do."""
+        paths = {option.key for option in all_options() if option.kind is Path}
+        return {k: Path(v).name if k in paths else v for k, v in self.to_dict().items()}
 
 
 def _request_type() -> type[GrowthRequest]:
@@ -183,7 +194,7 @@ def _check(option: Option, value: Any) -> None:
 
 def _read(option: Option, value: Any) -> Any:
     """A value as YAML or Python gives it. Raises UsageError when it is of another kind."""
-    if option.kind is str:
+    if option.kind in (str, Path):
         return str(value)
     wrong = isinstance(value, bool) != (option.kind is bool)
     if wrong or not isinstance(value, (option.kind, int)):

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -31,7 +32,8 @@ class Option:
     Attributes:
         key: its name; ``expert_reinit`` is the flag ``--expert-reinit``.
         help: one sentence for ``--help``.
-        kind: ``str``, ``int``, ``float`` or ``bool`` (a switch).
+        kind: ``str``, ``int``, ``float``, ``bool`` (a switch) or ``Path``, of which a manifest
+            holds the name alone.
         values: words that it may be; none: any.
         check: raises UsageError for a value that it cannot have.
         needs: key of the growth without which it has no effect.
@@ -257,6 +259,7 @@ ROWS = (
     ),
     OperatorRow(
         key="tokenizer",
+        kind=Path,
         file="vocabulary",
         stage=0,
         is_amount=False,
@@ -273,6 +276,7 @@ ROWS = (
     ),
     OperatorRow(
         key="add_tokens",
+        kind=Path,
         file="vocabulary",
         stage=0,
         is_amount=False,
