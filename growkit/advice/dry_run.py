@@ -123,13 +123,11 @@ def _check_length(what: str, tokens: int, length: int) -> None:
 @contextmanager
 def _tokenizer_of(recipe: Recipe, corpus: Corpus) -> Iterator[Path]:
     """Its folder; one that the run would train is trained in a folder that goes away."""
-    section = recipe.tokenizer
-    if section is None:
-        assert recipe.model.checkpoint is not None
-        yield recipe.model.checkpoint
-    elif section.path is not None:
-        yield section.path
+    if recipe.tokenizer_folder is not None:
+        yield recipe.tokenizer_folder
     else:
+        section = recipe.tokenizer
+        assert section is not None  # the recipe has a tokenizer or a checkpoint
         with TemporaryDirectory(prefix="growkit-dry-run-") as place:
             train_bpe(corpus.train_documents(), section.train_bpe or 257, Path(place))
             yield Path(place)

@@ -22,7 +22,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -113,7 +113,8 @@ def tokenize_source(
             for part, folder in zip(parts, folders, strict=True):
                 with FileLock(folder.with_name(folder.name + ".lock")):
                     if not _whole(folder):
-                        _write(part, folder, tokenizer, pool, bar, tail, reporter)
+                        with whole_folder(folder) as partial:
+                            _fill(part, partial, tokenizer, pool, bar, tail, reporter)
     return [open_shard(folder) for folder in folders]
 
 
@@ -169,20 +170,14 @@ def open_shard(folder: Path) -> Shard:
     )
 
 
-def _write(
-    source: Source,
-    folder: Path,
-    tokenizer: Any,
-    pool: TokenizerPool,
-    bar: Progress,
-    tail: float,
-    reporter: Reporter,
-) -> None:
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill that gets its name once it is whole and durable; else nothing is left."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        _fill(source, partial, tokenizer, pool, bar, tail, reporter)
+        yield partial
         sync_tree(partial)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,14 +24,13 @@ import numpy as np
 from filelock import FileLock
 from pydantic import Field
 
-from growkit.checkpoint.staging import sync_tree
 from growkit.core import records as core_records
 from growkit.core.errors import CheckpointError, UsageError
 from growkit.core.progress import Progress, Reporter
 from growkit.core.writing import write_file
 from growkit.data.held_out import HEAD, ROW, TAIL, Records
 from growkit.data.sources import Source, file_hashes
-from growkit.data.token_cache import Shard, remove_leftovers
+from growkit.data.token_cache import Shard, remove_leftovers, whole_folder
 from growkit.data.token_formats import TokenFile
 
 FORMAT = 1
@@ -136,12 +134,9 @@ def _whole(folder: Path, file: TokenFile) -> bool:
 
 
 def _write(file: TokenFile, folder: Path, end: int | None, vocabulary: int, bar: Progress) -> None:
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
     tokens = file.tokens()  # small shards, where they are not mapped
     ends, largest, at = _looked_at(file, tokens, end, vocabulary, bar)
-    partial.mkdir()
-    try:
+    with whole_folder(folder) as partial:
         hashes = _hashes(tokens, ends)
         if not file.mapped:
             (partial / "tokens.bin").write_bytes(tokens.tobytes())
@@ -151,12 +146,6 @@ def _write(file: TokenFile, folder: Path, end: int | None, vocabulary: int, bar:
         meta = {"format": FORMAT, "tokens": len(tokens), "records": len(ends), "content": content}
         meta |= {"largest": largest, "largest_at": at}
         write_file(partial / "meta.json", json.dumps(meta, indent=2) + "\n")
-        sync_tree(partial)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def _looked_at(

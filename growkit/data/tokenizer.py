@@ -11,14 +11,9 @@ from typing import Any
 from growkit.checkpoint.links import check_links
 from growkit.core.errors import UsageError
 from growkit.core.files import read_bytes
-from growkit.vocabulary.tokenizer_files import MAX_TOKENIZER_BYTES, TOKENIZER_FILES
+from growkit.vocabulary.tokenizer_files import MAX_TOKENIZER_BYTES, tokenizer_files
 
 END_OF_TEXT = "<|endoftext|>"
-
-
-def tokenizer_files(folder: Path) -> list[Path]:
-    """The tokenizer's files in a folder."""
-    return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

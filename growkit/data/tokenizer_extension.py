@@ -24,8 +24,7 @@ from typing import Any
 from growkit.core.errors import UsageError
 from growkit.core.json_files import read_json_object
 from growkit.core.names import TOKENIZER
-from growkit.data.tokenizer import tokenizer_files
-from growkit.vocabulary.tokenizer_files import MAX_TOKENIZER_BYTES, OTHER_FORMS
+from growkit.vocabulary.tokenizer_files import MAX_TOKENIZER_BYTES, OTHER_FORMS, tokenizer_files
 from growkit.vocabulary.tokens import METASPACE, SPACE, Tokens, is_byte, read_tokens
 
 _LETTER = 0x10000  # above the surrogates: one letter for each of a million ids

@@ -28,6 +28,7 @@ from growkit.families.derived import forget, register
 from growkit.families.layer_fields import leaf
 from growkit.growing import grow_checkpoint
 from growkit.surgery.request import GrowthRequest
+from growkit.verification.decoding import greedy
 
 TOLERANCE = 5e-5
 BITES = 1e-3
@@ -275,23 +276,8 @@ def load_folder(builder: Builder, folder: Path) -> Any:
 
 def generated(model: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Tokens and logits of greedy generation with a cache; None where the class cannot."""
-    from transformers import GenerationConfig
-
-    ids = token_ids(model)[:1, :6]
-    settings = GenerationConfig(pad_token_id=0, eos_token_id=None)
-    saved, model.generation_config = model.generation_config, settings
     try:
-        result = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=NEW_TOKENS,
-            do_sample=False,
-            use_cache=True,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
+        sequences, logits = greedy(model, token_ids(model)[:1, :6], NEW_TOKENS)
     except Exception:  # whatever a class objects to
         return None
-    finally:
-        model.generation_config = saved
-    return result.sequences, torch.cat(result.logits).float()
+    return sequences, logits.float()

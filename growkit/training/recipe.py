@@ -119,6 +119,11 @@ class Recipe(Section):
         return self
 
     @property
+    def tokenizer_folder(self) -> Path | None:
+        """The folder whose tokenizer the run takes; None: one is made from its text."""
+        return self.model.checkpoint if self.tokenizer is None else self.tokenizer.path
+
+    @property
     def sequences_per_step(self) -> int:
         """Sequences in one optimizer step, of all processes: batch size times accumulation."""
         return self.training.per_device_train_batch_size * self.training.gradient_accumulation_steps

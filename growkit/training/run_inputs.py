@@ -119,12 +119,10 @@ def _tokenizer_folder(recipe: Recipe, corpus: Corpus, folder: Path, reporter: Re
     """The folder that holds the tokenizer; a trained one is trained now, once."""
     from growkit.data.tokenizer import train_bpe
 
+    if recipe.tokenizer_folder is not None:
+        return recipe.tokenizer_folder
     section = recipe.tokenizer
-    if section is None:
-        assert recipe.model.checkpoint is not None
-        return recipe.model.checkpoint
-    if section.path is not None:
-        return section.path
+    assert section is not None  # the recipe has a tokenizer or a checkpoint
     target = folder / "tokenizer"
     if not target.is_dir():
         partial = folder / "tokenizer.partial"

@@ -147,7 +147,13 @@ def compare_generation(
     """
     with choices.watched():
         choices.forget()
-        sequence, cached = _greedy(model_b, prompt, tokens)
+        try:
+            sequence, cached = greedy(model_b, prompt, tokens)
+        except Exception as error:  # an uneven cache raises whatever the attention kernel raises
+            raise VerificationFailed(
+                f"Generation with a KV cache fails in the second folder: {error}.",
+                "The model's cache layout or layer indices are wrong.",
+            ) from error
         given = 1 if is_encoder_decoder(model_b) else prompt.shape[1]
         chosen = sequence[0, given:]
         choices.following = 0
@@ -191,11 +197,12 @@ def _first_disagreement(
     return (int(wrong[0]), float(margins[wrong[0]])) if len(wrong) else (None, None)
 
 
-def _greedy(model: Any, prompt: torch.Tensor, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+def greedy(model: Any, prompt: torch.Tensor, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Prompt and new tokens ``[1, length + tokens]``; the folder's sampling settings are unused.
     And the logits ``[tokens, vocab]`` that they were chosen from.
 
-    Of an encoder-decoder: start token and new tokens ``[1, 1 + tokens]``.
+    Of an encoder-decoder: start token and new tokens ``[1, 1 + tokens]``. Raises whatever the class
+    raises where it cannot generate with a cache.
     """
     from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig
 
@@ -218,11 +225,6 @@ def _greedy(model: Any, prompt: torch.Tensor, tokens: int) -> tuple[torch.Tensor
             return_dict_in_generate=True,
             **cache,
         )
-    except Exception as error:  # an uneven cache raises whatever the attention kernel raises
-        raise VerificationFailed(
-            f"Generation with a KV cache fails in the second folder: {error}.",
-            "The model's cache layout or layer indices are wrong.",
-        ) from error
     finally:
         model.generation_config = saved
     return result.sequences, torch.cat(result.logits)

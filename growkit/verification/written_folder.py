@@ -15,7 +15,8 @@ from growkit.checkpoint.layout import find_weights
 from growkit.checkpoint.links import check_links, inside
 from growkit.core.errors import CheckpointError, UsageError
 from growkit.core.json_files import read_json_object
-from growkit.core.names import CONFIG, MANIFEST, TOKENIZER
+from growkit.core.names import CONFIG, MANIFEST
+from growkit.vocabulary.tokenizer_files import VOCABULARY_FILES
 
 TORCH_DTYPES = {
     "F64": torch.float64,
@@ -23,7 +24,6 @@ TORCH_DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
-TOKENIZER_FILES = (TOKENIZER, "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt")
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -45,7 +45,7 @@ class Folder:
 
     @property
     def has_tokenizer(self) -> bool:
-        return any((self.path / name).is_file() for name in TOKENIZER_FILES)
+        return any((self.path / name).is_file() for name in VOCABULARY_FILES)
 
     @cached_property
     def tensors(self) -> dict[str, tuple[Path, str, tuple[int, ...]]]:

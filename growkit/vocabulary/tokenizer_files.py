@@ -10,25 +10,26 @@ from typing import Any, NamedTuple
 from growkit.core.errors import UsageError
 from growkit.core.files import read_bytes, read_text
 from growkit.core.json_files import parse_json_object
+from growkit.core.names import TOKENIZER
 from growkit.vocabulary.tokens import Tokens, tokens_of_backend
 
 MAX_TOKENIZER_BYTES = 500_000_000
 TEMPLATES = ("chat_template.jinja", "chat_template.json")
-# Copied as bytes, never re-saved.
+# Other forms of the vocabulary, which tokens that are added to tokenizer.json leave behind.
+OTHER_FORMS = ("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model")
+# Copied as bytes, never re-saved; the order is that of a fingerprint.
 TOKENIZER_FILES = (
-    "tokenizer.json",
+    TOKENIZER,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tokenizer.model",
-    "spiece.model",
+    *OTHER_FORMS,
     *TEMPLATES,
 )
-# Other forms of the vocabulary, which tokens that are added to tokenizer.json leave behind.
-OTHER_FORMS = ("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model")
+
+
+# Any of these alone holds the tokens.
+VOCABULARY_FILES = (TOKENIZER, *(name for name in OTHER_FORMS if name != "merges.txt"))
 
 
 class AddedToken(NamedTuple):
@@ -38,12 +39,15 @@ class AddedToken(NamedTuple):
     special: bool
 
 
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The tokenizer's files in a folder."""
+    return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+
+
 def tokenizer_contents(folder: Path) -> dict[str, bytes]:
     """Name -> content of the tokenizer's files."""
     return {
-        name: read_bytes(folder / name, limit=MAX_TOKENIZER_BYTES)
-        for name in TOKENIZER_FILES
-        if (folder / name).is_file()
+        path.name: read_bytes(path, limit=MAX_TOKENIZER_BYTES) for path in tokenizer_files(folder)
     }
 
 
@@ -92,7 +96,7 @@ def with_added(
     )
     new = tokens_of_backend(backend, old.folder)
     written = {name: content for name, content in files.items() if name not in OTHER_FORMS}
-    written["tokenizer.json"] = backend.to_str(pretty=True).encode()
+    written[TOKENIZER] = backend.to_str(pretty=True).encode()
     name = "tokenizer_config.json"
     if name in files:
         config = parse_json_object(files[name], name, non_finite=True)
