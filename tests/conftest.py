@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import gc
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Nothing here pulls the plug, and waiting for the disk is most of a tiny growth's time. Tests of
 # durability put their own in its place.
 os.fsync = lambda descriptor: None
+
+# What the tests derive is no table of the user's.
+_user_cache = tempfile.TemporaryDirectory(prefix="growkit-tests-")
+os.environ["XDG_CACHE_HOME"] = _user_cache.name
 
 CACHE = Path(__file__).parents[1] / ".cache"
 

@@ -52,8 +52,9 @@ def derive(
 
 def derive_once(config: Mapping[str, Any], output: Output | None) -> None:
     """Derive a table for a config that no table fits, for the command that found so."""
-    from growkit.derive.derivation import derive_from_json
+    from growkit.derive.derivation import derive_from_json, read_config
 
+    read_config(config)  # a type that transformers does not know ends here, with nothing announced
     if output is not None:
         output.note(
             f"growkit has no table for {config.get('model_type')!r}: it is derived from the class "

@@ -64,6 +64,35 @@ def _settle_ties(table: dict[str, Any], builder: Builder, found: Findings, step:
         table["flags"].pop(TIES, None)
 
 
+def read_config(config: Mapping[str, Any], folder: Path | None = None) -> Any:
+    """The config object of transformers for the content of a config.json.
+
+    Args:
+        folder: the checkpoint, whose own code is run; None: a class of transformers.
+
+    Raises:
+        CheckpointError: transformers knows no such class, or the class refuses the config.
+    """
+    from transformers import AutoConfig
+
+    model_type = str(config.get("model_type"))
+    try:
+        with quiet_transformers():
+            if folder is not None:
+                return AutoConfig.from_pretrained(
+                    folder, trust_remote_code=True, local_files_only=True
+                )
+            given = {name: value for name, value in config.items() if name != "model_type"}
+            return AutoConfig.for_model(model_type, **given)
+    except Exception as error:  # whatever a config class objects to
+        first = (str(error).strip() or "-").splitlines()[0]
+        raise CheckpointError(
+            f"transformers cannot make a config of model_type {model_type!r} ({first[:200]}).",
+            "Update transformers, or pass --trust-remote-code to `growkit derive` for a class that "
+            "the folder brings.",
+        ) from error
+
+
 def derive_from_json(
     config: Mapping[str, Any], step: Step = lambda text: None, *, folder: Path | None = None
 ) -> tuple[dict[str, Any], Path]:
@@ -76,25 +105,8 @@ def derive_from_json(
         Underivable: with what was tried.
         CheckpointError: transformers knows no such class.
     """
-    from transformers import AutoConfig
-
     model_type = str(config.get("model_type"))
-    try:
-        with quiet_transformers():
-            if folder is not None:
-                read = AutoConfig.from_pretrained(
-                    folder, trust_remote_code=True, local_files_only=True
-                )
-            else:
-                given = {name: value for name, value in config.items() if name != "model_type"}
-                read = AutoConfig.for_model(model_type, **given)
-    except Exception as error:  # whatever a config class objects to
-        first = (str(error).strip() or "-").splitlines()[0]
-        raise CheckpointError(
-            f"transformers cannot make a config of model_type {model_type!r} ({first[:200]}).",
-            "Update transformers, or pass --trust-remote-code to `growkit derive` for a class that "
-            "the folder brings.",
-        ) from error
+    read = read_config(config, folder)
     table = derive(read, step)
     if not any("error" in proof for proof in table["operators"].values()):
         raise Underivable(

@@ -135,8 +135,8 @@ def test_classifiers_and_multimodal_wrappers_are_named(
     assert main(plan(folder)) == 1
     error = capsys.readouterr().err
     assert "classifier" in error and "score.weight" in error
-    wrapper = {"model_type": "llava", "text_config": {"model_type": "llama"}, "vision_config": {}}
-    folder = tiny.write_folder(tmp_path / "llava", CONFIG, tensors)
+    wrapper = {"model_type": "newest_vl", "text_config": {"model_type": "llama"}}
+    folder = tiny.write_folder(tmp_path / "newest_vl", CONFIG, tensors)
     (folder / "config.json").write_text(json.dumps(wrapper))
     assert main(plan(folder)) == 2
     error = capsys.readouterr().err
