@@ -1,4 +1,4 @@
-"""Tables for every causal language model of transformers: ``python -m growkit.derive.all``.
+"""Tables for every model of transformers that growkit can derive: ``python -m growkit.derive.all``.
 
 One process a model type, with a limit of time and of memory, one after another; a run that is
 stopped goes on where it was. What was proven and what was not, and why, is written beside the
@@ -14,7 +14,6 @@ import os
 import signal
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,15 +24,36 @@ from growkit.families.derived import SHIPPED, file_stem
 OPTIONS = ("--layers", "--ffn", "--query-heads", "--heads", "--kv-heads")
 
 
-def model_types() -> list[str]:
-    """Model types with a causal language model, as this transformers has them."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+# Kind -> the Auto classes that load its types; a type is of the first kind that has it. A wrapper
+# is a language model beside towers (vision, audio), whose text part grows.
+KINDS = {
+    "wrapper": ("AutoModelForImageTextToText", "AutoModelForMultimodalLM"),
+    "causal": ("AutoModelForCausalLM",),
+}
+TITLES = {
+    "causal": "Causal language models",
+    "wrapper": "Wrappers: the text part of a multimodal model",
+}
 
-    return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+def model_types() -> dict[str, tuple[str, str]]:
+    """Model type -> (kind, name of the Auto class that loads it), as this transformers has them."""
+    import transformers
+
+    found: dict[str, tuple[str, str]] = {}
+    for kind, autos in KINDS.items():
+        for auto in (name for name in autos if hasattr(transformers, name)):
+            names = getattr(transformers, auto)._model_mapping._model_mapping
+            for model_type, cls in sorted(names.items()):
+                plain = kind == "wrapper" and str(cls).endswith("ForCausalLM")
+                if not plain and model_type not in found:
+                    found[model_type] = kind, auto
+    return found
 
 
 def derive_one(model_type: str, out: Path) -> dict[str, Any]:
     """Derive the default config of a type; the entry of the report."""
+    import transformers
     from transformers import AutoConfig
 
     from growkit.core.errors import GrowkitError
@@ -41,7 +61,8 @@ def derive_one(model_type: str, out: Path) -> dict[str, Any]:
     from growkit.verification.loading import quiet_transformers
 
     started, used = time.time(), time.process_time()
-    entry: dict[str, Any] = {"model_type": model_type}
+    kind, auto = model_types().get(model_type, ("causal", "AutoModelForCausalLM"))
+    entry: dict[str, Any] = {"model_type": model_type, "kind": kind}
     at = ["config"]
 
     def step(text: str) -> None:
@@ -50,7 +71,7 @@ def derive_one(model_type: str, out: Path) -> dict[str, Any]:
     try:
         with quiet_transformers():
             config = AutoConfig.for_model(model_type)
-        table = derive(config, step)
+        table = derive(config, step, getattr(transformers, auto))
         entry["operators"] = table["operators"]
         for old in out.glob(f"{file_stem(model_type)}-*.json"):
             old.unlink()
@@ -103,7 +124,8 @@ def run_all(out: Path, report: Path, types: Sequence[str], *, seconds: int, memo
         except EOFError:
             child.join()
             why = f"run: ended with {child.exitcode} (limits of {seconds} s and {memory} bytes)"
-            done[model_type] = {"model_type": model_type, "failed": why}
+            kind = model_types().get(model_type, ("causal",))[0]
+            done[model_type] = {"model_type": model_type, "kind": kind, "failed": why}
         child.join()
         write_whole(report, json.dumps(done, indent=1, sort_keys=True) + "\n")
         print(f"{number}/{len(types)} {line_of(done[model_type])}", flush=True)
@@ -123,37 +145,50 @@ def line_of(entry: dict[str, Any]) -> str:
 
 
 def markdown(entries: Sequence[dict[str, Any]], versions: str) -> Iterator[str]:
-    """The coverage page."""
-    counts = Counter(option for entry in entries for option in OPTIONS if proven(entry, option))
-    counts["heads"] = sum(
-        any(proven(entry, option) for option in OPTIONS[2:4]) for entry in entries
-    )
-    usable = [entry for entry in entries if not entry.get("failed", "").startswith("config")]
+    """The coverage page: what is proven of each kind, then every type."""
+    of_kind: dict[str, list[dict[str, Any]]] = {kind: [] for kind in TITLES}
+    for entry in entries:
+        of_kind.setdefault(entry.get("kind", "causal"), []).append(entry)
+    of_kind = {kind: members for kind, members in of_kind.items() if members}
     yield "# Models that growkit knows from their classes"
     yield ""
     yield (
-        f"Made by `python -m growkit.derive.all` with {versions}: every causal language model of "
-        "transformers, from its default config, each growth carried out on a small twin, saved, "
-        "loaded again and compared (float32, relative error of logits below 5e-5), with a control "
-        "that bites. Families with a table of their own (llama, qwen3 ...) use that table; the "
-        "derived one stands beside it as a check."
+        f"Made by `python -m growkit.derive.all` with {versions}: from the default config of each "
+        "class of transformers, each growth carried out on a small twin, saved, loaded again and "
+        "compared (float32, relative error of logits below 5e-5), with a control that bites. "
+        "Families with a table of their own (llama, qwen3 ...) use that table; the derived one "
+        "stands beside it as a check."
     )
     yield ""
-    yield f"| of {len(usable)} types | depth | FFN | query heads |"
-    yield "|---|---:|---:|---:|"
-    yield (f"| proven | {counts['--layers']} | {counts['--ffn']} | {counts['heads']} |")
-    yield ""
-    yield "| model type | depth | FFN | query heads | heads | key/value heads | why not |"
-    yield "|---|:-:|:-:|:-:|:-:|:-:|---|"
-    for entry in entries:
-        marks = ["yes" if proven(entry, option) else "" for option in OPTIONS]
-        reasons = [entry["failed"]] if "failed" in entry else []
-        for option in ("--layers", "--ffn", "--heads"):
-            why = entry.get("operators", {}).get(option, {}).get("why")
-            if why:
-                reasons.append(f"{option}: {why}")
-        text = "; ".join(reasons).replace("|", "\\|").replace("<", "\\<")
-        yield f"| `{entry['model_type']}` | {' | '.join(marks)} | {text} |"
+    yield "| proven | types | depth | FFN | query heads |"
+    yield "|---|---:|---:|---:|---:|"
+    for kind, members in of_kind.items():
+        usable = [entry for entry in members if not entry.get("failed", "").startswith("config")]
+        counts = [
+            sum(any(proven(entry, option) for option in options) for entry in members)
+            for options in (OPTIONS[:1], OPTIONS[1:2], OPTIONS[2:4])
+        ]
+        title = TITLES.get(kind, kind)
+        yield f"| {title} | {len(usable)} | {' | '.join(map(str, counts))} |"
+    for kind, members in of_kind.items():
+        yield ""
+        yield f"## {TITLES.get(kind, kind)}"
+        yield ""
+        yield "| model type | depth | FFN | query heads | heads | key/value heads | why not |"
+        yield "|---|:-:|:-:|:-:|:-:|:-:|---|"
+        yield from map(_row, members)
+
+
+def _row(entry: dict[str, Any]) -> str:
+    """A type's line of the coverage page."""
+    marks = ["yes" if proven(entry, option) else "" for option in OPTIONS]
+    reasons = [entry["failed"]] if "failed" in entry else []
+    for option in ("--layers", "--ffn", "--heads"):
+        why = entry.get("operators", {}).get(option, {}).get("why")
+        if why:
+            reasons.append(f"{option}: {why}")
+    text = "; ".join(reasons).replace("|", "\\|").replace("<", "\\<")
+    return f"| `{entry['model_type']}` | {' | '.join(marks)} | {text} |"
 
 
 def main() -> int:
@@ -164,7 +199,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=1800, help="limit a type")
     parser.add_argument("--memory", type=int, default=12 << 30, help="bytes a type may address")
     parser.add_argument("--markdown", action="store_true", help="print the coverage page")
-    parser.add_argument("types", nargs="*", help="model types; default: all")
+    parser.add_argument("--kind", choices=sorted(KINDS), help="only types of this kind")
+    parser.add_argument("types", nargs="*", help="model types; default: all, of --kind")
     given = parser.parse_args()
     report = given.report or given.out.parent / "derived_report.json"
     if given.markdown:
@@ -174,10 +210,11 @@ def main() -> int:
         versions = sorted({json.loads(path.read_text())["transformers"] for path in tables})
         print("\n".join(markdown(entries, f"transformers {', '.join(versions)}")))
         return 0
+    every = [name for name, (kind, _) in model_types().items() if given.kind in (None, kind)]
     run_all(
         given.out,
         report,
-        given.types or model_types(),
+        given.types or sorted(every),
         seconds=given.seconds,
         memory=given.memory,
     )

@@ -123,6 +123,7 @@ class Axes:
         together: field -> other fields that have to change with it.
         structural: fields of which the set of tensors depends.
         names: reads names.
+        fixed: numbers that sizes are divided by, and that the class does not let change.
     """
 
     roles: list[Role]
@@ -130,6 +131,7 @@ class Axes:
     together: dict[Path, tuple[Path, ...]]
     structural: list[Path]
     names: Names
+    fixed: frozenset[Path] = frozenset()
 
     def role(self, name: str) -> list[Role]:
         return [role for role in self.roles if role.name == name]
@@ -172,7 +174,12 @@ def find_axes(builder: Builder, values: Values, layers: Layers) -> Axes:
     other: dict[Path, int] = {}
     together: dict[Path, tuple[Path, ...]] = {}
     structural: list[Path] = []
-    numbers = {p: v for p, v in integers(values) if p != counter and v > 0}
+    # Of a wrapper's other parts nothing grows: their tensors are copied as they are.
+    numbers = {
+        p: v
+        for p, v in integers(values)
+        if p != counter and v > 0 and (len(p) == 1 or p[: len(layers.place)] == layers.place)
+    }
     refused = []
     for path, value in numbers.items():
         for tried in (2 * value, value + 1, 3 * value):
@@ -208,16 +215,17 @@ def find_axes(builder: Builder, values: Values, layers: Layers) -> Axes:
     changes = {path: _with_partners(path, other, together, numbers) for path in other}
     signatures = _signatures(base, variations, changes, names)
     roles = _roles(base, signatures, names)
+    fixed = [path for path in refused if path not in other and HEADS.fullmatch(path[-1])]
     for role in roles:
         role.sizes = [
-            _polynomial(role, dim, variations, changes, other, numbers)
+            _polynomial(role, dim, variations, changes, other, numbers, fixed)
             for dim in range(len(role.shape))
         ]
     _find_parts_of_layers(builder, values, layers, roles)
     used = {path for role in roles for size in role.sizes if size for key in size for path in key}
     used |= {path[1:] for path in used if path[0] == PER}
-    fields = {path: numbers[path] for path in other if path in used}
-    return Axes(roles, fields, together, structural, names)
+    fields = {path: numbers[path] for path in [*other, *fixed] if path in used}
+    return Axes(roles, fields, together, structural, names, frozenset(fixed))
 
 
 def _find_parts_of_layers(
@@ -302,6 +310,7 @@ def _polynomial(
     changes: Mapping[Path, Mapping[Path, int]],
     other: Mapping[Path, int],
     numbers: Mapping[Path, int],
+    fixed: Sequence[Path],
 ) -> Polynomial | None:
     """The dimension as a sum of products of fields; None where it is none."""
     name, width = role.instance(), role.shape[dim]
@@ -334,19 +343,22 @@ def _polynomial(
         )
         for chosen, value in corners.items()
     ]
-    return quotient(points, depends)
+    return quotient(points, depends, fixed)
 
 
 def quotient(
-    points: Sequence[tuple[Mapping[Path, int], int]], depends: Sequence[Path]
+    points: Sequence[tuple[Mapping[Path, int], int]],
+    depends: Sequence[Path],
+    fixed: Sequence[Path] = (),
 ) -> Polynomial | None:
     """A size that is computed by a division (``kv_heads * hidden / heads``), if one fits.
 
     Args:
         points: (numbers, size) that it has to give.
         depends: the fields.
+        fixed: numbers that it may be divided by too.
     """
-    for divisor in depends:
+    for divisor in [*depends, *fixed]:
         others = [path for path in depends if path != divisor]
         for extra in [(), *((path,) for path in others)]:
             key = (*others, (PER, *divisor))

@@ -162,7 +162,7 @@ def _find_widths(found: Findings) -> None:
     place = found.layers.place
     fields = [p for p in found.axes.fields if p[: len(place)] == place]
     widths = [p for p in fields if WIDTHS.fullmatch(p[-1])]
-    heads = [p for p in fields if HEADS.fullmatch(p[-1])]
+    heads = [p for p in fields if HEADS.fullmatch(p[-1]) and p not in found.axes.fixed]
     groups = [p for p in fields if KV_HEADS.fullmatch(p[-1])]
     probe = WidthProbe(found.model, found.axes, found.weights, found.order)
     names = ["ffn", *(f"ffn_{number}" for number in range(2, 9))]

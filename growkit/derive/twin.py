@@ -291,15 +291,20 @@ _IDS = r".*(bos|eos|pad|mask|sep|cls|unk|start|begin|end|image|video|audio|eod).
 _HEADS = r"num_attention_heads|n_heads?|num_heads|attention_heads"
 _KV_HEADS = r".*(num_key_value_heads|num_kv_heads|n_head_kv|kv_n_heads)"
 _HIDDEN = r"hidden_size|d_model|n_embd|emb_dim|embedding_dim"
+_DEPTH = r"num_hidden_layers|(num|n)_(encoder_)?layers?|encoder_layers|depth|num_blocks"
 
 
 def _proposals(values: Mapping[str, Any]) -> dict[Path, int]:
     """What names of fields suggest."""
     found: dict[Path, int] = {}
+    text = text_place(values)
     for path, value in integers(values):
         for pattern, small in _SMALL:
             if value > small and re.fullmatch(pattern, path[-1]):
                 found[path] = small
+        tower = bool(text) and len(path) > 1 and path[: len(text)] != text
+        if tower and value > 2 and re.fullmatch(_DEPTH, path[-1]):
+            found[path] = 2  # no layer of a tower is looked at
         if value > 3 and re.fullmatch(_IDS, path[-1]):
             found[path] = 3
     heads = {leaf(values, path) for path in found if re.fullmatch(_HEADS, path[-1])}
