@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -61,6 +62,14 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     """Return ``"Did you mean 'x'? "`` for the closest choice, or an empty string."""
     match = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
     return f"Did you mean {match[0]!r}? " if match else ""
+
+
+def nearest_version(word: str, choices: Iterable[str]) -> str:
+    """The same for names whose numbers tell versions apart: qwen3_5 is no misspelt qwen3."""
+    numbers = re.findall(r"\d+", word)
+    near = difflib.get_close_matches(word.lower(), list(choices), n=3, cutoff=0.8)
+    same = [name for name in near if re.findall(r"\d+", name) == numbers]
+    return f"Did you mean {same[0]!r}? " if same else ""
 
 
 def shown(value: Any, limit: int = 80) -> str:

@@ -8,6 +8,7 @@ tables as ``report.json``, and shown by ``--markdown`` as the coverage page of t
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import os
@@ -15,12 +16,20 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from growkit.core.writing import write_whole
 from growkit.families.derived import SHIPPED, file_stem
 
+# What nearly every model file of transformers imports.
+_SHARED = (
+    "transformers.generation.utils",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.mixtral.modeling_mixtral",
+    "transformers.models.bamba.modeling_bamba",
+)
 OPTIONS = ("--layers", "--ffn", "--query-heads", "--heads", "--kv-heads")
 
 
@@ -49,6 +58,19 @@ def model_types() -> dict[str, tuple[str, str]]:
                 if not plain and model_type not in found:
                     found[model_type] = kind, auto
     return found
+
+
+def state_of_the_code() -> str:
+    """Hash of what derives and reads tables: an entry of the report says which made it."""
+    from growkit.families import derived, layer_fields
+
+    digest = hashlib.sha256()
+    files = sorted(Path(__file__).parent.glob("*.py")) + [
+        Path(str(module.__file__)) for module in (derived, layer_fields)
+    ]
+    for path in files:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:10]
 
 
 def derive_one(model_type: str, out: Path) -> dict[str, Any]:
@@ -103,18 +125,34 @@ def _child(model_type: str, out: Path, seconds: int, memory: int, answer: Any) -
     answer.send(derive_one(model_type, out))
 
 
-def run_all(out: Path, report: Path, types: Sequence[str], *, seconds: int, memory: int) -> None:
-    """Derive every type that the report does not have yet."""
+def run_all(
+    out: Path,
+    report: Path,
+    types: Sequence[str],
+    *,
+    seconds: int,
+    memory: int,
+    again: str = "missing",
+) -> None:
+    """Derive every type that the report does not have yet.
+
+    ``again``: ``unproven``, also those of which depth, FFN or heads are not proven, by an older
+    state of the code; ``old``: all that an older state made.
+    """
+    code = state_of_the_code()
     done: dict[str, Any] = json.loads(report.read_text()) if report.is_file() else {}
     os.makedirs(out, exist_ok=True)
-    # A forked child need not import torch and transformers again.
+    # A forked child need not import torch and transformers again: that takes longer than the rest.
     forks = "fork" in multiprocessing.get_all_start_methods()
     processes: Any = multiprocessing.get_context("fork" if forks else "spawn")
     if forks:
-        import growkit.derive.derivation  # noqa: F401
+        for name in ("growkit.derive.derivation", *_SHARED):
+            import_module(name)
     for number, model_type in enumerate(types, 1):
-        if model_type in done:
-            continue
+        if (entry := done.get(model_type)) is not None:
+            whole = all(proven(entry, option) for option in ("--layers", "--ffn", "--heads"))
+            if entry.get("code") == code or again == "missing" or (whole and again == "unproven"):
+                continue
         receive, send = processes.Pipe(duplex=False)
         child = processes.Process(target=_child, args=(model_type, out, seconds, memory, send))
         child.start()
@@ -127,6 +165,7 @@ def run_all(out: Path, report: Path, types: Sequence[str], *, seconds: int, memo
             kind = model_types().get(model_type, ("causal",))[0]
             done[model_type] = {"model_type": model_type, "kind": kind, "failed": why}
         child.join()
+        done[model_type]["code"] = code
         write_whole(report, json.dumps(done, indent=1, sort_keys=True) + "\n")
         print(f"{number}/{len(types)} {line_of(done[model_type])}", flush=True)
 
@@ -198,6 +237,12 @@ def main() -> int:
     parser.add_argument("--report", type=Path, help="report.json; default: beside the tables")
     parser.add_argument("--seconds", type=int, default=1800, help="limit a type")
     parser.add_argument("--memory", type=int, default=12 << 30, help="bytes a type may address")
+    parser.add_argument(
+        "--again",
+        choices=("missing", "unproven", "old"),
+        default="missing",
+        help="what of the report is derived again, where an older state of the code made it",
+    )
     parser.add_argument("--markdown", action="store_true", help="print the coverage page")
     parser.add_argument("--kind", choices=sorted(KINDS), help="only types of this kind")
     parser.add_argument("types", nargs="*", help="model types; default: all, of --kind")
@@ -217,6 +262,7 @@ def main() -> int:
         given.types or sorted(every),
         seconds=given.seconds,
         memory=given.memory,
+        again=given.again,
     )
     return 0
 

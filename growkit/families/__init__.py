@@ -7,10 +7,10 @@ from functools import cached_property
 from importlib import import_module
 from typing import Any
 
-from growkit.core.errors import UsageError, nearest
+from growkit.core.errors import UsageError, nearest, nearest_version
 from growkit.families.base import Config, Family, Tensor
 from growkit.families.config_fields import check_fields
-from growkit.families.derived import derived_family
+from growkit.families.derived import derived_family, shipped_types
 from growkit.families.gemma import GEMMA2, GEMMA3
 from growkit.families.gpt2 import GPT2
 from growkit.families.gpt_neox import GPT_NEOX
@@ -99,13 +99,15 @@ def family_of(config: Config, names: Collection[str] = ()) -> Family:
         return _by_attention(candidates, config)
     if (family := derived_family(config, names)) is not None:
         return family
-    known = sorted({name for family in FAMILIES.values() for name in family.model_types})
+    written = {name for family in FAMILIES.values() for name in family.model_types}
+    known = sorted({*written, *shipped_types()})
     explained = explain_config(config, known)
     raise NoFamily(
         explained.cause if explained else f"growkit has no family for model_type {model_type!r}.",
         explained.remedy
         if explained
-        else f"{nearest(str(model_type), known)}Known model types: {', '.join(known)}.",
+        else f"{nearest_version(str(model_type), known)}Known model types: {', '.join(known)}; "
+        "`growkit derive` makes a table for any other that transformers has a class of.",
         config,
     )
 

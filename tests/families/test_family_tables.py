@@ -66,6 +66,13 @@ def test_an_unknown_model_type_is_refused_with_the_nearest() -> None:
             family_of(config)
 
 
+@pytest.mark.parametrize("model_type", ["qwen3_6", "qwen4", "gpt5", "llama_vision", "t6"])
+def test_another_version_or_another_model_is_no_misspelling(model_type: str) -> None:
+    with pytest.raises(UsageError, match="`growkit derive` makes a table") as caught:
+        family_of({"model_type": model_type})
+    assert "Did you mean" not in str(caught.value)
+
+
 @pytest.mark.parametrize("value", [None, 0, -1, 2.0, "16", True])
 def test_sizes_have_to_be_positive_whole_numbers(value: Any) -> None:
     config = tiny.gda_config() | {"head_dim": value}
