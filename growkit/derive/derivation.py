@@ -55,13 +55,23 @@ def _settle_ties(table: dict[str, Any], builder: Builder, found: Findings, step:
         tied = tied_twin(builder, found)
         flags = {name: value for name, value in table["flags"].items() if name != TIES}
         trial = {**table, "tied": "flag", "operators": {}, "flags": flags}
-        prove(trial, builder, tied, step, only="--layers")
-        holds = "error" in trial["operators"].get("--layers", {"error": 0})
+        only = ["--layers", "--untie-embeddings", "--vocab"]
+        only += ["--hidden"] if "error" in table["operators"]["--hidden"] else []
+        trial["stream"] = json.loads(json.dumps(table["stream"]))
+        prove(trial, builder, tied, step, only=only)
+        proofs = trial["operators"]
+        holds = "error" in proofs.get("--layers", {"error": 0})
     except Exception:  # a refusal of the class
-        holds = False
-    if holds:
-        table["tied"] = "flag"
-        table["flags"].pop(TIES, None)
+        return
+    if not holds:
+        return
+    table["tied"] = "flag"
+    table["flags"].pop(TIES, None)
+    table["operators"]["--untie-embeddings"] = proofs["--untie-embeddings"]
+    if why := proofs.get("--hidden", {}).get("why"):
+        table["stream"]["tied"] = f"with tied embeddings it could not be proven: {why}"
+    elif "why" in trial["stream"].get("norm", {}):
+        table["stream"]["norm"] = trial["stream"]["norm"]
 
 
 def read_config(config: Mapping[str, Any], folder: Path | None = None) -> Any:

@@ -13,7 +13,7 @@ import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,23 +41,45 @@ def prove(
     found: Any,
     step: Callable[[str], None],
     *,
-    only: str = "",
+    only: Collection[str] = (),
 ) -> None:
     """Fill ``table["operators"]``: the figures of a proof, or why an operator is not offered.
 
-    ``only``: try one option and say nothing of the others.
+    ``only``: try these options and say nothing of the others.
     """
     prover = _Prover(table, builder, found)
     with _folder() as folder:
         prover.write_twin(folder / "twin")
         for option, request in _requests(table, found):
-            if only and option != only:
+            if only and option not in only:
                 continue
             step(f"proof of {option}")
             table["operators"][option] = prover.tried(option, request, folder)
+            if option == "--hidden":
+                _hidden(table, prover, request, folder)
         shutil.rmtree(folder / "twin", ignore_errors=True)
     for option, why in ({} if only else _never(table)).items():
         table["operators"].setdefault(option, {"why": why})
+
+
+def _hidden(table: dict[str, Any], prover: _Prover, request: dict[str, Any], folder: Path) -> None:
+    """An embedding that the class scales by a root of the hidden size; padding."""
+    stream, operators = table["stream"], table["operators"]
+    if "why" in operators["--hidden"]:
+        stream["sqrt_embedding"] = True
+        scaled = prover.tried("--hidden", request, folder)
+        stream["sqrt_embedding"] = "error" in scaled
+        if "why" in scaled:
+            return
+        operators["--hidden"] = scaled
+    if "why" in stream["norm"]:
+        return
+    padded = dict.fromkeys(request, "x1.5") | {"hidden_method": "pad"}
+    result = prover.tried("--hidden", padded, folder)
+    if "why" in result:
+        stream["norm"] = {"why": "padding could not be proven: " + result["why"]}
+    else:
+        operators["--hidden"]["padding"] = result
 
 
 @contextlib.contextmanager
@@ -78,10 +100,11 @@ def _never(table: Mapping[str, Any]) -> dict[str, str]:
         "--query-heads": "its config cannot change the number of heads at a fixed head size",
         "--heads": "its config cannot change the number of heads at a fixed head size",
         "--kv-heads": "it has no key/value heads of their own number",
-        "--hidden": not_yet,
+        "--hidden": "no field of its config was found that sizes the residual stream",
         "--head-dim": not_yet,
-        "--experts": not_yet,
-        "--untie-embeddings": not_yet,
+        "--experts": "no number of experts and of those a token is sent to was found in its config",
+        "--vocab": "no field of its config sizes the vocabulary alone",
+        "--untie-embeddings": "its class has no output projection of its own to untie or to tie",
         "--decoder-layers": not_yet,
     }
 
@@ -99,15 +122,26 @@ def _requests(table: dict[str, Any], found: Any) -> Iterator[tuple[str, dict[str
         for key, why in found.failures.items():
             if key.startswith("ffn:"):
                 table["operators"]["--ffn"] = {"why": _sentence(why)}
+    together = {"hidden": "x2"} if table["fills"] else {}
+    if found.stream is not None:
+        yield "--hidden", {"hidden": "x2"} | ({"heads": "x2"} if together else {})
+    elif why := found.failures.get("hidden"):
+        table["operators"]["--hidden"] = {"why": _sentence(why)}
+    if table["tied"]:
+        yield "--untie-embeddings", {"untie_embeddings": True}
+    if "vocab" in table["axes"]:
+        yield "--vocab", {"vocab": "x2"}
+    if "expert" in table["axes"]:
+        yield "--experts", {"experts": "x2"}
     if "query_head" not in table["axes"]:
         why = found.failures.get("query_head")
         if why and not why.startswith("No tensor depends"):
             table["operators"]["--query-heads"] = {"why": _sentence(why)}
         return
     if "kv_head" in table["axes"]:
-        yield "--query-heads", {"query_heads": "x2"}
+        yield "--query-heads", {"query_heads": "x2"} | together
         yield "--kv-heads", {"kv_heads": "x2"}
-    yield "--heads", {"heads": "x2"}
+    yield "--heads", {"heads": "x2"} | together
 
 
 def _sentence(text: str) -> str:
@@ -132,7 +166,7 @@ class _Prover:
         error = relative_error(again.float(), self.logits[0])
         if not error <= TOLERANCE:
             raise Underivable(f"The twin itself computes other logits once saved ({error:.2g}).")
-        self.generated = generated(twin)
+        self.generated = generated(twin, self.tokens(0))
 
     def tried(self, option: str, request: dict[str, Any], folder: Path) -> dict[str, Any]:
         """Figures of the proof, or ``why`` not."""
@@ -156,9 +190,10 @@ class _Prover:
 
     def _compared(self, option: str, out: Path) -> dict[str, Any]:
         loaded = load_folder(self.builder, out)
+        rows = self.logits[0].shape[-1]
         with torch.no_grad():
             pairs = [
-                (loaded(input_ids=token_ids(loaded, seed), use_cache=False).logits, wanted)
+                (loaded(input_ids=self.tokens(seed), use_cache=False).logits[..., :rows], wanted)
                 for seed, wanted in enumerate(self.logits)
             ]
         error = max(relative_error(found.float(), wanted) for found, wanted in pairs)
@@ -177,15 +212,20 @@ class _Prover:
         result = {"error": float(f"{error:.2g}"), "control": float(f"{control:.2g}")}
         return result if self.generated else result | {"generation": "not cached"}
 
+    def tokens(self, seed: int) -> torch.Tensor:
+        """The twin's token ids, whatever rows the grown vocabulary has."""
+        return token_ids(self.found.model.model, seed)
+
     def _check_generation(self, loaded: Any) -> None:
         """Raise unless generation with a cache gives what it gives from the twin."""
         if self.generated is None:
             return
-        found = generated(loaded)
+        found = generated(loaded, self.tokens(0))
         if found is None:
             raise Underivable("The grown twin cannot generate with a cache, as the twin can.")
         same = torch.equal(found[0], self.generated[0])
-        error = relative_error(found[1], self.generated[1]) if same else float("inf")
+        rows = self.generated[1].shape[-1]
+        error = relative_error(found[1][..., :rows], self.generated[1]) if same else float("inf")
         if not error <= 20 * TOLERANCE:
             raise Underivable(f"Generation with a cache differs from the twin's ({error:.2g}).")
 
@@ -220,18 +260,35 @@ class _Prover:
                 if layer is not None and template in closed and flat:
                     broken[name] = generator.normal(0, 0.2, array.shape).astype(array.dtype)
         else:
-            axis = "ffn" if option == "--ffn" else "query_head"
-            units = self.found.axes.fields[self.found.paths[axis][0]]
-            for number, dim in self.found.widths[axis].readers:
-                role = roles[number]
-                block = max(1, role.shape[dim] // units)
+            for number, dim, block in self._broken(option):
                 for name, array in weights.items():
-                    if names.role_name(name)[1] == role.name:
+                    if names.role_name(name)[1] == roles[number].name:
                         broken[name] = np.roll(array, block, axis=dim)
         grown.write(broken)
+        rows = self.logits[0].shape[-1]
         return max(
-            relative_error(grown.logits(seed), wanted) for seed, wanted in enumerate(self.logits)
+            relative_error(grown.logits(seed, self.tokens(seed))[..., :rows], wanted)
+            for seed, wanted in enumerate(self.logits)
         )
+
+    def _broken(self, option: str) -> Iterator[tuple[int, int, int]]:
+        """(role, dimension, elements) by which a control moves what should stay in its place."""
+        found, roles = self.found, self.found.axes.roles
+        if option == "--hidden":
+            yield from ((number, dim, 1) for number, dim in found.stream.readers)
+        elif option in ("--vocab", "--untie-embeddings", "--experts"):
+            axis = "expert" if option == "--experts" else "vocab"
+            moved = self.table["axes"][axis]
+            for number, role in enumerate(roles):
+                entry = next((t for t in self.table["tensors"] if t["name"] == role.name), None)
+                for dim, (_, segments) in enumerate(entry["dims"] if entry else ()):
+                    if segments[0][0] == axis and moved and len(role.shape) == 2:
+                        yield number, dim, 1
+        else:
+            axis = "ffn" if option == "--ffn" else "query_head"
+            units = found.axes.fields[found.paths[axis][0]]
+            for number, dim in found.widths[axis].readers:
+                yield number, dim, max(1, roles[number].shape[dim] // units)
 
 
 def write_folder(builder: Builder, found: Any, folder: Path) -> None:
@@ -274,10 +331,10 @@ def load_folder(builder: Builder, folder: Path) -> Any:
     return model.eval()
 
 
-def generated(model: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
+def generated(model: Any, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Tokens and logits of greedy generation with a cache; None where the class cannot."""
     try:
-        sequences, logits = greedy(model, token_ids(model)[:1, :6], NEW_TOKENS)
+        sequences, logits = greedy(model, tokens[:1, :6], NEW_TOKENS)
     except Exception:  # whatever a class objects to
         return None
     return sequences, logits.float()

@@ -126,12 +126,11 @@ class StoredModel:
                 value = self.state[name]
                 value.copy_(flat[start : start + value.numel()].reshape(value.shape))
 
-    def logits(self, seed: int = 0) -> torch.Tensor:
-        """Logits [2, 12, vocabulary] of fixed token ids."""
+    def logits(self, seed: int = 0, tokens: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits [2, 12, vocabulary] of fixed token ids, or of others."""
+        tokens = token_ids(self.model, seed) if tokens is None else tokens
         with torch.no_grad():
-            result: torch.Tensor = self.model(
-                input_ids=token_ids(self.model, seed), use_cache=False
-            ).logits.float()
+            result: torch.Tensor = self.model(input_ids=tokens, use_cache=False).logits.float()
         return result
 
     def gradients(self, seed: int = 0, *, order: list[str] | None = None) -> Arrays:

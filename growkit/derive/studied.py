@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from growkit.derive.axes import HEADS, HIDDEN, KV_HEADS, WIDTHS, Axes, find_axes
 from growkit.derive.closings import Closings, LayerInsertion, find_closings
+from growkit.derive.residual_stream import Stream, find_padding, find_stream
 from growkit.derive.stored import Arrays, StoredModel, saved
 from growkit.derive.twin import (
     Builder,
@@ -20,6 +21,7 @@ from growkit.derive.twin import (
     Values,
     check_forward,
     find_layers,
+    integers,
     make_twin,
     text_place,
 )
@@ -41,9 +43,12 @@ class Findings:
         paths: axis name -> fields that count it.
         failures: axis name -> why it cannot grow.
         weights: its file, with which everything was found.
+        fresh: its file as the class begins it.
         order: file names in the order of the forward pass.
         dead: roles that get no gradient.
         untied: the output projection was untied for the twin, and the config can tie it.
+        stream: of the residual stream; None where nothing could be said.
+        filled: heads fill the hidden size, whatever their number: they have to grow together.
     """
 
     values: Values
@@ -51,6 +56,7 @@ class Findings:
     model: StoredModel
     axes: Axes
     weights: Arrays
+    fresh: Arrays
     order: list[str]
     dead: set[int]
     closings: Closings = field(default_factory=Closings)
@@ -58,6 +64,13 @@ class Findings:
     paths: dict[str, list[Path]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     untied: bool = False
+    stream: Stream | None = None
+    filled: bool = False
+
+    @property
+    def head_width(self) -> Path:
+        """Stands for the width of heads that fill the hidden size; no field of the config."""
+        return (*self.layers.place, "head_width")
 
 
 def explicit(builder: Builder, config: Any) -> Values:
@@ -137,6 +150,7 @@ def study(builder: Builder, values: Values, step: Step) -> Findings:
     model = StoredModel(builder, small)
     if model.unread:
         raise Underivable(f"The class does not save {model.unread[0]!r}.")
+    fresh = model.read()
     weights = model.randomise()
     logits = model.logits()
     used: list[str] = []
@@ -148,7 +162,7 @@ def study(builder: Builder, values: Values, step: Step) -> Findings:
         axes.names.role_name(name)[1] for name, value in gradients.items() if np.abs(value).any()
     }
     dead = {number for number, role in enumerate(axes.roles) if role.name not in alive}
-    found = Findings(small, layers, model, axes, weights, order, dead, untied=may_tie)
+    found = Findings(small, layers, model, axes, weights, fresh, order, dead, untied=may_tie)
     step("depth")
     insertion = LayerInsertion(builder, small, layers, axes, weights, logits)
     found.closings = find_closings(insertion, order, dead)
@@ -189,3 +203,66 @@ def _find_widths(found: Findings) -> None:
         for group in shared:
             if group not in joint:
                 found.paths["kv_head"] = [group]
+    try:
+        counted = [p for p, _ in integers(found.values) if p[:-1] == place]
+        heads = [p for p in counted if HEADS.fullmatch(p[-1])]
+        _find_stream(found, probe, heads, groups)
+    except Underivable as error:
+        found.failures["hidden"] = error.cause
+    except Exception as error:  # a class of its own kind
+        first = (str(error).strip() or "-").splitlines()[0]
+        found.failures["hidden"] = f"{type(error).__name__}: {first[:200]}"
+
+
+def _find_stream(
+    found: Findings, probe: WidthProbe, heads: Sequence[Path], groups: Sequence[Path]
+) -> None:
+    """The hidden size, and heads that fill it.
+
+    Raises:
+        Underivable: why it cannot grow.
+    """
+    path = hidden_path(found.model, found.axes)
+    if path is None:
+        raise Underivable("No field of the config sizes its embedding alone.")
+    taken = {key for width in found.widths.values() for key in {*width.labels, *width.readers}}
+    stream = find_stream(probe, path, taken, found.fresh)
+    found.stream = stream
+    try:
+        find_padding(probe, stream, found.values, found.layers.place)
+    except Underivable as error:
+        stream.no_padding = error.cause
+    if not stream.inner:
+        return
+    if heads and "query_head" not in found.widths:
+        shared = [g for g in groups if probe.dims(g)][:1]
+        known = dict(found.axes.fields)
+        found.axes.fields[heads[0]] = leaf(found.values, heads[0])
+        try:
+            width = probe.find(heads[0], shared, inside=stream.inner)
+        except Underivable:
+            found.axes.fields.clear()
+            found.axes.fields.update(known)
+        else:
+            found.widths["query_head"], found.paths["query_head"] = width, [heads[0]]
+            if shared:
+                found.paths["kv_head"] = shared
+            found.filled = True
+            fields = found.axes.fields
+            fields[found.head_width] = fields[path] // fields[heads[0]]
+            found.failures.pop("query_head", None)
+            stream.inner -= {*width.labels, *width.readers}
+    if stream.inner:
+        stream.readers |= probe.last_readers(stream.inner)
+
+
+def hidden_path(model: StoredModel, axes: Axes) -> Path | None:
+    """The field that says how wide the input embedding is."""
+    embedding = model.model.get_input_embeddings().weight
+    for role in axes.roles:
+        name = role.instance()
+        if role.per_layer or name in model.opaque or len(role.sizes) < 2:
+            continue
+        if model.state[model.parameter_of(name)] is embedding:
+            return next((key[0] for key in role.sizes[1] or {} if len(key) == 1), None)
+    return None

@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 
 from growkit.derive.axes import EXPERTS, HEADS, KV_HEADS, PER, ROUTED, WIDTHS, Polynomial, Role
-from growkit.derive.stored import Arrays, StoredModel
 from growkit.derive.studied import Findings
 from growkit.derive.twin import Builder, Path, Underivable, find_layers, integers
 from growkit.derive.widths import DEAD, FIXED, MIXED, Segment, blocks_of, segments_of
-from growkit.families.derived import FORMAT
+from growkit.families.derived import FORMAT, GROUPS
 from growkit.families.layer_fields import leaf, with_values
 
 # Flags that change what is computed in no forward pass of a loaded model, or nothing at all.
@@ -115,6 +114,8 @@ def make_table(builder: Builder, config: Any, found: Findings) -> dict[str, Any]
         "cost": words.cost(),
         "operators": {},
         "carried": words.carried(),
+        "stream": words.stream(),
+        "fills": found.filled,
         "copied": [],
     }
     if layers.field is None:
@@ -174,10 +175,14 @@ class _Words:
                 self.by_path[path], self.axes["head_dim"] = "head_dim", ["head_dim"]
         experts = [p for p in found.axes.fields if EXPERTS.fullmatch(p[-1])]
         routed = [p for p, _ in integers(values) if ROUTED.fullmatch(p[-1]) and p[:-1] == place]
-        if experts and routed and any("{expert}" in role.name for role in found.axes.roles):
+        stored = {(str(size), role.name) for role in found.axes.roles for size in role.sizes}
+        held = {name for size, name in stored if experts and size == str({(experts[0],): 1})}
+        if experts and routed and held:
             self.by_path.setdefault(experts[0], "expert")
             self.axes["expert"] = [_name(experts[0], place)]
             self.axes["active_expert"] = [_name(routed[0], place)]
+        if found.filled:
+            self.by_path[found.head_width] = "head_width"
         self.embedding, self.values = embedding, values
         self.numbers: set[str] = set()
         self.patterns: list[dict[str, Any]] = []
@@ -251,18 +256,13 @@ class _Words:
         names: dict[str, int] = {}
         result = []
         roles = self.found.axes.roles
-        carried = self.carried()
+        carried, outer, gains = self.carried(), self._final_norm(), self._gains()
         for number, role in enumerate(roles):
             if role.name.startswith(tuple(carried)):
                 continue
             same = names[role.name] = names.get(role.name, 0) + 1
-            word = (
-                "embed"
-                if role is embed
-                else "lm_head"
-                if role is head and head is not embed
-                else ""
-            )
+            word = outer.get(number, "lm_head" if role is head else "")
+            word = "embed" if role is embed else word
             entry: dict[str, Any] = {
                 "role": word or role.name + (f"#{same}" if same > 1 else ""),
                 "name": role.name,
@@ -271,23 +271,58 @@ class _Words:
             closes = self.found.closings.values.get(number)
             if closes is not None:
                 entry["closes"] = closes
+            elif gains.get(number):
+                entry["gain_offset"] = gains[number]
             init = self._init(role)
             if init != "normal":
                 entry["init"] = init
-            if "{expert}" in role.name:
+            fused = len(role.shape) > 1 and entry["dims"][0][1][0][0] == "expert"
+            if "{expert}" in role.name or (fused and "expert" in role.name):
                 entry["of_experts"] = True
             if role.per_layer and len(role.layers) < self.found.layers.count:
                 entry["layers"] = self.pattern(role)
             result.append(entry)
         return result
 
+    def _gains(self) -> dict[int, float]:
+        """Role -> what is added to the gain of a norm over the residual stream."""
+        return self.found.stream.gains if self.found.stream else {}
+
+    def _final_norm(self) -> dict[int, str]:
+        """The words for what ends the residual stream."""
+        stream = self.found.stream
+        if stream is None or stream.final is None:
+            return {}
+        roles = self.found.axes.roles
+        stem = roles[stream.final].name.rpartition(".")[0]
+        biases = [b for b in stream.biases if roles[b].name.rpartition(".")[0] == stem]
+        return {stream.final: "final_norm", **dict.fromkeys(biases, "final_norm_bias")}
+
+    def stream(self) -> dict[str, Any]:
+        """What growth of the hidden size has to know."""
+        stream = self.found.stream
+        if stream is None:
+            return {}
+        gains = {self.found.axes.roles[place].name for place in stream.gains}
+        inside = [
+            role.name
+            for role in self.found.axes.roles
+            if len(role.shape) == 1 and "norm" in role.name and role.name.endswith("weight")
+        ]
+        field, eps = stream.eps or (None, 0.0)
+        norm: dict[str, Any] = {"why": stream.no_padding}
+        if not stream.no_padding:
+            norm = {"eps_field": field, "eps": eps, "centred": stream.centred}
+            if not gains.issuperset(inside):
+                norm["shared"] = "norms inside its blocks"
+        return {"sqrt_embedding": False, "norm": norm}
+
     def _init(self, role: Role) -> str:
         """How the class begins such a tensor."""
         model = self.found.model
         if role.instance() in model.opaque:
             return "zeros"
-        fresh = _fresh(self.found)
-        array = fresh[role.instance()]
+        array = self.found.fresh[role.instance()]
         if (array == 1).all():
             return "ones"
         return "zeros" if not array.any() else "normal"
@@ -305,7 +340,7 @@ class _Words:
 
     def dim(self, number: int, role: Role, dim: int) -> list[Any]:
         """``[reads, segments]`` of one dimension."""
-        size, width = role.sizes[dim], role.shape[dim]
+        size, width = self.size_of(number, dim), role.shape[dim]
         if size is None:
             raise Underivable(f"The size of {role.name} does not follow from the config.")
         codes, names, fields = np.full(width, -1), list(self.found.widths), {}
@@ -323,20 +358,18 @@ class _Words:
                 reads = True
             elif (number, dim) in found.labels:
                 mine = found.labels[number, dim]
-                labels, codes, names = self._labelled(mine, axis, labels, codes, names, role, dim)
+                labels, codes, names = self._labelled(mine, axis, labels, codes, names, number, dim)
         layers = self.found.layers.count
         if dim in role.by_layer:
             part = {key: factor // layers for key, factor in size.items()}
             if any(factor % layers for factor in size.values()):
                 raise Underivable(f"{role.name} has no equal part for each layer.")
             return [0, [["layer", [["layer", self.size(part)]]]]]
-        known = self._plain_axis(size)
         if not (labels >= 0).any():
-            if known:
-                return [
-                    self._reads_plain(known, number, role, dim),
-                    [[known[0], [[known[0], known[1]]]]],
-                ]
+            if known := self._plain_axis(size):
+                return [0, [[known, [[known, [[1]]]]]]]
+            if (streamed := self._of_stream(number, dim, size)) is not None:
+                return streamed
             return [0, [["", [["fixed", self.size(size)]]]]]
         counts = {axis: self.found.axes.fields[p[0]] for axis, p in self.found.paths.items()}
         fields = {axis: paths[0] for axis, paths in self.found.paths.items()}
@@ -358,19 +391,20 @@ class _Words:
         labels: Any,
         codes: Any,
         names: list[str],
-        role: Role,
+        number: int,
         dim: int,
     ) -> tuple[Any, Any, list[str]]:
         """Labels of an axis (and of the axis that it shares) written over what is known."""
+        role = self.found.axes.roles[number]
         units = self.found.axes.fields[self.found.paths[axis][0]]
         if (mine == DEAD).any() or (mine == MIXED).any():
-            whole = self._guess(role, dim, axis, units)
+            whole = self._guess(number, dim, axis, units)
             if whole is None:
                 raise Underivable(f"The units of {role.name} cannot be told apart.")
             mine = whole
         labels, codes = labels.copy(), codes.copy()
         target = "kv_head" if axis == "query_head" and "kv_head" in self.found.paths else ""
-        size = role.sizes[dim] or {}
+        size = self.size_of(number, dim) or {}
         shared = bool(target) and any(self.found.paths[target][0] in key for key in size)
         own = any(self.found.paths[axis][0] in key for key in size)
         if target and target not in names:
@@ -385,9 +419,9 @@ class _Words:
             codes[here] = names.index(target if shared else axis)
         return labels, codes, names
 
-    def _guess(self, role: Role, dim: int, axis: str, units: int) -> Any:
+    def _guess(self, number: int, dim: int, axis: str, units: int) -> Any:
         """Where probes are silent: units in order, if the size is theirs; the proof decides."""
-        size, width = role.sizes[dim] or {}, role.shape[dim]
+        size, width = self.size_of(number, dim) or {}, self.found.axes.roles[number].shape[dim]
         path = self.found.paths[axis][0]
         kv = self.found.paths.get("kv_head", [None])[0] if axis == "query_head" else None
         if all(path in key for key in size):
@@ -397,18 +431,55 @@ class _Words:
             return np.arange(width) // (width // groups)
         return None
 
-    def _plain_axis(self, size: Polynomial) -> tuple[str, list[list[Any]]] | None:
-        """The axis of a dimension that has just its units (hidden, vocabulary, experts)."""
+    def size_of(self, number: int, dim: int) -> Polynomial | None:
+        """The size of a dimension; where heads fill the hidden size, in heads."""
+        size = self.found.axes.roles[number].sizes[dim]
+        heads = self.found.widths.get("query_head")
+        if not size or not self.found.filled or heads is None or self.found.stream is None:
+            return size
+        if (number, dim) not in heads.readers and (number, dim) not in heads.labels:
+            return size
+        hidden, path = self.found.stream.path, self.found.paths["query_head"][0]
+        result: Polynomial = {}
+        for key, factor in size.items():
+            if hidden in key:
+                rest = list(key)
+                rest.remove(hidden)
+                if (PER, *path) in rest:
+                    rest.remove((PER, *path))
+                else:
+                    rest.append(path)
+                key = tuple(sorted([*rest, self.found.head_width]))
+            result[key] = result.get(key, 0) + factor
+        return result
+
+    def _plain_axis(self, size: Polynomial) -> str | None:
+        """The axis of a dimension that has just its units (vocabulary, experts)."""
         if len(size) != 1:
             return None
         ((key, factor),) = size.items()
-        axes = [self.by_path[path] for path in key if path in self.by_path]
-        if len(axes) == 1 and len(key) == 1 and factor == 1 and axes[0] in ("hidden", "expert"):
-            return axes[0], [[1]]
-        return None
+        axis = self.by_path.get(key[0]) if len(key) == 1 and factor == 1 else None
+        return axis if axis in ("vocab", "expert") else None
 
-    def _reads_plain(self, known: Any, number: int, role: Role, dim: int) -> int:
-        return 0
+    def _of_stream(self, number: int, dim: int, size: Polynomial) -> list[Any] | None:
+        """A dimension of the residual stream, or of units of its size inside a block."""
+        stream = self.found.stream
+        if stream is None or (number, dim) not in stream.inside:
+            path = stream.path if stream else None
+            plain = size == {(path,): 1} if path else self._hidden_alone(size)
+            return [0, [["hidden", [["hidden", [[1]]]]]]] if plain else None
+        ((key, factor),) = size.items()
+        rest = list(key)
+        rest.remove(stream.path)
+        if any(path[0] == PER for path in rest):
+            return None
+        normed = number in stream.gains or number in stream.biases
+        reads = 1 if (number, dim) in stream.readers else 2 * int(normed)
+        return [reads, [["hidden", [["hidden", [self.product(tuple(rest), 1)]]]]] * factor]
+
+    def _hidden_alone(self, size: Polynomial) -> bool:
+        ((key, factor),) = size.items() if len(size) == 1 else ((((),), 0),)
+        return len(key) == 1 and factor == 1 and self.by_path.get(key[0]) == "hidden"
 
     def cost(self) -> dict[str, Any]:
         """What attention costs: elements of a cache a layer and token, and width of the heads."""
@@ -432,17 +503,6 @@ class _Words:
             if not kv:
                 cached = [[2 * product[0], *product[1:]] for product in attended]
         return {"attended": attended, "kv_elements": cached}
-
-
-_fresh_of: dict[int, Arrays] = {}
-
-
-def _fresh(found: Findings) -> Arrays:
-    """The file of a model as the class begins it."""
-    if id(found) not in _fresh_of:
-        _fresh_of.clear()
-        _fresh_of[id(found)] = StoredModel(found.model.builder, found.values).read()
-    return _fresh_of[id(found)]
 
 
 def layer_rule(found: Findings, layers: tuple[int, ...]) -> list[Any] | None:
@@ -485,7 +545,7 @@ def _defaults(
     used = {name for names in words.axes.values() for name in names} | words.numbers
     used |= {found.layers.field or "", *found.closings.counts, "tie_word_embeddings"}
     flags, _ = flags_of(leaf(found.values, place), found)
-    used |= set(flags)
+    used |= {*flags, *GROUPS}
     kept = {}
     for name in sorted(used):
         value = leaf(inner, tuple(name.split(".")))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from growkit.derive.axes import Axes, Polynomial, evaluate
+from growkit.derive.axes import PER, Axes, Polynomial, evaluate
 from growkit.derive.stored import Arrays, StoredModel
 from growkit.derive.twin import Path, Underivable
 
@@ -101,20 +101,32 @@ class WidthProbe:
         assert total is not None
         return total
 
-    def find(self, path: Path, also: Sequence[Path] = ()) -> Width:
+    def paths(self, key: tuple[int, int]) -> set[Path]:
+        """Fields that a dimension depends on."""
+        size = self.axes.roles[key[0]].sizes[key[1]] or {}
+        return {path[1:] if path[0] == PER else path for term in size for path in term}
+
+    def find(
+        self,
+        path: Path,
+        also: Sequence[Path] = (),
+        *,
+        inside: set[tuple[int, int]] | None = None,
+    ) -> Width:
         """Readers and labels of the axis that ``path`` counts.
 
         Args:
             also: fields of axes whose units these work with (key/value heads): what depends on
                 them is labelled by the set of units that reach it.
+            inside: the dimensions that have the units, where sizes do not tell.
         """
         units = self.axes.fields[path]
         result = Width()
-        inside = self.dims(path)
+        others = set().union(*(self.dims(other) for other in also)) if also else set()
+        inside = self.dims(path) if inside is None else (inside - others) | self.dims(path)
         if not inside:
             raise Underivable(f"No tensor depends on {path[-1]}.")
-        result.readers = self._readers(inside)
-        others = set().union(*(self.dims(other) for other in also)) if also else set()
+        result.readers = self.last_readers(inside)
         probed = sorted((inside | others) - result.readers)
         single = units <= 16
         masks = _masks(units, single)
@@ -142,7 +154,7 @@ class WidthProbe:
             result.coupled |= coupled
         return result
 
-    def _readers(self, inside: set[tuple[int, int]]) -> set[tuple[int, int]]:
+    def last_readers(self, inside: set[tuple[int, int]]) -> set[tuple[int, int]]:
         """What reads the units: zero it, and what writes them has no gradient."""
         base = self.gradients({}, 0)
         left = {key for key in inside if self.of_role(base, *key).any()}

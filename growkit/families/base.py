@@ -169,6 +169,7 @@ class Norm:
         centred: they subtract the mean (LayerNorm); else RMSNorm.
         shared_with: other norms that read the same field, in words; empty where there are none.
         shared_inputs: roles of the tensors that make what those norms read.
+        refusal: why new channels cannot be silent, or empty.
     """
 
     eps_field: str | None = "rms_norm_eps"
@@ -176,6 +177,7 @@ class Norm:
     centred: bool = False
     shared_with: str = ""
     shared_inputs: tuple[str, ...] = ()
+    refusal: str = ""
 
 
 def no_facts(names: Collection[str]) -> dict[str, int]:

@@ -4,7 +4,8 @@ A table is one JSON object (its form: :data:`KEYS`). It ships in ``derived_table
 user's cache folder, as ``TYPE-HASH.json``; reading it imports no torch. It holds for configs of its
 model type whose flags are those that it was derived with.
 
-A dimension of a tensor is ``[reads, segments]``; a segment is ``[over, [[axis, block], ...]]``: for
+A dimension of a tensor is ``[reads, segments]``: it writes its units (0), reads them (1), or is a
+norm's gain or bias over them (2). A segment is ``[over, [[axis, block], ...]]``: for
 each unit of ``over`` the units of the axes that belong to it, ``block`` elements each. A block, as
 any size, is a sum of products: ``[[2, "heads", "head_dim"], [4]]``; a name behind "/" divides.
 """
@@ -53,10 +54,23 @@ KEYS = {
     "tensors": "role, name, dims, closes, gain_offset, init, layers, experts",
     "whole": "axes that a norm runs over",
     "operators": "option -> proof (error, control, request) or why not",
+    "stream": "of the hidden size: sqrt_embedding, norm (eps_field, eps, centred, shared; or why "
+    "not padded), tied (why it cannot grow with tied embeddings)",
+    "fills": "query heads fill the hidden size, so that both grow together",
     "carried": "beginnings of the names of other parts, which are copied as they are stored",
     "copied": "patterns of stored tensors that the class ignores",
 }
 Product = Sequence[Any]
+
+# Options that the proof of another one speaks for.
+SPOKEN_FOR = {
+    "--layers-from": "--layers",
+    "--tokenizer": "--vocab",
+    "--add-tokens": "--vocab",
+    "--pad-vocab-to": "--vocab",
+}
+# Config fields of groups of experts, of which some are chosen first: a twin has one.
+GROUPS = ("n_group", "num_expert_group")
 
 _registered: list[dict[str, Any]] = []
 
@@ -166,13 +180,14 @@ class _Refused(dict[str, str]):
     proven: set[str] | None = None
 
     def __contains__(self, option: object) -> bool:
-        told = "--layers" if option == "--layers-from" else option
+        told = SPOKEN_FOR.get(str(option), option)
         return self.proven is not None and told not in self.proven
 
     def get(self, option: str, default: Any = None) -> Any:
         if option not in self:
             return default
-        return super().get(option, "it is not derived yet")
+        told = SPOKEN_FOR.get(option, option)
+        return super().get(told, "it is not derived yet")
 
 
 class _Reader:
@@ -183,6 +198,7 @@ class _Reader:
         self.place = tuple(table["place"])
         self.axes: dict[str, list[str]] = table["axes"]
         self.layer_field: str | None = table["layers"]["field"]
+        self.stream: Mapping[str, Any] = table.get("stream", {})
         shapes = names if isinstance(names, Mapping) else {}
         self.stored = {
             name: tuple(shape)
@@ -204,6 +220,9 @@ class _Reader:
             {name: proof["why"] for name, proof in table["operators"].items() if "why" in proof}
         )
         refused.proven = {name for name, proof in table["operators"].items() if "error" in proof}
+        for option, why in self._refused_here():
+            refused[option] = why
+            refused.proven.discard(option)
         if not table["operators"]:  # the table of a twin, whose proof is under way
             refused.proven = None
         heads = "query_head" in self.axes
@@ -219,7 +238,8 @@ class _Reader:
             per_layer_fields=(),
             stacks=(Stack(),),
             stored_facts=self._stored_facts,
-            norm=Norm(),
+            norm=self._norm(),
+            sqrt_embedding_scale=bool(self.stream.get("sqrt_embedding")),
             head_dim=HeadDimRule("growth of head_dim is not derived"),
             refusal=self._refusal,
             ignored=(r".*rotary_emb\.inv_freq", *table["copied"]),
@@ -276,12 +296,9 @@ class _Reader:
             sizes[f".{name}"] = self.number(config, name)
         if "kv_head" not in sizes and "query_head" in sizes:
             sizes["kv_head"] = sizes["query_head"]
-        tied = self.table["tied"]
-        if tied == "flag":
-            flag = leaf(config, (*self.place, "tie_word_embeddings"))
-            flag = config.get("tie_word_embeddings") if flag is None else flag
-            tied = self.table["defaults"].get("tie_word_embeddings") if flag is None else flag
-        sizes["tied"] = int(bool(tied))
+        if self.table.get("fills"):
+            sizes["head_width"] = sizes["hidden"] // max(1, sizes["query_head"])
+        sizes["tied"] = int(self._tied(config))
         for number, mask in enumerate(self._masks(config, ())):
             if mask is not None:
                 sizes[f"layers:{number}"] = mask
@@ -334,7 +351,42 @@ class _Reader:
         grown = with_values(config, {(*self.place, name): v for name, v in moved.items()})
         return {self.place[0]: grown[self.place[0]]}
 
+    def _refused_here(self) -> Iterator[tuple[str, str]]:
+        """Options that this config alone stands against, and why."""
+        inner = leaf(self.config, self.place)
+        for name in GROUPS:
+            value = inner.get(name, self.table["defaults"].get(name))
+            if isinstance(value, int) and value > 1:
+                yield "--experts", f"it chooses experts within groups ({name} = {value})"
+        if (why := self.stream.get("tied")) and self._tied(self.config):
+            yield "--hidden", why
+
+    def _tied(self, config: Config) -> bool:
+        """The output projection is the embedding."""
+        tied = self.table["tied"]
+        if tied == "flag":
+            flag = leaf(config, (*self.place, "tie_word_embeddings"))
+            flag = config.get("tie_word_embeddings") if flag is None else flag
+            tied = self.table["defaults"].get("tie_word_embeddings") if flag is None else flag
+        return bool(tied)
+
+    def _norm(self) -> Norm:
+        """The norms over the residual stream."""
+        norm = self.stream.get("norm", {"why": "it is not derived yet"})
+        if "why" in norm:
+            return Norm(refusal=norm["why"])
+        shared = norm.get("shared", "") if norm["eps_field"] else ""
+        return Norm(norm["eps_field"], norm["eps"], norm["centred"], shared)
+
     def _refusal(self, config: Config, sizes: Sizes) -> str | None:
+        if width := sizes.get("head_width"):
+            heads, hidden = sizes["query_head"], sizes["hidden"]
+            if heads * width != hidden:
+                return (
+                    f"{self.table['class']} wants the hidden size to be heads x head size, and "
+                    f"{heads} heads of {width} make {heads * width}, not {hidden}; grow --hidden "
+                    "and --heads together"
+                )
         if "kv_head" in sizes and "kv_head" not in self.axes:
             if sizes["kv_head"] != sizes["query_head"]:
                 return (
@@ -380,14 +432,14 @@ class _Reader:
             when=(lambda sizes: not sizes["tied"]) if tied else (lambda sizes: True),
             writes_residual=closes is not None,
             init=entry.get("init", "normal"),
-            gain_offset=-closes if closes else 0.0,
+            gain_offset=-closes if closes else entry.get("gain_offset", 0.0),
             layers=predicate,
             of_experts=bool(entry.get("of_experts")),
         )
 
     def _dim(self, dim: Sequence[Any]) -> Dim:
         reads, segments = dim
-        return Dim(_layout(segments), consumes=bool(reads))
+        return Dim(_layout(segments), consumes=reads == 1, normed=reads == 2)
 
 
 def _in_mask(name: str) -> Callable[[Sizes, int], bool]:

@@ -9,6 +9,7 @@ from typing import ClassVar
 import ml_dtypes
 import numpy as np
 
+from growkit.core.errors import UsageError
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import AxisMap
 from growkit.surgery.effect import Effect, Exactness, Fill, ModelShape, NewUnits, require_axis
@@ -22,6 +23,12 @@ MEANS = NewUnits(produced=Fill.MEAN, consumed=Fill.INIT, normed=Fill.ZERO)
 def pad_hidden(shape: ModelShape, target: int) -> Effect:
     """Grow ``hidden_size`` to ``target`` by new channels that carry nothing yet."""
     width, norm = shape.sizes["hidden"], shape.family.norm
+    if norm.refusal:
+        raise UsageError(
+            f"--hidden {target}: {shape.family.name} cannot be padded from {width}, because "
+            f"{norm.refusal}.",
+            f"Ask for a whole multiple of {width}.",
+        )
     ratio = width / target
     tied, scaled = bool(shape.sizes["tied"]), shape.family.sqrt_embedding_scale
     # The class multiplies embeddings by sqrt(hidden_size); a tied output reads them without that.
