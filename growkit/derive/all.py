@@ -30,7 +30,26 @@ _SHARED = (
     "transformers.models.mixtral.modeling_mixtral",
     "transformers.models.bamba.modeling_bamba",
 )
-OPTIONS = ("--layers", "--ffn", "--query-heads", "--heads", "--kv-heads")
+# What the coverage page tells of every type, and the columns of its summary.
+OPTIONS = {
+    "--layers": "depth",
+    "--ffn": "FFN",
+    "--query-heads": "query heads",
+    "--heads": "heads",
+    "--kv-heads": "key/value heads",
+    "--hidden": "hidden size",
+    "--experts": "experts",
+    "--vocab": "vocabulary",
+}
+COLUMNS = {
+    "depth": ("--layers",),
+    "FFN": ("--ffn",),
+    "query heads": ("--query-heads", "--heads"),
+    "hidden size": ("--hidden",),
+    "experts": ("--experts",),
+    "vocabulary": ("--vocab",),
+}
+REASONS = ("--layers", "--ffn", "--heads", "--hidden")
 
 
 # Kind -> the Auto classes that load its types; a type is of the first kind that has it. A wrapper
@@ -199,13 +218,13 @@ def markdown(entries: Sequence[dict[str, Any]], versions: str) -> Iterator[str]:
         "stands beside it as a check."
     )
     yield ""
-    yield "| proven | types | depth | FFN | query heads |"
-    yield "|---|---:|---:|---:|---:|"
+    yield f"| proven | types | {' | '.join(COLUMNS)} |"
+    yield "|---|---:|" + "---:|" * len(COLUMNS)
     for kind, members in of_kind.items():
         usable = [entry for entry in members if not entry.get("failed", "").startswith("config")]
         counts = [
             sum(any(proven(entry, option) for option in options) for entry in members)
-            for options in (OPTIONS[:1], OPTIONS[1:2], OPTIONS[2:4])
+            for options in COLUMNS.values()
         ]
         title = TITLES.get(kind, kind)
         yield f"| {title} | {len(usable)} | {' | '.join(map(str, counts))} |"
@@ -213,8 +232,8 @@ def markdown(entries: Sequence[dict[str, Any]], versions: str) -> Iterator[str]:
         yield ""
         yield f"## {TITLES.get(kind, kind)}"
         yield ""
-        yield "| model type | depth | FFN | query heads | heads | key/value heads | why not |"
-        yield "|---|:-:|:-:|:-:|:-:|:-:|---|"
+        yield f"| model type | {' | '.join(OPTIONS.values())} | why not |"
+        yield "|---|" + ":-:|" * len(OPTIONS) + "---|"
         yield from map(_row, members)
 
 
@@ -222,7 +241,7 @@ def _row(entry: dict[str, Any]) -> str:
     """A type's line of the coverage page."""
     marks = ["yes" if proven(entry, option) else "" for option in OPTIONS]
     reasons = [entry["failed"]] if "failed" in entry else []
-    for option in ("--layers", "--ffn", "--heads"):
+    for option in REASONS:
         why = entry.get("operators", {}).get(option, {}).get("why")
         if why:
             reasons.append(f"{option}: {why}")
