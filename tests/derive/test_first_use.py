@@ -23,7 +23,7 @@ def test_tied_embeddings_are_derived_grown_and_verified(
     )  # fmt: skip
     assert config.tie_word_embeddings
     CohereForCausalLM(config).save_pretrained(tmp_path / "a")
-    arguments = ["grow", str(tmp_path / "a"), "--layers", "+1", "--ffn", "x2"]
+    arguments = ["grow", str(tmp_path / "a"), "--layers", "+1", "--ffn", "x2", "--hidden", "x2"]
     assert main([*arguments, "--out", str(tmp_path / "b")]) == 0
     assert "verification passed" in capsys.readouterr().out
     # The second use finds the table, and says where the family comes from.
