@@ -75,6 +75,33 @@ def script(arguments: Sequence[str]) -> int:
     return 0
 
 
+def study_run(arguments: Sequence[str]) -> int:
+    """A run of a study; it ends with the server that it was forked from."""
+    from growkit.study.one_run import main
+
+    os.setsid()
+    return main([arguments[0], str(os.getppid())])
+
+
+class ForkedRun:
+    """In place of the ``subprocess.Popen`` that a study starts its runs with."""
+
+    def __init__(self, command: Sequence[str], *, stdout: Any, env: Any, **_: Any) -> None:
+        self._process = _CONTEXT.Process(
+            target=_child, args=(study_run, list(command[-2:]), dict(env), stdout.name)
+        )
+        self._process.start()
+        self.pid = self._process.pid
+        self.terminate, self.kill = self._process.terminate, self._process.kill
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        self._process.join(timeout)
+        return self.poll()
+
+
 @dataclass
 class Launch:
     """Started processes of one run, by rank."""

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import os
 import signal
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
 
 
 def stopping_signals() -> list[signal.Signals]:
@@ -20,6 +23,34 @@ def stopping_signals() -> list[signal.Signals]:
     if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
         found.append(hangup)
     return found
+
+
+@contextmanager
+def signals_held_back() -> Iterator[None]:
+    """Ctrl-C and the stopping signals wait until the block is left; for blocks of no length.
+
+    Their handlers raise wherever the main thread is. Between taking a lock and the block that would
+    release it (``Thread.start`` waits for the new thread like that), the lock stays taken for good,
+    and the thread that wants it keeps the process from ending.
+    """
+    arrived: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        arrived.append(number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, *stopping_signals()):
+            if (handler := signal.getsignal(number)) is not None:
+                before[number] = handler
+                signal.signal(number, note)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in arrived[:1]:
+            signal.raise_signal(number)
 
 
 def leave_terminal() -> None:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from growkit import __version__
 from growkit.checkpoint import DTYPES, OutputTensor, ShardPlan, ShardWriter, plan_shards
 from growkit.checkpoint.writer import DifferentError, ShardComparison
+from growkit.core.process import signals_held_back
 from growkit.optimizer_state.rules import LAYER_COPY, DimRule, StateRule, state_rules
 from growkit.optimizer_state.source import SECOND_MOMENTS, Array, OptimizerState, ParameterState
 from growkit.optimizer_state.store import INDEX, as_stored, index_of, write_index
@@ -175,8 +176,9 @@ class GrownState:
                 advance(block.nbytes)
 
         with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
-            futures = [pool.submit(write_one, job) for job in jobs]
             try:
+                with signals_held_back():
+                    futures = [pool.submit(write_one, job) for job in jobs]
                 for future in futures:
                     future.result()
             except BaseException:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from growkit.checkpoint import DTYPES, ShardWriter, TensorInfo
 from growkit.checkpoint.writer import ShardComparison
+from growkit.core.process import signals_held_back
 from growkit.families.lambda_schedule import LAMBDA_ROLES
 from growkit.surgery.effect import Fill
 from growkit.surgery.expand import (
@@ -88,8 +89,9 @@ def execute(
     workers = threads or 2 * (os.cpu_count() or 1)
     # Weights that are not finite are reported by name; numpy need not say it once more.
     with ThreadPoolExecutor(workers, initializer=lambda: np.seterr(invalid="ignore")) as pool:
-        futures = [pool.submit(work.write, tensor) for tensor in order]
         try:
+            with signals_held_back():
+                futures = [pool.submit(work.write, tensor) for tensor in order]
             for future in futures:
                 future.result()
         except BaseException:

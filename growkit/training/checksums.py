@@ -9,6 +9,8 @@ from pathlib import Path
 
 import xxhash
 
+from growkit.core.process import signals_held_back
+
 BLOCK = 1 << 20
 THREADS = 4
 
@@ -27,5 +29,6 @@ def checksums(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """Digests of files in a folder; several are read at a time (xxhash releases the GIL)."""
     ordered = list(names)
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-        found = pool.map(checksum, [folder / name for name in ordered])
+        with signals_held_back():
+            found = pool.map(checksum, [folder / name for name in ordered])
         return dict(zip(ordered, found, strict=True))

@@ -130,6 +130,12 @@ def test_the_blocks_of_a_page_print_what_they_say(
 
 
 @pytest.mark.real
+def test_blocks_of_the_real_model_on_the_front_page(place: Path, smollm2: Path) -> None:
+    check(ROOT / "README.md", place, "real", smollm2)
+
+
+@pytest.mark.real
+@pytest.mark.long_docs
 @pytest.mark.parametrize("page", pages_with("real"), ids=lambda page: page.name)
 def test_blocks_of_the_real_model(page: Path, place: Path, smollm2: Path) -> None:
     check(page, place, "real", smollm2)

@@ -94,3 +94,40 @@ def test_the_signal_handler_of_a_caller_is_given_back() -> None:
         assert signal.getsignal(signal.SIGTERM) is mine
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_signal_that_is_held_back_arrives_at_the_end_of_the_block() -> None:
+    """In the middle of ``Thread.start`` it would leave a lock taken, and the process would hang."""
+    from growkit.core.process import signals_held_back
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    seen = []
+    try:
+        with pytest.raises(SystemExit), signals_held_back():
+            signal.raise_signal(signal.SIGTERM)
+            seen.append("the block goes on")
+        assert seen and signal.getsignal(signal.SIGTERM) is end
+        with pytest.raises(KeyboardInterrupt), signals_held_back():
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_thread_that_never_ends_keeps_no_interrupted_command() -> None:
+    script = """
+import os, signal, sys, threading
+from growkit.cli import main as module
+def growing(build_app, given):
+    threading.Thread(target=threading.Event().wait).start()
+    os.kill(os.getpid(), signal.SIGTERM)
+module._run = growing
+sys.argv = ["growkit", "grow"]
+module.run()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 143 and done.stderr.endswith("terminated\n")

@@ -9,17 +9,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from process_runs import ForkedRun
 from safetensors.numpy import load_file
 from tiny_studies import STEP, TINY_GDA, losses, study_of, values
 
 from growkit.cli.main import main
 from growkit.data.order import SampleOrder
+from growkit.study import runner
 from growkit.study.recipe import StudyRecipe
 from growkit.study.results import StudyResult, result_from
 from growkit.study.selection import choose
@@ -52,6 +56,16 @@ class Made:
     def weights(self, name: str) -> bytes:
         key = self.again.nodes.node(name, 0).key
         return (self.runs / key / "model" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forked_runs() -> Iterator[None]:
+    """What each run imports is most of its time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            runner, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": ForkedRun})
+        )
+        yield
 
 
 @pytest.fixture(scope="module")
