@@ -61,8 +61,11 @@ def test_pickled_weights_and_the_line_that_converts_them(tmp_path: Path, case: s
     command = error.remedy.removeprefix("Convert it by: ")
     words = shlex.split(command)
     assert words[:2] == ["python", "-c"] and "\n" not in command
-    run = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+    if case == "odd name":
+        run = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+    else:
+        exec(words[2], {})
     with open_checkpoint(Path(f"{folder}-safetensors")) as converted:
         assert set(converted.tensors) == set(before)
     after = load_file(f"{folder}-safetensors/model.safetensors")
