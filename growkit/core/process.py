@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 
 def stopping_signals() -> list[signal.Signals]:
@@ -38,7 +39,7 @@ def signals_held_back() -> Iterator[None]:
     def note(number: int, frame: FrameType | None) -> None:
         arrived.append(number)
 
-    before = {}
+    before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, *stopping_signals()):
             if (handler := signal.getsignal(number)) is not None:
@@ -49,8 +50,8 @@ def signals_held_back() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for number in arrived[:1]:
-            signal.raise_signal(number)
+        for signalled in arrived[:1]:
+            signal.raise_signal(signalled)
 
 
 def leave_terminal() -> None:
