@@ -39,17 +39,17 @@ def signals_held_back() -> Iterator[None]:
     def note(number: int, frame: FrameType | None) -> None:
         arrived.append(number)
 
-    before: dict[int, Any] = {}
+    before: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, *stopping_signals()):
-            if (handler := signal.getsignal(number)) is not None:
-                before[number] = handler
-                signal.signal(number, note)
+        for one in (signal.SIGINT, *stopping_signals()):
+            if (handler := signal.getsignal(one)) is not None:
+                before[one] = handler
+                signal.signal(one, note)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for held, handler in before.items():
+            signal.signal(held, handler)
         for signalled in arrived[:1]:
             signal.raise_signal(signalled)
 
