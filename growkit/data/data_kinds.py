@@ -48,9 +48,10 @@ def remedy(value: Any, field: str, path: str) -> str:
             f"t.decode(row[{field!r}])", path
         )
     if _is_chat(value):
-        return "Write each conversation as one text: " + _each_line(
-            f"t.apply_chat_template(row[{field!r}], tokenize=False)", path
-        )
+        return (
+            f"Set data.messages_field: {field} for a loss on the assistant's tokens, or write each "
+            "conversation as one text: "
+        ) + _each_line(f"t.apply_chat_template(row[{field!r}], tokenize=False)", path)
     if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
         return "Join them to one text a document."
     return ""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from growkit.core.errors import GrowkitError, UsageError, nearest
+from growkit.data.chat import conversation_text
 from growkit.data.data_kinds import holds, remedy
 from growkit.data.recipe import DatasetSection
 from growkit.data.text_files import valid_text
@@ -42,8 +43,10 @@ def commit_of(section: DatasetSection) -> str | None:
     return commit
 
 
-def read_rows(section: DatasetSection, text_field: str, commit: str | None) -> Iterator[str]:
-    """The non-empty texts of a dataset, in its order.
+def read_rows(
+    section: DatasetSection, text_field: str, commit: str | None, messages_field: str | None = None
+) -> Iterator[str]:
+    """The non-empty texts of a dataset, in its order; or its conversations, as JSON.
 
     Raises:
         UsageError: there is no such dataset, split or column.
@@ -51,10 +54,12 @@ def read_rows(section: DatasetSection, text_field: str, commit: str | None) -> I
     """
     rows = _load(section, commit)
     names = rows.column_names  # a stream of unknown columns says None
-    if names is not None and text_field not in names:
-        raise _no_column(section, text_field, list(names))
+    field = messages_field or text_field
+    if names is not None and field not in names:
+        raise _no_column(section, field, list(names))
     if names is not None:
-        rows = rows.select_columns([text_field])
+        more = [name for name in ("tools",) if messages_field and name in names]
+        rows = rows.select_columns([field, *more])
     iterator = iter(rows)
     while True:
         try:
@@ -66,8 +71,12 @@ def read_rows(section: DatasetSection, text_field: str, commit: str | None) -> I
                 f"Reading the dataset {section.path!r} stopped: {_first_line(error)}.",
                 "Nothing of it was kept; repeat the command.",
             ) from error
-        if text_field not in row:
-            raise _no_column(section, text_field, list(row))
+        if field not in row:
+            raise _no_column(section, field, list(row))
+        if messages_field is not None:
+            where = f"A row of the dataset {section.path!r}"
+            yield valid_text(conversation_text(row, messages_field, where))
+            continue
         text = row[text_field]
         if text is not None and not isinstance(text, str):
             raise UsageError(

@@ -43,6 +43,7 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
 
     An item holds ``input_ids`` and ``labels``, both int64 ``[length]``; the model shifts labels.
     With ``separate`` documents also ``position_ids``, and labels are -100 where a document starts.
+    Of conversations, labels are -100 but for what the assistant says (:mod:`growkit.data.chat`).
 
     Args:
         streams: the sources, or a single array of tokens.
@@ -72,6 +73,8 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
         start = (index - (int(self._ends[number - 1]) if number else 0)) * self.length
         ids = torch.from_numpy(stream.tokens(start, start + self.length))
         item = {"input_ids": ids, "labels": ids.clone()}
+        if stream.has_targets:
+            item["labels"][torch.from_numpy(~stream.targets(start, start + self.length))] = IGNORED
         if self.separate:
             starts = stream.document_starts(start, start + self.length)
             sizes = np.diff(np.append(starts, self.length))
@@ -87,6 +90,18 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
             stream.name: range(end - size, end)
             for stream, size, end in zip(self.streams, self.sizes, ends, strict=True)
         }
+
+    @property
+    def predicted_tokens(self) -> int:
+        """Tokens that a loss over all sequences is the mean over: the first of one is none."""
+        total = 0
+        for stream, size in zip(self.streams, self.sizes, strict=True):
+            if stream.has_targets:
+                here = stream.targets(0, size * self.length).reshape(size, self.length)
+                total += int(here[:, 1:].sum())
+            else:
+                total += size * (self.length - 1)
+        return total
 
     @property
     def bytes_per_token(self) -> float | None:
@@ -196,6 +211,9 @@ def datasets(
     """
     length, separate = section.sequence_length, section.document_attention == "separate"
     train = PackedDataset(packed.train, length, separate=separate)
+    for stream in train.streams:
+        if stream.has_targets and not any(shard.meta["targets"] for shard in stream.shards):
+            raise _no_targets("training", stream, train)
     for stream, size in zip(train.streams, train.sizes, strict=True):
         if size == 0:
             raise UsageError(
@@ -219,7 +237,17 @@ def datasets(
                 "Raise data.eval_fraction or data.max_eval_tokens, give data.eval_files, or set "
                 "data.eval_fraction: 0 for no evaluation.",
             )
+    if held_out.predicted_tokens == 0:
+        raise _no_targets("held-out", held_out.streams[0], held_out)
     return train, held_out
+
+
+def _no_targets(what: str, stream: TokenStream, dataset: PackedDataset) -> UsageError:
+    return UsageError(
+        f"The {what} conversations{_of(stream, dataset)} have no turn of the assistant.",
+        "The loss is on the tokens of messages with the role assistant: give some, or a chat "
+        "template that marks them by {% generation %}.",
+    )
 
 
 def _of(stream: TokenStream, dataset: PackedDataset) -> str:

@@ -72,6 +72,8 @@ class SourceSection(Section):
         dataset: in place of ``files``.
         tokens: in place of ``files``: token files of other tools.
         text_field: the field of jsonl lines and parquet rows; absent: that of the data section.
+        messages_field: in place of it, the field of conversations; absent: that of the data
+            section, unless there is a ``text_field`` here.
         token_dtype: of ids in token files that do not say; absent: that of the data section.
     """
 
@@ -81,6 +83,7 @@ class SourceSection(Section):
     dataset: DatasetSection | None = None
     tokens: list[Path] | None = None
     text_field: str | None = None
+    messages_field: str | None = None
     token_dtype: TokenType | None = None
 
     @model_validator(mode="after")
@@ -88,6 +91,9 @@ class SourceSection(Section):
         if (self.files, self.dataset, self.tokens).count(None) != 2:
             raise ValueError("give exactly one of 'files', 'dataset' and 'tokens'")
         _check_not_empty(self.files, self.tokens)
+        if self.messages_field and self.text_field:
+            raise ValueError("give at most one of 'text_field' and 'messages_field'")
+        _check_conversations(self.messages_field, self.files, self.tokens)
         return self
 
     @property
@@ -103,6 +109,12 @@ def _check_not_empty(files: object, tokens: object) -> None:
         raise ValueError("'tokens' is empty: name at least one token file")
 
 
+def _check_conversations(field: str | None, files: object, tokens: object) -> None:
+    if field is not None and (tokens is not None or files == "sample"):
+        what = "'tokens' hold" if tokens is not None else "'files: sample' holds"
+        raise ValueError(f"'messages_field' is of conversations, and {what} none")
+
+
 class DataSection(Section):
     """Text: local files (.txt, .jsonl, .parquet, folders, patterns), datasets, token files, or a
     mixture.
@@ -114,6 +126,10 @@ class DataSection(Section):
             ``.idx``, nanoGPT and llm.c ``.bin``, datatrove ``.ds``, litdata and MDS folders).
         mixture: in place of these: several sources with weights.
         text_field: the field of jsonl lines and parquet rows that holds the text.
+        messages_field: in place of it, the field that holds conversations, ``messages`` say: they
+            are rendered by the chat template, and the loss is on the assistant's tokens alone.
+        chat_template: Jinja file to use in place of the tokenizer's template; it is written beside
+            the trained model's tokenizer.
         token_dtype: type of the ids in token files that do not say (nanoGPT); absent: ``uint16``
             for a tokenizer of up to 65 536 tokens, else ``uint32``.
         sequence_length: tokens of one training sequence.
@@ -134,6 +150,8 @@ class DataSection(Section):
     tokens: list[Path] | None = None
     mixture: list[SourceSection] | None = None
     text_field: str = "text"
+    messages_field: str | None = None
+    chat_template: Path | None = None
     token_dtype: TokenType | None = None
     sequence_length: Annotated[int, Field(ge=2)] = 512
     document_attention: Literal["joined", "separate"] = "joined"
@@ -154,6 +172,9 @@ class DataSection(Section):
             raise ValueError("give at most one of 'eval_files' and 'eval_tokens'")
         if self.mixture is not None:
             self._check_mixture(self.mixture)
+        _check_conversations(self.messages_field, self.files, self.tokens)
+        if self.chat_template is not None and not self.holds_conversations:
+            raise ValueError("'chat_template' has no effect without 'messages_field'")
         return self
 
     @staticmethod
@@ -183,6 +204,17 @@ class DataSection(Section):
                 tokens=self.tokens,
             )
         ]
+
+    def messages_field_of(self, source: SourceSection) -> str | None:
+        """The field of a source's conversations; None: it is text or tokens."""
+        if source.tokens is not None or source.files == "sample":
+            return None
+        return source.messages_field or (None if source.text_field else self.messages_field)
+
+    @property
+    def holds_conversations(self) -> bool:
+        """Whether some of it is conversations, which need a chat template."""
+        return any(self.messages_field_of(source) for source in self.sources)
 
     @property
     def holds_tokens(self) -> bool:

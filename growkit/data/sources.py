@@ -61,6 +61,7 @@ class Source:
     tokens: list[TokenFile] = field(default_factory=list)
     text: str | None = None
     text_field: str = "text"
+    messages_field: str | None = None
 
     def shards(self) -> list[Source]:
         """The parts that are cached by themselves, in order."""
@@ -96,7 +97,8 @@ class Source:
     def content(self, memo: Path | None = None) -> str:
         """A hash of what is read; of a Hub dataset: of what is asked for."""
         digest = hashlib.blake2b(digest_size=16)
-        digest.update(json.dumps([self.text_field]).encode())
+        fields = ["messages", self.messages_field] if self.messages_field else [self.text_field]
+        digest.update(json.dumps(fields).encode())
         if self.text is not None:
             digest.update(self.text.encode())
         files = self.files
@@ -125,10 +127,11 @@ class Source:
         if self.text is not None:
             yield from _parts(self.text, tail)
         if self.dataset is not None:
-            for text in hub_dataset.read_rows(self.dataset, self.text_field, commit):
+            rows = hub_dataset.read_rows(self.dataset, self.text_field, commit, self.messages_field)
+            for text in rows:
                 yield Record(text, text_hash(text), ROW)
         for path in self.files:
-            for text in read_documents(path, self.text_field):
+            for text in read_documents(path, self.text_field, self.messages_field):
                 if kind_of(path) == ".txt":
                     yield from _parts(text, tail)
                 else:
@@ -272,12 +275,18 @@ def corpus_of(section: DataSection) -> Corpus:
                 ),
                 text=sample_text() if entry.files == "sample" else None,
                 text_field=entry.text_field or section.text_field,
+                messages_field=section.messages_field_of(entry),
             )
         )
     held_out = None
     if section.eval_files:
         files = find_files(section.eval_files)
-        held_out = Source("held-out", files=files, text_field=section.text_field)
+        held_out = Source(
+            "held-out",
+            files=files,
+            text_field=section.text_field,
+            messages_field=section.messages_field,
+        )
     elif section.eval_tokens:
         tokens = find_token_files(section.eval_tokens, section.token_dtype)
         held_out = Source("held-out", tokens=tokens)

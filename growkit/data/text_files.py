@@ -21,6 +21,7 @@ from typing import IO, Any, cast
 
 from growkit.core.errors import UsageError, nearest
 from growkit.core.os_errors import system_failed
+from growkit.data.chat import conversation_text
 from growkit.data.data_kinds import advice, conversion, holds, remedy
 
 KINDS = (".txt", ".jsonl", ".parquet")
@@ -87,12 +88,20 @@ def check_files(files: Iterable[Path]) -> None:
             )
 
 
-def read_documents(path: Path, text_field: str = "text") -> Iterator[str]:
+def read_documents(
+    path: Path, text_field: str = "text", messages_field: str | None = None
+) -> Iterator[str]:
     """The non-empty documents of one file, in file order.
+
+    Args:
+        messages_field: read conversations from it, as JSON (see :mod:`growkit.data.chat`).
 
     Raises:
         UsageError: the file is not UTF-8, a line is not JSON, or there is no text field.
     """
+    if messages_field is not None:
+        yield from map(valid_text, _read_conversations(path, messages_field))
+        return
     reader = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
     for text in reader[kind_of(path) or ""](path, text_field):
         if text.strip():
@@ -161,7 +170,33 @@ def _decoded(path: Path) -> Iterator[str]:
         raise _damaged(path, error) from error
 
 
+def _read_conversations(path: Path, field: str) -> Iterator[str]:
+    kind = kind_of(path)
+    if kind == ".jsonl":
+        for number, line in _lines(path):
+            row = _row_of(line, path, number, field)
+            yield conversation_text(row, field, f"{str(path)!r} line {number}")
+    elif kind == ".parquet":
+        with _table(path, field, "data.messages_field") as table:
+            names = [name for name in (field, "tools") if name in table.schema_arrow.names]
+            number = 0
+            for batch in table.iter_batches(batch_size=128, columns=names):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield conversation_text(row, field, f"Row {number} of {str(path)!r}")
+    else:
+        raise UsageError(
+            f"{str(path)!r} is plain text, and data.messages_field asks for conversations.",
+            "Give .jsonl or .parquet files, or read it as a source of text in a data.mixture.",
+        )
+
+
 def _read_jsonl(path: Path, text_field: str) -> Iterator[str]:
+    for number, line in _lines(path):
+        yield _text_of(line, path, number, text_field)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     with _open(path) as file:
         number = 0
         while True:
@@ -178,10 +213,10 @@ def _read_jsonl(path: Path, text_field: str) -> Iterator[str]:
                     "Give shorter documents, one per line: cut this one into several.",
                 )
             if line.strip():
-                yield _text_of(line, path, number, text_field)
+                yield number, line
 
 
-def _text_of(line: bytes, path: Path, number: int, text_field: str) -> str:
+def _row_of(line: bytes, path: Path, number: int, field: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except UnicodeDecodeError as error:
@@ -197,10 +232,15 @@ def _text_of(line: bytes, path: Path, number: int, text_field: str) -> str:
         raise _array(path)
     if not isinstance(row, dict):
         raise UsageError(
-            f"{str(path)!r} line {number} has no text in field {text_field!r}: it is no JSON "
+            f"{str(path)!r} line {number} has no text in field {field!r}: it is no JSON "
             f"object, but {holds(row)}.",
             "A .jsonl file holds one JSON object a line.",
         )
+    return row
+
+
+def _text_of(line: bytes, path: Path, number: int, text_field: str) -> str:
+    row = _row_of(line, path, number, text_field)
     if not isinstance(row.get(text_field), str):
         what = f": it holds {holds(row[text_field])}" if text_field in row else ""
         raise UsageError(
@@ -218,7 +258,8 @@ def _array(path: Path) -> UsageError:
     )
 
 
-def _read_parquet(path: Path, text_field: str) -> Iterator[str]:
+def _table(path: Path, field: str, key: str) -> Any:
+    """A parquet file that has a column."""
     parquet = _pyarrow("pyarrow.parquet", path)
     try:
         table = parquet.ParquetFile(path)
@@ -226,13 +267,19 @@ def _read_parquet(path: Path, text_field: str) -> Iterator[str]:
         raise UsageError(
             f"{str(path)!r} is not a parquet file: {error}.", "Give a whole .parquet file."
         ) from error
-    with table:
+    names = table.schema_arrow.names
+    if field not in names:
+        table.close()
+        raise UsageError(
+            f"{str(path)!r} has no column {field!r}.",
+            f"{nearest(field, names)}Set {key}; columns: {', '.join(names)}.",
+        )
+    return table
+
+
+def _read_parquet(path: Path, text_field: str) -> Iterator[str]:
+    with _table(path, text_field, "data.text_field") as table:
         names = table.schema_arrow.names
-        if text_field not in names:
-            raise UsageError(
-                f"{str(path)!r} has no column {text_field!r}.",
-                f"{nearest(text_field, names)}Set data.text_field; columns: {', '.join(names)}.",
-            )
         for batch in table.iter_batches(batch_size=128, columns=[text_field]):
             for value in batch.column(0).to_pylist():
                 if value is not None and not isinstance(value, str):

@@ -8,6 +8,7 @@ Layout, one folder a shard, named by the hash of its content, the tokenizer and 
     hashes.bin     uint64 [records]: of the content of each document (see growkit.data.held_out)
     bytes.bin      uint64 [records]: its length in UTF-8
     kinds.bin      uint8 [records]: a document, or the head or tail of a text file
+    targets.bin    uint8 [tokens], of conversations alone: 1 where a token is a target of the loss
     meta.json      counts; written last
 
 A shard is written under ``KEY.partial`` and renamed; whoever is killed leaves nothing else behind,
@@ -23,7 +24,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,12 +38,14 @@ from growkit.core.errors import CheckpointError
 from growkit.core.progress import Progress, Reporter
 from growkit.core.writing import write_file
 from growkit.data import hub_dataset
+from growkit.data.chat import ChatEncoder
 from growkit.data.held_out import HEAD, Records
 from growkit.data.sources import Record, Source
 from growkit.data.tokenize_pool import TokenizerPool
 
 FORMAT = 3  # 2: a byte order mark was text, and a text file one document however large
 FILES = ("tokens", "ends", "hashes", "bytes", "kinds")
+TARGETS = "targets"
 # Longer documents are tokenized in pieces cut after a line break, to bound memory and to share
 # them among the workers. A part of the format: a seam may change tokens.
 PIECE = 1 << 20
@@ -60,6 +63,7 @@ class ShardMeta(core_records.Record):
     records: int = Field(ge=0)
     commit: str | None = None
     content: str
+    targets: int | None = Field(default=None, ge=0)  # of conversations: tokens with a loss
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ class Shard:
     bytes: np.ndarray
     records: Records
     meta: dict[str, Any]
+    targets: np.ndarray | None = field(default=None, kw_only=True)
 
     def __reduce__(self) -> Any:
         if self.folder is not None:
@@ -100,7 +105,8 @@ def tokenize_source(
     """
     cache.mkdir(parents=True, exist_ok=True)
     parts = source.shards()
-    folders = [_folder(part, fingerprint, cache, tail) for part in parts]
+    chat = ChatEncoder(tokenizer) if source.messages_field is not None else None
+    folders = [_folder(part, fingerprint, cache, tail, chat) for part in parts]
     missing = [part for part, folder in zip(parts, folders, strict=True) if not _whole(folder)]
     if missing:
         remove_leftovers(cache)
@@ -114,7 +120,7 @@ def tokenize_source(
                 with FileLock(folder.with_name(folder.name + ".lock")):
                     if not _whole(folder):
                         with whole_folder(folder) as partial:
-                            _fill(part, partial, tokenizer, pool, bar, tail, reporter)
+                            _fill(part, partial, tokenizer, pool, bar, tail, reporter, chat)
     return [open_shard(folder) for folder in folders]
 
 
@@ -130,22 +136,29 @@ def remove_leftovers(cache: Path) -> None:
                 shutil.rmtree(partial)
 
 
-def _folder(source: Source, fingerprint: str, cache: Path, tail: float) -> Path:
+def _folder(
+    source: Source, fingerprint: str, cache: Path, tail: float, chat: ChatEncoder | None
+) -> Path:
     cut = tail if source.has_text_files else 0.0
     content = source.content(cache / "file-hashes.json")
-    key = json.dumps([FORMAT, PIECE, content, fingerprint, cut]).encode()
-    return cache / hashlib.blake2b(key, digest_size=12).hexdigest()
+    values = [FORMAT, PIECE, content, fingerprint, cut]
+    if chat is not None:
+        values += chat.key
+    return cache / hashlib.blake2b(json.dumps(values).encode(), digest_size=12).hexdigest()
 
 
 def _whole(folder: Path) -> bool:
     """Whether a shard is there with all of its tokens; a damaged one is tokenized again."""
     try:
         meta = core_records.read_record(folder / "meta.json", ShardMeta)
-        sizes = {name: (folder / f"{name}.bin").stat().st_size for name in FILES}
+        names = FILES if meta.targets is None else (*FILES, TARGETS)
+        sizes = {name: (folder / f"{name}.bin").stat().st_size for name in names}
     except (CheckpointError, OSError):
         return False
     wanted = dict.fromkeys(FILES, 8 * meta.records)
     wanted |= {"tokens": np.dtype(meta.dtype).itemsize * meta.tokens, "kinds": meta.records}
+    if meta.targets is not None:
+        wanted[TARGETS] = meta.tokens
     return meta.format == FORMAT and sizes == wanted
 
 
@@ -167,6 +180,7 @@ def open_shard(folder: Path) -> Shard:
             _array(folder / "hashes.bin", "<u8"), _array(folder / "kinds.bin", np.uint8)
         ),
         meta=meta,
+        targets=None if meta["targets"] is None else _array(folder / "targets.bin", np.uint8),
     )
 
 
@@ -194,15 +208,18 @@ def _fill(
     bar: Progress,
     tail: float,
     reporter: Reporter,
+    chat: ChatEncoder | None,
 ) -> None:
     """Write the files of a shard into a folder."""
     dtype = np.dtype("<u2" if len(tokenizer) <= 1 << 16 else "<u4")
     commit = hub_dataset.commit_of(source.dataset) if source.dataset else None
     limit = source.dataset.max_tokens if source.dataset else None
-    with _Writer(partial, dtype, tokenizer.eos_token_id) as writer:
+    with _Writer(partial, dtype, tokenizer.eos_token_id, chat is not None) as writer:
         parallel = source.dataset is not None or source.size >= PARALLEL_FROM
-        for record, ids, last in _encoded(source.records(tail, commit), pool, parallel):
-            writer.add(record, ids, last)
+        records = source.records(tail, commit)
+        encoded = _conversations(records, chat) if chat else _encoded(records, pool, parallel)
+        for record, ids, last, *targets in encoded:
+            writer.add(record, ids, last, *targets)
             if last:
                 bar.advance(len(ids) if source.dataset else len(record.text.encode()))
             if last and limit is not None and writer.tokens >= limit:
@@ -219,16 +236,21 @@ def _fill(
             )
     meta = {"format": FORMAT, "dtype": dtype.str, "tokens": writer.tokens, "commit": commit}
     meta |= {"records": writer.records, "content": writer.digest.hexdigest()}
+    if chat is not None:
+        meta["targets"] = writer.targets
     write_file(partial / "meta.json", json.dumps(meta, indent=2) + "\n")
 
 
 class _Writer:
     """Appends records to the files of a shard."""
 
-    def __init__(self, folder: Path, dtype: np.dtype[Any], end: int | None) -> None:
-        self._files = {name: (folder / f"{name}.bin").open("wb") for name in FILES}
+    def __init__(
+        self, folder: Path, dtype: np.dtype[Any], end: int | None, chat: bool = False
+    ) -> None:
+        names = (*FILES, TARGETS) if chat else FILES
+        self._files = {name: (folder / f"{name}.bin").open("wb") for name in names}
         self._dtype, self._end = dtype, end
-        self.tokens = self.records = self._bytes = 0
+        self.tokens = self.records = self.targets = 0
         self.digest = hashlib.blake2b(digest_size=12)
 
     def __enter__(self) -> _Writer:
@@ -238,16 +260,22 @@ class _Writer:
         for file in self._files.values():
             file.close()
 
-    def add(self, record: Record, ids: np.ndarray, last: bool) -> None:
-        """Add a piece of a record; ``last`` closes it."""
+    def add(
+        self, record: Record, ids: np.ndarray, last: bool, targets: np.ndarray | None = None
+    ) -> None:
+        """Add a piece of a record; ``last`` closes it. A conversation is ended already."""
+        if targets is not None:
+            self._files[TARGETS].write(targets.tobytes())
+            self.targets += int(targets.sum())
         # The head of a text file does not end the document: its tail follows.
-        if last and record.kind != HEAD and self._end is not None:
+        elif last and record.kind != HEAD and self._end is not None:
             ids = np.append(ids, np.uint32(self._end))
         self._files["tokens"].write(ids.astype(self._dtype).tobytes())
         self.tokens += len(ids)
         if not last:
             return
-        size = len(record.text.encode())
+        # Of what a loss on some of the tokens is a mean over, bytes say nothing.
+        size = 0 if targets is not None else len(record.text.encode())
         values = {"ends": self.tokens, "hashes": record.hash, "bytes": size}
         for name, value in values.items():
             self._files[name].write(value.to_bytes(8, "little"))
@@ -265,6 +293,15 @@ def pieces(text: str) -> Iterator[str]:
         yield text[start:cut]
         start = cut
     yield text[start:]
+
+
+def _conversations(
+    records: Iterator[Record], chat: ChatEncoder
+) -> Iterator[tuple[Record, np.ndarray, bool, np.ndarray]]:
+    """(record, ids, True, targets) of each conversation, in order."""
+    for record in records:
+        for ids, targets in chat.encode([record.text]):
+            yield record, ids, True, targets
 
 
 def _encoded(

@@ -56,6 +56,19 @@ class TokenStream:
         pieces = [shard.tokens[a:b] for shard, a, b in self.segments(start, stop)]
         return np.concatenate([np.empty(0, np.int64), *pieces], dtype=np.int64)
 
+    @property
+    def has_targets(self) -> bool:
+        """Whether only some of the tokens are targets of the loss: those of conversations."""
+        return any(shard.targets is not None for shard in self.shards)
+
+    def targets(self, start: int, stop: int) -> np.ndarray:
+        """Which of the tokens ``[start, stop)`` are targets of the loss, bool."""
+        pieces = [
+            np.ones(b - a, bool) if shard.targets is None else shard.targets[a:b].astype(bool)
+            for shard, a, b in self.segments(start, stop)
+        ]
+        return np.concatenate([np.empty(0, bool), *pieces])
+
     def document_starts(self, start: int, stop: int) -> np.ndarray:
         """Where documents begin in ``[start, stop)``, relative to ``start``, int64, ascending.
 

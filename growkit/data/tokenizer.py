@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 
 from growkit.checkpoint.links import check_links
 from growkit.core.errors import UsageError
-from growkit.core.files import read_bytes
-from growkit.vocabulary.tokenizer_files import MAX_TOKENIZER_BYTES, tokenizer_files
+from growkit.core.files import read_bytes, read_text
+from growkit.core.json_files import read_json_object
+from growkit.vocabulary.tokenizer_files import MAX_TOKENIZER_BYTES, TEMPLATES, tokenizer_files
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -21,6 +23,26 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     check_links(source)
     for path in tokenizer_files(source):
         shutil.copyfile(path, target / path.name)
+
+
+def with_template(source: Path, template: Path, target: Path) -> Path:
+    """A copy of a tokenizer with another chat template; the folder ``target``, made anew."""
+    text = read_text(template, error=UsageError, remedy="Set data.chat_template to a Jinja file.")
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    copy_tokenizer(source, partial)
+    for name in TEMPLATES:
+        (partial / name).unlink(missing_ok=True)
+    config_file = partial / "tokenizer_config.json"
+    if config_file.is_file():
+        config = read_json_object(config_file)
+        if config.pop("chat_template", None) is not None:
+            config_file.write_text(json.dumps(config, indent=2) + "\n")
+    (partial / TEMPLATES[0]).write_text(text, encoding="utf-8")
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+    return target
 
 
 def tokenizer_fingerprint(folder: Path) -> str:

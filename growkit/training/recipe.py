@@ -116,6 +116,11 @@ class Recipe(Section):
                 "'tokenizer.train_bpe' needs text, and 'data' names token files: give "
                 "'tokenizer.path', the tokenizer that made them"
             )
+        if self.tokenizer_folder is None and self.data.holds_conversations:
+            raise ValueError(
+                "'data.messages_field' needs a chat template, and a tokenizer that the run makes "
+                "has none: give 'tokenizer.path'"
+            )
         return self
 
     @property

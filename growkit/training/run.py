@@ -294,17 +294,12 @@ class _Run:
             "parameters": sum(p.numel() for p in model.parameters()),
             "loss": losses[-1] if losses else None,
             **{k: last.get(k) for k in ("eval_loss", "perplexity", "bits_per_byte")},
-            "held_out_tokens": _predicted_tokens(trainer.held_out),
+            "held_out_tokens": trainer.held_out.predicted_tokens if trainer.held_out else 0,
             "loss_before_growth": loss_before_growth(self.recipe, rows),
             "data": data_use(self.recipe, trainer.train_dataset, steps),
             **({"changes": changes} if changes else {}),
             "recipe": self.recipe.to_dict(),
         }
-
-
-def _predicted_tokens(held_out: PackedDataset | None) -> int:
-    """Tokens that a held-out loss is the mean over: the first of a sequence is not predicted."""
-    return 0 if held_out is None else len(held_out) * (held_out.length - 1)
 
 
 def _check_length(model: Any, recipe: Recipe) -> None:

@@ -117,10 +117,14 @@ def model_vocabulary(recipe: Recipe, tokenizer: Any) -> int:
 
 def _tokenizer_folder(recipe: Recipe, corpus: Corpus, folder: Path, reporter: Reporter) -> Path:
     """The folder that holds the tokenizer; a trained one is trained now, once."""
-    from growkit.data.tokenizer import train_bpe
+    from growkit.data.tokenizer import train_bpe, with_template
 
     if recipe.tokenizer_folder is not None:
-        return recipe.tokenizer_folder
+        if recipe.data.chat_template is None:
+            return recipe.tokenizer_folder
+        return with_template(
+            recipe.tokenizer_folder, recipe.data.chat_template, folder / "tokenizer"
+        )
     section = recipe.tokenizer
     assert section is not None  # the recipe has a tokenizer or a checkpoint
     target = folder / "tokenizer"

@@ -96,7 +96,10 @@ class ProcessTrainer(Trainer):
                 self._load_running_loss(Path(self._resumed_from))
             elif not self.processes.first:
                 self._seed_this_process(0)
-        return batches
+        samples, items = batches
+        if torch.is_tensor(items):  # a step may hold questions alone: its loss is 0, not 0 / 0
+            items = items.clamp(min=1)
+        return samples, items
 
     def _seed_this_process(self, step: int) -> None:
         """Random numbers that are this process's own, for example of dropout."""
