@@ -49,6 +49,8 @@ def _child(
     log: str,
 ) -> None:
     gc.freeze()  # what the server has imported is no garbage
+    # Workers that load data are this process's own, and end with it; of a server they would not.
+    multiprocessing.set_start_method("fork", force=True)
     os.environ.update(environment)
     os.fsync = lambda descriptor: None
     metrics.plot_losses = write_picture
