@@ -1,18 +1,21 @@
-"""What ``growkit plan`` of very large models costs: python benchmarks/plan_cost.py [OUT.json]
+"""What ``growkit plan`` and ``inspect`` of very large models cost: python plan_cost.py [OUT.json]
 
-Configs without weights, in a temporary folder. Every growth is a process of its own, three times;
-the least CPU seconds stand beside those of the floor of the same run: a plan for a tiny model,
-which is start, imports and printing.
+Plans are of configs without weights, in a temporary folder; ``inspect`` is of 100,059 tensors in
+1,962 files that are all hole, beside reading their headers with Python's json alone. Every growth
+is a process of its own, three times; the least CPU seconds stand beside those of the floor of the
+same run: a plan for a tiny model, which is start, imports and printing.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +94,71 @@ def measured(folder: Path, flags: str) -> dict[str, Any]:
     }
 
 
+def write_many_files(folder: Path) -> None:
+    """A mixture of 88 layers of 376 experts, 51 tensors a file."""
+    hidden, layers, experts = 8192, 88, 376
+    sizes = {"hidden_size": hidden, "num_hidden_layers": layers, "num_experts": experts}
+    (folder / "config.json").write_text(json.dumps(COMMON | MIXTURE | sizes))
+    shapes = {"model.embed_tokens.weight": [151936, hidden], "lm_head.weight": [151936, hidden]}
+    shapes["model.norm.weight"] = [hidden]
+    attention = {"q_proj": [8192, hidden], "o_proj": [hidden, 8192], "q_norm": [128]}
+    attention |= {"k_proj": [512, hidden], "v_proj": [512, hidden], "k_norm": [128]}
+    expert = {"gate_proj": [2048, hidden], "up_proj": [2048, hidden], "down_proj": [hidden, 2048]}
+    for layer in (f"model.layers.{index}" for index in range(layers)):
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            shapes[f"{layer}.{norm}.weight"] = [hidden]
+        shapes |= {f"{layer}.self_attn.{n}.weight": shape for n, shape in attention.items()}
+        shapes[f"{layer}.mlp.gate.weight"] = [experts, hidden]
+        for index in range(experts):
+            for name, shape in expert.items():
+                shapes[f"{layer}.mlp.experts.{index}.{name}.weight"] = shape
+    names, weight_map, total = list(shapes), {}, 0
+    count = -(-len(names) // 51)
+    for number in range(count):
+        file, header, end = f"model-{number + 1:05d}-of-{count:05d}.safetensors", {}, 0
+        for name in names[51 * number : 51 * (number + 1)]:
+            begin, end = end, end + 2 * math.prod(shapes[name])
+            header[name] = {"dtype": "BF16", "shape": shapes[name], "data_offsets": [begin, end]}
+            weight_map[name] = file
+        text = json.dumps(header, separators=(",", ":")).encode()
+        with open(folder / file, "wb") as shard:
+            shard.write(len(text).to_bytes(8, "little") + text)
+            shard.truncate(8 + len(text) + end)
+        total += end
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+READ_HEADERS = """
+import json, pathlib, sys
+for file in sorted(pathlib.Path(sys.argv[1]).glob("*.safetensors")):
+    with open(file, "rb") as shard:
+        json.loads(shard.read(int.from_bytes(shard.read(8), "little")))
+json.loads(pathlib.Path(sys.argv[1], "model.safetensors.index.json").read_text())
+"""
+
+
+def inspected(folder: Path) -> dict[str, Any]:
+    """Seconds of ``inspect``, of the start of growkit, and of the headers alone; least of three."""
+    commands = {
+        "inspect": ["-m", "growkit", "inspect", str(folder)],
+        "start": ["-m", "growkit", "--help"],
+        "headers": ["-c", READ_HEADERS, str(folder)],
+    }
+    found: dict[str, Any] = {"model": "100,059 tensors in 1,962 files"}
+    for name, command in commands.items():
+        wall, cpu = [], []
+        for _ in range(3):
+            begun = time.perf_counter()
+            process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL)
+            _, status, usage = os.wait4(process.pid, 0)
+            assert status == 0, command
+            wall.append(time.perf_counter() - begun)
+            cpu.append(usage.ru_utime + usage.ru_stime)
+        found |= {f"{name}_seconds": round(min(wall), 2), f"{name}_cpu_seconds": round(min(cpu), 2)}
+    return found
+
+
 def main() -> None:
     """Measure all growths and print (or write) them."""
     results = []
@@ -104,6 +172,10 @@ def main() -> None:
             results.append({"model": name, "growth": flags, **best})
             floor = results[0]["cpu_seconds"]
             results[-1]["times_the_floor"] = round(best["cpu_seconds"] / floor, 2)
+        many = Path(work, "many")
+        many.mkdir()
+        write_many_files(many)
+        results.append(inspected(many))
     text = json.dumps(results, indent=2) + "\n"
     if len(sys.argv) > 1:
         Path(sys.argv[1]).write_text(text)

@@ -179,7 +179,8 @@ def _read_index(path: Path) -> dict[str, set[str] | None]:
         raise CheckpointError(f"{path.name!r} has no weight_map.", COPY_AGAIN)
     shards: dict[str, set[str]] = {}
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or not _plain_file_name(shard):
+        known = isinstance(shard, str) and shard in shards
+        if not known and not (isinstance(shard, str) and _plain_file_name(shard)):
             raise CheckpointError(
                 f"{path.name!r} puts tensor {name!r} into {shard!r}, which is not the name of a "
                 "safetensors file in the folder.",
