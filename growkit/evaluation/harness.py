@@ -11,11 +11,11 @@ from growkit.core.errors import UsageError, nearest
 from growkit.evaluation.model import LoadedModel
 
 
-def check_installed() -> None:
-    """Raises UsageError when the harness is not installed."""
+def check_installed(what: str = "--tasks") -> None:
+    """Raises UsageError when the harness is not installed; ``what`` asks for it."""
     if importlib.util.find_spec("lm_eval") is None:
         raise UsageError(
-            "--tasks needs lm-evaluation-harness, which is not installed.",
+            f"{what} needs lm-evaluation-harness, which is not installed.",
             "Run: pip install 'growkit[eval]'.",
         )
 

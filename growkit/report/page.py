@@ -150,8 +150,23 @@ def page(runs: Sequence[Run], figures: Sequence[Figure], title: str) -> str:
         list_html([summary(run) for run in runs])
         + table_html(COLUMNS, [cells(run) for run in runs], words=2)
         + section_html("Figures", figures_html(figures))
+        + samples_html(runs)
         + section_html("Recipes", recipes),
     )
+
+
+def samples_html(runs: Sequence[Run]) -> str:
+    """What each run wrote at its first and its last evaluation (training.samples)."""
+    rows = []
+    for run in runs:
+        written = [row for row in run.rows if isinstance(row.get("samples"), list)]
+        for row in written[:1] + written[1:][-1:]:
+            for sample in filter(lambda value: isinstance(value, dict), row["samples"]):
+                texts = [str(sample.get(key, "")) for key in ("prompt", "text")]
+                rows.append([run.name, *texts, f"{row['step']:,}"])
+    if not rows:
+        return ""
+    return section_html("Samples", table_html(("run", "prompt", "text", "step"), rows, words=3))
 
 
 def summary(run: Run) -> str:

@@ -26,6 +26,7 @@ from growkit.training import checkpoints
 from growkit.training.parallel.launch import train_command
 from growkit.training.read_recipe import make_recipe
 from growkit.training.recipe import Recipe
+from growkit.training.recipe_training import EvalTasksSection
 from growkit.training.schedule import cycles, learning_rate_factor
 
 MAY_CHANGE = {
@@ -40,6 +41,13 @@ MAY_CHANGE = {
     "training.save_steps",
     "training.save_total_limit",
     "training.report_to",
+    "training.samples.prompts",
+    "training.samples.max_new_tokens",
+    *(f"training.eval_tasks.{key}" for key in EvalTasksSection.model_fields),
+    "training.early_stopping.patience",
+    "training.early_stopping.threshold",
+    "training.callbacks",
+    "training.peak_flops_per_second",
     "training.per_device_eval_batch_size",
     "training.dataloader_num_workers",
     "parallel.processes",

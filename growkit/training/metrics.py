@@ -1,12 +1,14 @@
 """metrics.jsonl: one JSON object a line, and loss.png drawn from it.
 
-Keys of a training line: step, tokens, loss, learning_rate, grad_norm, tokens_per_second; of a grown
+Keys of a training line: step, tokens, loss, learning_rate, grad_norm, tokens_per_second, and mfu
+where the device's peak is known (growkit.training.at_evaluation); of a grown
 model also grad_norm_old and grad_norm_new, over old and over new slots. Norms are those of the last
 step, before clipping; a frozen slot's gradient counts as zero. Of a model with experts also
 router_aux_loss, without its coefficient and in no loss (growkit.training.router_loss).
 Keys of an evaluation line: step, tokens, eval_loss, perplexity, bits_per_byte; where the weights
 are a mean of checkpoints, averaged_checkpoints says of how many.
-Of a mixture also eval_loss/NAME of each source. A line with the key change says where the run went
+Of a mixture also eval_loss/NAME of each source; where the recipe asks for them, samples (a list of
+prompt and text) and eval_task/TASK/METRIC. A line with the key change says where the run went
 on with other rates or data (growkit.training.change_point); with the key probe: growth/probes.py.
 Losses are in nats per token; a training loss is the mean over the steps since the line before.
 """

@@ -123,6 +123,26 @@ class Recipe(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _evaluations_to_go_by(self) -> Recipe:
+        section = self.training
+        named = {name for name in ("samples", "early_stopping", "eval_tasks")
+                 if getattr(section, name) is not None}  # fmt: skip
+        if named and self.data.eval_fraction == 0 and not self.data.holds_out_files:
+            raise ValueError(
+                f"'training.{min(named)}' comes with evaluations, and data.eval_fraction is 0: "
+                "give data.eval_files, or hold out a part"
+            )
+        if section.early_stopping is not None and self.stages:
+            raise ValueError("'training.early_stopping' ends a run, and 'stages' say when one ends")
+        measured = named & {"samples", "eval_tasks"}
+        if measured and self.parallel.strategy == "fsdp":
+            raise ValueError(
+                f"'training.{min(measured)}' needs the whole model in one process, and "
+                "parallel.strategy is fsdp: measure the finished folder by growkit eval"
+            )
+        return self
+
     @property
     def tokenizer_folder(self) -> Path | None:
         """The folder whose tokenizer the run takes; None: one is made from its text."""

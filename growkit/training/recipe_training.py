@@ -5,6 +5,7 @@ No torch here. docs/training.md says which to choose when.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -22,6 +23,48 @@ class NewThenAll(Section):
     """
 
     new_then_all: Annotated[float, Field(gt=0)]
+
+
+class SamplesSection(Section):
+    """Texts that the model writes at every evaluation, greedily.
+
+    Attributes:
+        prompts: what they begin with, the same ones at every evaluation.
+        max_new_tokens: the longest continuation.
+    """
+
+    prompts: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+    max_new_tokens: Positive = 64
+
+
+class EarlyStoppingSection(Section):
+    """End the run when the held-out loss does not fall (transformers' EarlyStoppingCallback).
+
+    Attributes:
+        patience: after so many evaluations without a lower loss.
+        threshold: a loss counts as lower when it is lower by more than this, in nats per token.
+    """
+
+    patience: Positive
+    threshold: Annotated[float, Field(ge=0)] = 0.0
+
+
+class EvalTasksSection(Section):
+    """Tasks of lm-evaluation-harness at evaluations (``pip install 'growkit[eval]'``).
+
+    Attributes:
+        tasks: their names.
+        every: at every so many evaluations.
+        limit: examples a task; absent: all.
+        fewshot: examples in the prompt; absent: as the task says.
+        include_path: folder with tasks of one's own, as YAML files.
+    """
+
+    tasks: Annotated[list[str], Field(min_length=1)]
+    every: Positive = 1
+    limit: Positive | None = None
+    fewshot: Annotated[int, Field(ge=0)] | None = None
+    include_path: Path | None = None
 
 
 class TrainingSection(Section):
@@ -85,6 +128,13 @@ class TrainingSection(Section):
         average_checkpoints: the final folder is the mean of so many last checkpoints; 1: the last.
         dataloader_num_workers: processes that read batches ahead.
         report_to: experiment trackers of transformers, ``[tensorboard]`` or ``[wandb]`` say.
+        samples: texts that the model writes at every evaluation.
+        early_stopping: end the run when the held-out loss does not fall any more.
+        eval_tasks: tasks of lm-evaluation-harness at evaluations.
+        callbacks: TrainerCallbacks by import path, ``module:Class`` or ``{module:Class: {argument:
+            value}}``.
+        peak_flops_per_second: of one device, for MFU; absent: of its data sheet, where that is
+            known (A100, H100, H200, B200, L40S, L4, A10, V100).
     """
 
     max_steps: Positive | None = None
@@ -139,6 +189,11 @@ class TrainingSection(Section):
     average_checkpoints: Positive = 1
     dataloader_num_workers: Annotated[int, Field(ge=0)] = 0
     report_to: list[str] = Field(default_factory=list)
+    samples: SamplesSection | None = None
+    early_stopping: EarlyStoppingSection | None = None
+    eval_tasks: EvalTasksSection | None = None
+    callbacks: list[str | dict[str, dict[str, Any] | None]] | None = None
+    peak_flops_per_second: Annotated[float, Field(gt=0)] | None = None
 
     @field_validator("train", mode="before")
     @classmethod
@@ -150,6 +205,18 @@ class TrainingSection(Section):
         raise ValueError(
             f"it is {value!r}; say new, all, or {{new_then_all: STEPS}} with STEPS > 0"
         )
+
+    @field_validator("callbacks")
+    @classmethod
+    def _import_paths(cls, entries: list[Any] | None) -> list[Any] | None:
+        for entry in entries or []:
+            path = entry if isinstance(entry, str) else next(iter(entry), "")
+            module, colon, name = path.partition(":")
+            if not (module and colon and name) or (isinstance(entry, dict) and len(entry) != 1):
+                raise ValueError(
+                    f"it has {entry!r}; say module:Class, or {{module:Class: {{argument: value}}}}"
+                )
+        return entries
 
     @model_validator(mode="after")
     def _one_budget(self) -> TrainingSection:

@@ -160,7 +160,9 @@ class _Run:
         if note := tied_note(self.recipe, model.config.to_dict()):
             self.reporter.note(note)
         _check_length(model, self.recipe)
-        trainer = self._train(model, sharded, train_set, held_out, tokenizer_folder, checkpoint)
+        trainer = self._train(
+            model, sharded, train_set, held_out, tokenizer, tokenizer_folder, checkpoint
+        )
         record = self._record(trainer, model)
         self.reporter.log("writing the trained model")
         staging = self.folder / "final.partial"
@@ -189,8 +191,13 @@ class _Run:
         folder = self.folder
         checkpoint = resume_point(folder / "checkpoints", self.resume, self.reporter)
         step = checkpoints.step_of(checkpoint) if checkpoint else -1
-        record = published(self.out) if step >= self.recipe.end_step else None
-        if record is not None and record["steps"] == step:
+        stops = step >= self.recipe.end_step or self.recipe.training.early_stopping is not None
+        record = published(self.out) if stops else None
+        if (
+            record is not None
+            and record["steps"] == step
+            and (step >= self.recipe.end_step or record.get("stopped_early"))
+        ):
             self.reporter.note(f"{self.out} is finished: {record['steps']} steps.")
             return checkpoint, record
         point = stored_change(folder)
@@ -205,9 +212,16 @@ class _Run:
         sharded: ShardedModel | None,
         train_set: PackedDataset,
         held_out: PackedDataset | None,
+        tokenizer: Any,
         tokenizer_folder: Path,
         checkpoint: Path | None,
     ) -> RunTrainer:
+        from growkit.training.at_evaluation import (
+            AtEvaluation,
+            StopEarly,
+            named_callbacks,
+            utilisation_of,
+        )
         from growkit.training.growth.grown import GrownOptimizer
         from growkit.training.growth.probes import probes_of
         from growkit.training.parallel.processes import waiting
@@ -215,10 +229,15 @@ class _Run:
         from growkit.training.stop import StopOnSignal
         from growkit.training.trainer import RunCallback, RunTrainer
 
-        recipe = self.recipe
+        recipe, section = self.recipe, self.recipe.training
         bars: list[Progress] = []
         stop = StopOnSignal(self.processes)
         log = RunCallback(recipe, self.folder / METRICS, lambda: bars[0], self.reporter.log)
+        log.utilisation = utilisation_of(recipe, model, self.processes.count)
+        early = []
+        if section.early_stopping is not None:
+            rule = section.early_stopping
+            early = [StopEarly(rule.patience, rule.threshold)]
         trainer = RunTrainer(
             model,
             recipe,
@@ -232,10 +251,15 @@ class _Run:
                 *probes_of(recipe, model, held_out or train_set, log.metrics, log.pause),
                 stop,
                 *GrownOptimizer.of(recipe, self.reporter),
+                *early,
+                *named_callbacks(section.callbacks or []),
                 *self.callbacks[1],
             ],
             processes=self.processes,
             sharded=sharded,
+            at_evaluation=AtEvaluation(recipe, tokenizer, self.folder)
+            if section.samples or section.eval_tasks
+            else None,
             log=self.reporter.log,
         )
         if has_routers(model) and not trainer.router_loss and recipe.training.router_aux_loss != 0:
@@ -257,7 +281,15 @@ class _Run:
             )
             stopped.exit_code = 128 + stop.signal
             raise stopped
+        if section.early_stopping is not None and trainer.state.global_step < recipe.end_step:
+            self.reporter.note(
+                f"Stopped at step {trainer.state.global_step} of {recipe.end_step}: the held-out "
+                f"loss did not fall in {section.early_stopping.patience} evaluations."
+            )
         return trainer
+
+    def _stopped_early(self, steps: int) -> bool:
+        return self.recipe.training.early_stopping is not None and steps < self.recipe.end_step
 
     def _record(self, trainer: RunTrainer, model: Any) -> dict[str, Any]:
         """The final figures, evaluated where the last step was not."""
@@ -298,6 +330,7 @@ class _Run:
             "loss_before_growth": loss_before_growth(self.recipe, rows),
             "data": data_use(self.recipe, trainer.train_dataset, steps),
             **({"changes": changes} if changes else {}),
+            **({"stopped_early": True} if self._stopped_early(steps) else {}),
             "recipe": self.recipe.to_dict(),
         }
 

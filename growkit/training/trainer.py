@@ -23,6 +23,7 @@ from growkit.core.errors import Diverged
 from growkit.core.progress import Progress
 from growkit.data.order import RunSampler
 from growkit.data.packing import PackedDataset
+from growkit.training.at_evaluation import AtEvaluation
 from growkit.training.averaging import average_into, last_whole
 from growkit.training.data_position import sample_order
 from growkit.training.document_check import DocumentCheck
@@ -68,6 +69,10 @@ def training_arguments(
         logging_first_step=True,
         # A loss that is not a number must be seen, not averaged away.
         logging_nan_inf_filter=False,
+        # Of training.early_stopping, which counts on where the checkpoint's run stood.
+        metric_for_best_model="eval_loss" if section.early_stopping else None,
+        greater_is_better=False if section.early_stopping else None,
+        restore_callback_states_from_checkpoint=section.early_stopping is not None,
         eval_strategy="steps" if evaluation else "no",
         eval_steps=section.eval_steps,
         save_strategy="steps",
@@ -114,9 +119,10 @@ class RunTrainer(ProcessTrainer):
         callbacks: list[TrainerCallback],
         processes: Processes | None = None,
         sharded: ShardedModel | None = None,
+        at_evaluation: AtEvaluation | None = None,
         log: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.say = log
+        self.say, self.at_evaluation = log, at_evaluation
         self.recipe, self.folder, self.tokenizer_folder = recipe, folder, tokenizer_folder
         self.held_out = held_out
         self.processes, self.sharded = processes or Processes(), sharded
@@ -221,6 +227,9 @@ class RunTrainer(ProcessTrainer):
             logs |= self.growth.gradient_norms()
             if self.router_loss is not None:
                 logs["router_aux_loss"] = self.router_loss.take(self.processes)
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, RunCallback):  # before the trackers see them
+                    logs |= callback.speed(self.state.global_step)
         super().log(logs, start_time)
 
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
@@ -238,11 +247,28 @@ class RunTrainer(ProcessTrainer):
             self.sharded.reshard()
         if self._averaged:
             metrics["averaged_checkpoints"] = self._averaged
-        self.log(dict(metrics))
+        logged: dict[str, Any] = named_for_trackers(metrics)
+        if self.at_evaluation is not None and self.processes.first:
+            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            logged |= self.at_evaluation.figures(model, self.state.global_step)
+        self.log(logged)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
         return metrics
+
+
+def named_for_trackers(metrics: dict[str, float]) -> dict[str, float]:
+    """Held-out figures under names that trackers put under ``eval/``, perplexities of sources too.
+
+    transformers' integrations put ``eval_NAME`` under ``eval/NAME`` and all else under ``train/``.
+    """
+    named = {f"eval_{name.removeprefix('eval_')}": value for name, value in metrics.items()}
+    for name, value in metrics.items():
+        if name.startswith("eval_loss/"):
+            source = name.removeprefix("eval_loss/")
+            named[f"eval_perplexity/{source}"] = math.exp(min(value, 700.0))
+    return named
 
 
 class RunCallback(TrainerCallback):
@@ -259,6 +285,18 @@ class RunCallback(TrainerCallback):
         self.first = True
         self.live = LiveFigures(recipe, metrics)
         self.clock, self.clock_step = time.monotonic(), 0
+        self.utilisation: float | None = None  # MFU is this times tokens per second
+
+    def speed(self, step: int) -> dict[str, float]:
+        """Tokens per second since the last line, and MFU where the device's peak is known."""
+        now = time.monotonic()
+        done = (step - self.clock_step) * self.recipe.tokens_per_step
+        speed = done / max(now - self.clock, 1e-9)
+        self.clock, self.clock_step = now, step
+        found = {"tokens_per_second": round(speed, 1)}
+        if self.utilisation is not None:
+            found["mfu"] = float(f"{speed * self.utilisation:.4g}")
+        return found
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         # A resumed state holds the intervals of the run that saved it.
@@ -291,24 +329,33 @@ class RunCallback(TrainerCallback):
         if self.recipe.position is not None:
             row["stage"] = self.recipe.position.stage
         if "loss" in logs:
-            now = time.monotonic()
-            done = (step - self.clock_step) * self.recipe.tokens_per_step
-            speed = done / max(now - self.clock, 1e-9)
-            self.clock, self.clock_step = now, step
             row |= {"loss": logs["loss"], "learning_rate": logs["learning_rate"]}
             more = ("grad_norm", "grad_norm_old", "grad_norm_new", "router_aux_loss")
             row |= {"grad_norm": None, **{name: logs[name] for name in more if name in logs}}
-            row |= {"tokens_per_second": round(speed, 1)}
+            row |= {key: logs[key] for key in ("tokens_per_second", "mfu") if key in logs}
             self._refuse_non_finite(step, row)
         elif "eval_loss" in logs:
-            names = ("eval_loss", "perplexity", "bits_per_byte", "averaged_checkpoints")
-            row |= {key: logs[key] for key in logs if key.partition("/")[0] in names}
+            row |= self._held_out(logs)
         else:
             return
         self.bar().figures(self.live.after(row))
         self.say(log_line(self.recipe, row))
         if state.is_world_process_zero:
             append_metrics(self.metrics, row)
+
+    def _held_out(self, logs: dict[str, Any]) -> dict[str, Any]:
+        row = {key: logs[key] for key in logs if key.partition("/")[0] == "eval_loss"}
+        for name in ("perplexity", "bits_per_byte", "averaged_checkpoints"):
+            if f"eval_{name}" in logs:
+                row[name] = logs[f"eval_{name}"]
+        tasks = {key: logs[key] for key in logs if key.startswith("eval_task/")}
+        samples = self.recipe.training.samples
+        if samples is not None and "eval_sample/1" in logs:
+            row["samples"] = [
+                {"prompt": prompt, "text": logs[f"eval_sample/{number}"]}
+                for number, prompt in enumerate(samples.prompts, 1)
+            ]
+        return row | tasks
 
     def _refuse_non_finite(self, step: int, row: dict[str, Any]) -> None:
         for name in ("loss", "grad_norm"):
