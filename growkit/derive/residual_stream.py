@@ -67,38 +67,68 @@ def find_stream(probe: WidthProbe, path: Path, taken: set[Key], fresh: Arrays) -
     axes, hidden = probe.axes, probe.axes.fields[path]
     found = Stream(path, dict(_inside(axes, path, taken)))
     plain = {key for key, parts in found.inside.items() if parts == 1}
-    matrices = {key for key in plain if len(axes.roles[key[0]].shape) > 1}
-    vectors = {place for place, _ in plain if len(axes.roles[place].shape) == 1}
-    off = np.arange(hidden) < hidden // 2
-    _find_gains(axes, found, vectors, fresh)
+    vectors = {key for key in plain if len(axes.roles[key[0]].shape) == 1}
+    _find_gains(axes, found, {place for place, _ in vectors}, fresh)
+    found.centred = _centred(probe)
+    # Heads that share key/value heads have fewer rows than the stream has channels.
+    near = {key for key in probe.dims(path) if key not in taken and _equal_parts(axes, key)}
+    several = near - plain
 
-    def without(back: set[Key]) -> Arrays:
-        """The file without half of the channels, but in ``back``."""
-        changed: Arrays = {}
-        for place, dim in plain - back:
-            for name in probe.members[place]:
-                array = changed.get(name, probe.weights[name]).copy()
-                np.moveaxis(array, dim, 0)[off] = -found.gains.get(place, 0.0)
-                changed[name] = array
-        return changed
+    def gradient(back: set[Key], key: Key) -> tuple[bool, npt.NDArray[np.float64]]:
+        """Whether nothing reaches the missing half of a dimension, the others of ``back`` whole."""
+        along = probe.of_role(known(back), *key)
+        off = _half(len(along), hidden, union=False)
+        return bool(along[off].max(initial=0.0) <= SILENT * along.max(initial=0.0)), along
 
-    silent = set()
-    for key in matrices:
-        gradient = probe.of_role(probe.gradients(without({key}), 0), *key)
-        if _none(gradient[off], gradient):
-            silent.add(key)
-    back = probe.gradients(without(silent), 0)
-    for key in silent:
-        gradient = probe.of_role(back, *key)
-        (found.readers if _none(gradient[off], gradient) else found.inner).add(key)
-    for key, parts in found.inside.items():
-        if parts > 1:
-            gradient = probe.of_role(back, *key).reshape(parts, hidden)
-            (found.readers if _none(gradient[:, off], gradient) else found.inner).add(key)
+    cache: dict[frozenset[Key], Arrays] = {}
+
+    def known(back: set[Key]) -> Arrays:
+        """Gradients of the twin without half of the channels, but in ``back``."""
+        if frozenset(back) not in cache:
+            changed: Arrays = {}
+            for place, dim in near - back:
+                for name in probe.members[place]:
+                    array = changed.get(name, probe.weights[name]).copy()
+                    off = _half(array.shape[dim], hidden, union=True)
+                    np.moveaxis(array, dim, 0)[off] = -found.gains.get(place, 0.0)
+                    changed[name] = array
+            cache.clear()
+            cache[frozenset(back)] = probe.gradients(changed, 0)
+        return cache[frozenset(back)]
+
+    silent = {key for key in plain if gradient({key}, key)[0]}
+    # A norm that subtracts the mean gives channels of zeros a value, by its gain and bias.
+    back = (silent - vectors if found.centred else silent) | several
+    for key in back:
+        (found.readers if gradient(back, key)[0] else found.inner).add(key)
+    # A matrix that reads the stream makes something of its own: norms over it hid that.
+    places = {place for place, _ in found.readers}
+    found.inner |= {key for key in plain - silent - vectors if key[0] in places}
+    back = found.inner | (silent & vectors)
+    found.inner |= {key for key in silent & vectors if not gradient(back, key)[0]}
+    found.readers -= vectors
+    found.inner &= found.inside.keys()
+    found.readers &= found.inside.keys()
+    for place, _ in found.inner & vectors:
+        found.gains.pop(place, None)
+        found.biases.discard(place)
     outside = [place for place in found.gains if not axes.roles[place].per_layer]
     outside.sort(key=lambda place: -probe.position.get(axes.roles[place].instance(), -1))
     found.final = next((place for place in outside if _ends(probe, place, found)), None)
     return found
+
+
+def _half(width: int, hidden: int, *, union: bool) -> npt.NDArray[np.bool_]:
+    """The first half of the channels; of several parts, of each (``union``: and of the whole)."""
+    part = width // max(1, width // hidden)
+    places = np.arange(width)
+    off = places % part < part // 2
+    return off | (places < width // 2) if union else off
+
+
+def _equal_parts(axes: Axes, key: Key) -> bool:
+    """All of a dimension is a product with the hidden size."""
+    return len(axes.roles[key[0]].sizes[key[1]] or {}) == 1
 
 
 def _inside(axes: Axes, path: Path, taken: set[Key]) -> Iterator[tuple[Key, int]]:
@@ -108,12 +138,8 @@ def _inside(axes: Axes, path: Path, taken: set[Key]) -> Iterator[tuple[Key, int]
             if not size or (place, dim) in taken or dim in role.by_layer:
                 continue
             parts, left = divmod(role.shape[dim], axes.fields[path])
-            if len(size) == 1 and path in next(iter(size)) and not left:
+            if len(size) == 1 and path in next(iter(size)) and not left and parts:
                 yield (place, dim), parts
-
-
-def _none(part: npt.NDArray[np.float64], whole: npt.NDArray[np.float64]) -> bool:
-    return bool(part.max(initial=0.0) <= SILENT * whole.max(initial=0.0))
 
 
 # -- norms ----------------------------------------------------------------------------------------
@@ -149,20 +175,26 @@ def _ends(probe: WidthProbe, place: int, found: Stream) -> bool:
     return bool((logits - logits[:1, :1]).abs().max() <= 1e-6 * logits.abs().max().clamp_min(1.0))
 
 
-def find_padding(probe: WidthProbe, found: Stream, values: Values, place: Path) -> None:
-    """What padding has to know: whether norms subtract the mean, and their epsilon."""
+def _centred(probe: WidthProbe) -> bool:
+    """Norms subtract the mean: a number added to the whole embedding is never seen."""
     probe.model.write(probe.weights)
     logits = probe.model.logits()
     embedding = probe.model.model.get_input_embeddings().weight
     shifted = dict(probe.weights)
-    for key in found.inside:
-        name = probe.axes.roles[key[0]].instance()
-        if name in probe.model.opaque or probe.axes.roles[key[0]].per_layer:
+    for role in probe.axes.roles:
+        name = role.instance()
+        if name in probe.model.opaque or role.per_layer:
             continue
         if probe.model.state[probe.model.parameter_of(name)] is embedding:
             shifted[name] = shifted[name] + np.float32(0.5)
     probe.model.write(shifted)
-    found.centred = relative_error(probe.model.logits(), logits) < 1e-4
+    return relative_error(probe.model.logits(), logits) < 1e-4
+
+
+def find_padding(probe: WidthProbe, found: Stream, values: Values, place: Path) -> None:
+    """What padding has to know of norms: their epsilon."""
+    probe.model.write(probe.weights)
+    logits = probe.model.logits()
     fields = [
         name
         for name, value in leaf(values, place).items()
