@@ -20,7 +20,6 @@ from growkit.derive.studied import TIES, Findings, Step, explicit, study, tied_t
 from growkit.derive.table import make_table
 from growkit.derive.twin import Builder, Underivable
 from growkit.families.derived import cache_folder, file_stem, misfit
-from growkit.families.layer_fields import leaf
 from growkit.verification.loading import quiet_transformers
 
 
@@ -47,14 +46,15 @@ def derive(config: Any, step: Step = lambda text: None, auto: Any = None) -> dic
 
 def _settle_ties(table: dict[str, Any], builder: Builder, found: Findings, step: Step) -> None:
     """Whether the table holds with tied embeddings too: the same proof, on a tied twin."""
-    flag = (*found.layers.place, TIES)
-    if leaf(found.values, flag) is not False or not found.untied:
+    if found.untied is None:
         return
+    whole = len(found.untied) == 1 and bool(found.layers.place)  # of the wrapper, not its text part
+    kind, name = ("^flag", f"^{TIES}") if whole else ("flag", TIES)
     step("proof with tied embeddings")
     try:
         tied = tied_twin(builder, found)
-        flags = {name: value for name, value in table["flags"].items() if name != TIES}
-        trial = {**table, "tied": "flag", "operators": {}, "flags": flags}
+        flags = {flag: value for flag, value in table["flags"].items() if flag != name}
+        trial = {**table, "tied": kind, "operators": {}, "flags": flags}
         only = ["--layers", "--untie-embeddings", "--vocab"]
         only += ["--hidden"] if "error" in table["operators"]["--hidden"] else []
         trial["stream"] = json.loads(json.dumps(table["stream"]))
@@ -62,11 +62,13 @@ def _settle_ties(table: dict[str, Any], builder: Builder, found: Findings, step:
         proofs = trial["operators"]
         holds = "error" in proofs.get("--layers", {"error": 0})
     except Exception:  # a refusal of the class
-        return
+        holds = False
     if not holds:
+        if whole:
+            table["flags"][name] = False
         return
-    table["tied"] = "flag"
-    table["flags"].pop(TIES, None)
+    table["tied"] = kind
+    table["flags"].pop(name, None)
     table["operators"]["--untie-embeddings"] = proofs["--untie-embeddings"]
     if why := proofs.get("--hidden", {}).get("why"):
         table["stream"]["tied"] = f"with tied embeddings it could not be proven: {why}"

@@ -46,7 +46,7 @@ class Findings:
         fresh: its file as the class begins it.
         order: file names in the order of the forward pass.
         dead: roles that get no gradient.
-        untied: the output projection was untied for the twin, and the config can tie it.
+        untied: the flag that was cleared to give the twin an output projection of its own.
         stream: of the residual stream; None where nothing could be said.
         filled: heads fill the hidden size, whatever their number: they have to grow together.
     """
@@ -63,7 +63,7 @@ class Findings:
     widths: dict[str, Width] = field(default_factory=dict)
     paths: dict[str, list[Path]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
-    untied: bool = False
+    untied: Path | None = None
     stream: Stream | None = None
     filled: bool = False
 
@@ -95,8 +95,9 @@ def explicit(builder: Builder, config: Any) -> Values:
     return values
 
 
-def untied(builder: Builder, values: Values) -> tuple[Values, bool]:
-    """The twin with an output projection of its own, where the config decides about that."""
+def untied(builder: Builder, values: Values) -> tuple[Values, Path | None]:
+    """The twin with an output projection of its own, and the flag that decides about that, if any:
+    of the text part, or of the whole."""
     for path in (p for p in ((*text_place(values), TIES), (TIES,)) if leaf(values, p) is not None):
         tried = [with_values(values, {path: tie}) for tie in (False, True)]
         try:
@@ -105,13 +106,14 @@ def untied(builder: Builder, values: Values) -> tuple[Values, bool]:
         except Exception:  # a refusal of the class
             continue
         if names[1] < names[0]:
-            return tried[0], path == (*text_place(values), TIES)
-    return values, False
+            return tried[0], path
+    return values, None
 
 
 def tied_twin(builder: Builder, found: Findings) -> Findings:
     """The same twin, its embeddings tied."""
-    values = with_values(found.values, {(*found.layers.place, TIES): True})
+    assert found.untied is not None
+    values = with_values(found.values, {found.untied: True})
     model = StoredModel(builder, values)
     weights = {name: found.weights[name] for name in model.shapes if name in found.weights}
     return replace(found, values=values, model=model, weights=weights)

@@ -551,6 +551,8 @@ def _defaults(
         value = leaf(inner, tuple(name.split(".")))
         if isinstance(value, bool | int | str):
             kept[name] = value
+    if place and isinstance(plain.get("tie_word_embeddings"), bool):
+        kept["^tie_word_embeddings"] = plain["tie_word_embeddings"]
     return kept
 
 

@@ -50,7 +50,8 @@ KEYS = {
     "numbers": "further paths that sizes depend on",
     "patterns": "which layers have a tensor: a name of one of them, and a rule for its config",
     "cost": "elements of a cache a layer and token, and width of all heads",
-    "tied": "output projection equals the embedding: null (never), true, or by the flag",
+    "tied": "output projection equals the embedding: null (never), true, or by the flag (^flag: "
+    "of the whole config)",
     "tensors": "role, name, dims, closes, gain_offset, init, layers, experts",
     "whole": "axes that a norm runs over",
     "operators": "option -> proof (error, control, request) or why not",
@@ -150,8 +151,8 @@ def misfit(table: Mapping[str, Any], config: Config) -> str:
     if not isinstance(inner, Mapping):
         return ".".join(table["place"])
     for name, wanted in table["flags"].items():
-        path = tuple(name.split("."))
-        value = leaf(inner, path)
+        path = tuple(name.removeprefix("^").split("."))
+        value = leaf(config if name.startswith("^") else inner, path)
         if value is None:
             value = table["defaults"].get(name)
         if value != wanted and not (not value and not wanted):
@@ -304,6 +305,16 @@ class _Reader:
                 sizes[f"layers:{number}"] = mask
         return sizes
 
+    def _tied(self, config: Config) -> bool:
+        """The output projection is the embedding."""
+        rule, name = self.table["tied"], "tie_word_embeddings"
+        if rule not in ("flag", "^flag"):
+            return bool(rule)
+        flag = leaf(config, (*self.place, name)) if rule == "flag" else None
+        flag = config.get(name) if flag is None else flag
+        default = self.table["defaults"].get(name if rule == "flag" else f"^{name}")
+        return bool(default if flag is None else flag)
+
     def _stored_facts(self, names: Collection[str]) -> dict[str, int]:
         if any("{layer}" in name for name in names):  # names of a plan, not of a file
             return {}
@@ -311,20 +322,22 @@ class _Reader:
         return {f"layers:{i}": mask for i, mask in enumerate(masks) if mask is not None}
 
     def _fields(self, sizes: Sizes) -> dict[str, Any]:
-        changes: dict[tuple[str, ...], Any] = {}
+        changes = {self._path(axis): sizes[name] for name, axes in self.axes.items() for axis in axes}
         if self.layer_field:
-            changes[tuple(self.layer_field.split("."))] = sizes["layer"]
-        for axis, paths in self.axes.items():
-            for path in paths:
-                changes[tuple(path.split("."))] = sizes[axis]
-        if self.table["tied"] == "flag":
-            changes["tie_word_embeddings",] = bool(sizes["tied"])
-        if not self.place and all(len(path) == 1 for path in changes):
+            changes[self._path(self.layer_field)] = sizes["layer"]
+        flag = {"flag": "", "^flag": "^"}.get(str(self.table["tied"]))
+        if flag is not None:
+            changes[self._path(f"{flag}tie_word_embeddings")] = bool(sizes["tied"])
+        if all(len(path) == 1 for path in changes):
             return {path[0]: value for path, value in changes.items()}
-        whole = dict(self.config)
-        grown = with_values(whole, {(*self.place, *path): v for path, v in changes.items()})
-        top = {(*self.place, *path)[0] for path in changes}
-        return {name: grown[name] for name in top}
+        grown = with_values(self.config, changes)
+        return {path[0]: grown[path[0]] for path in changes}
+
+    def _path(self, name: str) -> tuple[str, ...]:
+        """Where the config has a field of the table."""
+        if name.startswith("^"):
+            return tuple(name[1:].split("."))
+        return (*self.place, *name.split("."))
 
     def _map_layers(self, config: Config, sources: Sequence[int]) -> dict[str, Any]:
         """What the config says of layers, after they have moved."""
@@ -360,15 +373,6 @@ class _Reader:
                 yield "--experts", f"it chooses experts within groups ({name} = {value})"
         if (why := self.stream.get("tied")) and self._tied(self.config):
             yield "--hidden", why
-
-    def _tied(self, config: Config) -> bool:
-        """The output projection is the embedding."""
-        tied = self.table["tied"]
-        if tied == "flag":
-            flag = leaf(config, (*self.place, "tie_word_embeddings"))
-            flag = config.get("tie_word_embeddings") if flag is None else flag
-            tied = self.table["defaults"].get("tie_word_embeddings") if flag is None else flag
-        return bool(tied)
 
     def _norm(self) -> Norm:
         """The norms over the residual stream."""
@@ -423,7 +427,7 @@ class _Reader:
     def _tensor(self, entry: Mapping[str, Any]) -> Tensor:
         pattern = entry.get("layers")
         predicate = every_layer if pattern is None else _in_mask(f"layers:{pattern}")
-        tied = entry["role"] == "lm_head" and self.table["tied"] == "flag"
+        tied = entry["role"] == "lm_head" and self.table["tied"] in ("flag", "^flag")
         closes = entry.get("closes")
         return Tensor(
             role=entry["role"],
