@@ -6,7 +6,7 @@ from growkit.checkpoint.header import FileHeader, TensorInfo, read_header
 from growkit.checkpoint.identity import content_hash, identity
 from growkit.checkpoint.layout import INDEX_FILE, SINGLE_FILE
 from growkit.checkpoint.publish import staged_output
-from growkit.checkpoint.quantised import check_unquantised
+from growkit.checkpoint.quantised import check_copies_only, check_unquantised
 from growkit.checkpoint.shards import (
     OutputTensor,
     Place,
@@ -31,6 +31,7 @@ __all__ = [
     "ShardPlan",
     "ShardWriter",
     "TensorInfo",
+    "check_copies_only",
     "check_unquantised",
     "content_hash",
     "copy_side_files",

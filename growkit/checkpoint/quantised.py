@@ -37,12 +37,47 @@ _ANY_PART = re.compile("|".join(pattern for pattern, _ in _PARTS))
 _INTEGERS = {"I8", "U8", "I16", "U16", "I32", "U32"}
 
 
+# Methods whose layers are copied with their bytes and scales -> the config that undoes them.
+COPIED = {"fp8": "FineGrainedFP8Config", "mxfp4": "Mxfp4Config"}
+
+
+def copied_method(checkpoint: Checkpoint) -> str:
+    """The quantisation of a checkpoint whose layers can be copied as they are stored, or empty:
+    MXFP4, and FP8 with a scale for each block."""
+    stated = checkpoint.config.get("quantization_config")
+    method = str(stated.get("quant_method")).lower() if isinstance(stated, dict) else ""
+    blocks = method == "mxfp4" or (method == "fp8" and stated and stated.get("weight_block_size"))
+    return method if blocks else ""
+
+
+def check_copies_only(checkpoint: Checkpoint, asked: str) -> None:
+    """Raise UsageError, with the command that undoes the quantisation, if there is one.
+
+    Args:
+        asked: what would change single weights.
+    """
+    if method := copied_method(checkpoint):
+        config = COPIED[method]
+        source = str(checkpoint.path)
+        raise UsageError(
+            f"{source!r} is quantised ({_NAMES[method]}), and {asked} changes single weights: only "
+            "whole layers are copied as they are stored (--layers).",
+            'Write it in bfloat16 first: python -c "from transformers import '
+            f"AutoModelForCausalLM as M, {config} as C; M.from_pretrained({source!r}, "
+            "dtype='bfloat16', quantization_config=C(dequantize=True))"
+            f'.save_pretrained({source + "-bf16"!r})"',
+        )
+
+
 def check_unquantised(checkpoint: Checkpoint) -> None:
-    """Raise UsageError naming the quantisation of a checkpoint, stated or recognised.
+    """Raise UsageError naming the quantisation of a checkpoint, stated or recognised, unless its
+    layers can be copied as they are stored.
 
     Recognised is what tensors are called (``qweight``, ``weight_scale`` ...) and stored as (eight
     bits or fewer, or whole numbers where weights are expected).
     """
+    if copied_method(checkpoint):
+        return
     for found in (*_stated(checkpoint), *_recognised(checkpoint)):
         raise UsageError(
             f"{str(checkpoint.path)!r} is quantised: {found}; growkit grows weights in float32, "

@@ -116,7 +116,7 @@ def make_table(builder: Builder, config: Any, found: Findings) -> dict[str, Any]
         "carried": words.carried(),
         "stream": words.stream(),
         "fills": found.filled,
-        "copied": [],
+        "copied": list(getattr(found.model.model, "_keys_to_ignore_on_load_unexpected", ()) or ()),
     }
     if layers.field is None:
         table["layers"]["counted_by"] = next(

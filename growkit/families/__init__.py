@@ -20,6 +20,7 @@ from growkit.families.olmo import OLMO2, OLMO3
 from growkit.families.opt import OPT
 from growkit.families.phi3 import PHI3
 from growkit.families.qwen import QWEN2, QWEN3, QWEN3_MOE
+from growkit.families.stored_parts import with_stored_parts
 from growkit.families.t5 import T5
 from growkit.families.wrapped import explain_config
 
@@ -86,8 +87,15 @@ FAMILIES: MutableMapping[str, Family] = _Families()
 def family_of(config: Config, names: Collection[str] = ()) -> Family:
     """The family of a config.json, as a checkpoint with tensors of these names stores it.
 
+    ``names``: with their header entries, as :class:`Checkpoint` has them, also what the class does
+    not read and the scales of quantised weights are in it.
+
     Raises UsageError for an unknown ``model_type``, and for fields that hold what no model has.
     """
+    return with_stored_parts(_family_of(config, names), config, names)
+
+
+def _family_of(config: Config, names: Collection[str]) -> Family:
     check_fields(config, import_module(_VARIANTS).SIZES)
     model_type = config.get("model_type")
     if (family := derived_family(config, names, registered=True)) is not None:

@@ -61,6 +61,14 @@ def once(sizes: Sizes) -> int:
     return 1
 
 
+_BEHIND = re.compile(r"\{layers\+(\d+)\}")
+
+
+def behind_the_last(places: int) -> str:
+    """Stands in a name for the number of a layer that would be so many places behind the last."""
+    return f"{{layers+{places}}}"
+
+
 def every_layer(sizes: Sizes, layer: int) -> bool:
     """Every layer has the tensor."""
     return True
@@ -110,6 +118,12 @@ class Tensor:
     @property
     def per_layer(self) -> bool:
         return "{layer}" in self.name
+
+    def named(self, sizes: Sizes, layer: int | None = None) -> str:
+        """Its name in a checkpoint of these sizes."""
+        if layer is not None:
+            return self.name.replace("{layer}", str(layer))
+        return _BEHIND.sub(lambda found: str(sizes["layer"] + int(found[1])), self.name)
 
     @property
     def is_gain(self) -> bool:
@@ -223,6 +237,8 @@ class Family:
         refusal: why transformers would refuse a config with these sizes, or None.
         aliases: further names under which a class knows a tensor -> name that is written.
         ignored: patterns of stored buffers that carry nothing.
+        unread: roles of tensors that the class does not read and that are copied as they are; of a
+            family without a checkpoint, patterns of their names.
         wider: name of the family that holds the models that ``refusal`` objects to.
         adopt: the config of a checkpoint of another family (config, family, sizes) in the words of
             this one.
@@ -264,6 +280,7 @@ class Family:
     refusal: Callable[[Config, Sizes], str | None] = no_objection
     aliases: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = (r".*rotary_emb\.inv_freq",)
+    unread: tuple[str, ...] = ()
     attention: str | None = None
     attention_field: str = "attention"
     wider: str | None = None
@@ -290,8 +307,7 @@ class Family:
         experts = {tensor.role: tensor.per_expert(sizes) for tensor in self.present(sizes)}
         for tensor, layer in self.members(sizes):
             for member in experts[tensor.role]:
-                name = member.name
-                yield member, layer, name if layer is None else name.replace("{layer}", str(layer))
+                yield member, layer, member.named(sizes, layer)
 
     def present(self, sizes: Sizes) -> list[Tensor]:
         """The declared tensors that some layer of a checkpoint of these sizes has."""

@@ -90,6 +90,11 @@ def fixed(size: Callable[[Sizes], int]) -> Layout:
     return layout
 
 
+def constant(width: int) -> Layout:
+    """A dimension that never grows, of this width."""
+    return fixed(lambda sizes: width)
+
+
 def adjacent_parts(axis: str, parts: Callable[[Sizes], int], block: Block) -> Layout:
     """(axis, part): k1, k2 of pair 0, then k1, k2 of pair 1 (unilm, Motif, ours)."""
 

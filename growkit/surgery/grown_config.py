@@ -11,6 +11,7 @@ from growkit.core.engines import derived_head_dim
 from growkit.core.errors import GrowkitError, UsageError
 from growkit.families import Family
 from growkit.families.base import Config
+from growkit.families.stored_parts import moved_quantisation
 from growkit.families.upcycling import UPCYCLINGS
 from growkit.surgery.effect import NO_LAYER, Effect, LayerMap
 from growkit.surgery.layer_pattern import moved_counts, rule_lists
@@ -48,6 +49,9 @@ def grown_config(
     grown.update(growth.fields)
     if growth.layers_moved:
         _map_layers(grown, family, source_sizes["layer"], growth.layers, growth.kinds_by_rule)
+        prefix = next((t.name.split("{layer}")[0] for t in family.tensors if t.per_layer), "")
+        sources = [layer.source for layer in growth.layers]
+        grown.update(moved_quantisation(grown, prefix, sources))
     if not _reads_back(grown, family, growth):
         # A field that the source left to a default now has to be stated.
         grown.update(after)

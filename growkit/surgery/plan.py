@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from math import prod
 from typing import Any
 
 import numpy as np
 
-from growkit.checkpoint import DTYPES, Checkpoint, TensorInfo, check_unquantised
+from growkit.checkpoint import (
+    DTYPES,
+    Checkpoint,
+    TensorInfo,
+    check_copies_only,
+    check_unquantised,
+)
 from growkit.core.errors import UsageError
 from growkit.families import FAMILIES, Family, family_of
 from growkit.families.config_fields import MAX_TENSORS
+from growkit.families.stored_parts import without, without_prediction
 from growkit.surgery.compose import check_links, compose, kept_layers
 from growkit.surgery.effect import Effect, Exactness, ModelShape, Operator, check_allowed
 from growkit.surgery.grown_config import grown_config, head_dim_note, sizes_that_load
@@ -72,6 +82,7 @@ def build_plan(
     symmetry: Symmetry | None = None,
     target: str | None = None,
     asked: Sequence[str] = (),
+    drop: str | None = None,
 ) -> Plan:
     """Decide what every tensor of the grown checkpoint is made of.
 
@@ -82,6 +93,7 @@ def build_plan(
         target: name of the family to write; by default the source's own, or ``gda`` where that
             cannot hold the grown model.
         asked: flags that asked for the operators; the family may refuse them by name.
+        drop: regular expression of tensors that the class does not read, which are left out.
 
     Raises:
         UsageError: quantised weights, unknown family, impossible size, or a model that
@@ -90,10 +102,15 @@ def build_plan(
     """
     symmetry = symmetry or Symmetry()
     source_family, source_sizes = read_source(checkpoint)
+    stored = source_family.unread
+    if drop is not None:
+        source_family = without(source_family, drop)
     shape = ModelShape(source_family, source_sizes, checkpoint.config, checkpoint.path)
     for flag in asked:
         check_allowed(shape, flag)
     growth = compose(operators, shape)
+    _check_copies(checkpoint, source_family, growth, ", ".join(asked))
+    growth = replace(growth, warnings=(*growth.warnings, *_unread_note(stored, source_family)))
     if symmetry.mode == "even":
         # The mean of equal copies is the expert: nothing to divide.
         growth = replace(growth, expert_copies=1)
@@ -104,8 +121,48 @@ def build_plan(
         facts = family.adopted_facts(checkpoint.config)
         growth = replace(growth, sizes={**growth.sizes, **facts})
     config = grown_config(checkpoint.config, source_family, family, source_sizes, growth)
+    if drop is not None and not family.unread:
+        config = without_prediction(config)
     builder = PlanBuilder(checkpoint, source_family, family, source_sizes, growth, config)
     return plan_of(builder, symmetry)
+
+
+def _check_copies(checkpoint: Checkpoint, family: Family, growth: Effect, asked: str) -> None:
+    """Raise UsageError where a growth would change what can be copied alone."""
+    kinds = {layer.kind for layers in growth.stacks.values() for layer in layers}
+    if not (growth.axes or growth.family or kinds - {"kept", "copy", "identity"}):
+        return
+    check_copies_only(checkpoint, asked)
+    if growth.axes and family.unread:
+        more = len(family.unread) - 1
+        raise UsageError(
+            f"{family.unread[0]!r}{f' and {more} more' if more else ''} belong to layers that the "
+            f"class does not read (multi-token prediction), which {asked} would leave at the old "
+            "size.",
+            f"Leave them out: --drop-tensors {shlex.quote(_pattern(family.unread))}, or grow "
+            "--layers alone.",
+        )
+
+
+def _unread_note(stored: Sequence[str], family: Family) -> list[str]:
+    """What becomes of the tensors that the class does not read."""
+    kept, gone = len(family.unread), len(stored) - len(family.unread)
+    notes = []
+    for count, fate in ((kept, "copied as they are"), (gone, "left out (--drop-tensors)")):
+        if count:
+            name = next(n for n in stored if (n in family.unread) == (fate[0] == "c"))
+            notes.append(
+                f"{count:,} tensors that the class does not read are {fate}: {name!r}"
+                + (" ..." if count > 1 else "")
+            )
+    return notes
+
+
+def _pattern(names: Sequence[str]) -> str:
+    """A regular expression of what names begin with."""
+    starts = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    common = takewhile(lambda parts: len(set(parts)) == 1, starts)
+    return re.escape("".join(f"{parts[0]}." for parts in common)) + ".*"
 
 
 def plan_growth(checkpoint: Checkpoint, request: GrowthRequest) -> Plan:
@@ -116,6 +173,7 @@ def plan_growth(checkpoint: Checkpoint, request: GrowthRequest) -> Plan:
         symmetry=request.symmetry_choice(),
         target=request.format,
         asked=request.flags(),
+        drop=request.drop_tensors,
     )
 
 
@@ -134,6 +192,13 @@ def build_conversion_plan(
         CheckpointError: tensors that the family does not declare, or with wrong shapes.
     """
     source_family, source_sizes = read_source(checkpoint)
+    check_copies_only(checkpoint, "a conversion")
+    if source_family.unread:
+        raise UsageError(
+            f"{source_family.unread[0]!r} belongs to layers that the class does not read "
+            "(multi-token prediction), and no other attention is known for them.",
+            "Drop them first: growkit grow with --drop-tensors.",
+        )
     shape = ModelShape(source_family, source_sizes, checkpoint.config)
     step = conversion.apply(shape)
     family = family_of(step.config)

@@ -83,7 +83,7 @@ class PlanBuilder:
             kinds = self._kinds(tensor, layer) if members[0].expert is not None else {}
             for first, count in kinds.values() or [(0, 1)]:
                 member = members[first]
-                name = member.name if layer is None else member.name.replace("{layer}", str(layer))
+                name = member.named(self.growth.sizes, layer)
                 yield TensorGroup(self._plan(member, layer, name), count)
 
     def _kinds(self, tensor: Tensor, layer: int | None) -> dict[tuple[str, bool], tuple[int, int]]:
@@ -127,7 +127,7 @@ class PlanBuilder:
                 layer=layer,
                 layer_source=layer_source,
             )
-        source, rank = source_tensor.name, 0
+        source, rank = source_tensor.named(self.source_sizes), 0
         if layer_source is not None:
             source = source.replace("{layer}", str(layer_source.source))
         if tensor.expert is not None:

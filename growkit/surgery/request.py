@@ -51,6 +51,8 @@ class GrowthRequest:
         symmetry: ``split``, ``even`` or ``noise``.
         noise_snr_db: decibels, for ``noise``.
         seed: of every random number.
+        drop_tensors: regular expression of stored tensors that the class does not read, which are
+            left out.
         format: family to write, when not the source's.
         optimizer_state: of the run that made the source: ``grow`` it with the model (the default
             where it is found), ``reset`` it (write none), or ``reset-new``: copies begin with zero
@@ -87,6 +89,7 @@ class GrowthRequest:
     symmetry: str = "split"
     noise_snr_db: float = 10.0
     seed: int = 0
+    drop_tensors: str | None = None
     format: str | None = None
     optimizer_state: str | None = None
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import re
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from growkit.core.errors import CheckpointError, VerificationFailed
+from growkit.core.errors import CheckpointError, GrowkitError, VerificationFailed
+from growkit.families import family_of
 from growkit.variants.catalogue import config_reader
 from growkit.verification.written_folder import Folder
 
@@ -64,6 +66,10 @@ def check_complete(
     """Raises:
     VerificationFailed: naming the tensors that are missing, not expected or of another shape.
     """
+    unexpected = set(unexpected)
+    if unexpected:
+        stems = _unread(folder)
+        unexpected = {name for name in unexpected if not any(stem in name for stem in stems)}
     problems = {
         "lacks {}, which the model needs": sorted(missing),
         "stores {}, which the model does not know": sorted(unexpected),
@@ -76,6 +82,27 @@ def check_complete(
                 f"{folder.name} {sentence.format(shown)}.",
                 "Its config.json and its safetensors files do not belong together: grow it again.",
             )
+
+
+def _unread(folder: Folder) -> set[str]:
+    """Stored tensors that growth knows to be read by no class (multi-token prediction): parts of
+    their names that stay as they are when transformers renames and joins tensors on loading."""
+    stored = {name: Stored(shape) for name, (_, _, shape) in folder.tensors.items()}
+    try:
+        unread = family_of(folder.config, stored).unread
+    except GrowkitError:  # of no family that growth knows
+        return set()
+    return {found[0] if (found := _STEM.search(name)) else name for name in unread}
+
+
+# A layer and its number, or the word for such layers.
+_STEM = re.compile(r"[a-z_]+\.\d+\.|(?<![a-z_])mtp\.")
+
+
+class Stored(NamedTuple):
+    """A header entry, as families read it."""
+
+    shape: tuple[int, ...]
 
 
 def load_model(folder: Folder, dtype: torch.dtype, *, trust_remote_code: bool = False) -> nn.Module:

@@ -335,6 +335,11 @@ COMMON = (
         "zero moments). Default: grow, where it is found.",
     ),
     Option(
+        key="drop_tensors",
+        help="Regular expression of tensors that the class does not read (multi-token prediction), "
+        "to be left out.",
+    ),
+    Option(
         key="format",
         help="Family to write: the source's own, or gda for differential checkpoints.",
     ),
