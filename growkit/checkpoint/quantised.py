@@ -37,17 +37,19 @@ _ANY_PART = re.compile("|".join(pattern for pattern, _ in _PARTS))
 _INTEGERS = {"I8", "U8", "I16", "U16", "I32", "U32"}
 
 
-# Methods whose layers are copied with their bytes and scales -> the config that undoes them.
-COPIED = {"fp8": "FineGrainedFP8Config", "mxfp4": "Mxfp4Config"}
+# Methods whose layers are copied with their bytes and scales -> what ends the names of such parts,
+# and the config that undoes them.
+COPIED = {"fp8": ("_scale_inv", "FineGrainedFP8Config"), "mxfp4": ("_blocks", "Mxfp4Config")}
 
 
 def copied_method(checkpoint: Checkpoint) -> str:
     """The quantisation of a checkpoint whose layers can be copied as they are stored, or empty:
-    MXFP4, and FP8 with a scale for each block."""
+    MXFP4, and FP8 with a scale for each block, stated and stored."""
     stated = checkpoint.config.get("quantization_config")
     method = str(stated.get("quant_method")).lower() if isinstance(stated, dict) else ""
-    blocks = method == "mxfp4" or (method == "fp8" and stated and stated.get("weight_block_size"))
-    return method if blocks else ""
+    ending = COPIED.get(method, ("",))[0]
+    stored = bool(ending) and any(name.endswith(ending) for name in checkpoint.tensors)
+    return method if stored else ""
 
 
 def check_copies_only(checkpoint: Checkpoint, asked: str) -> None:
@@ -57,7 +59,7 @@ def check_copies_only(checkpoint: Checkpoint, asked: str) -> None:
         asked: what would change single weights.
     """
     if method := copied_method(checkpoint):
-        config = COPIED[method]
+        config = COPIED[method][1]
         source = str(checkpoint.path)
         raise UsageError(
             f"{source!r} is quantised ({_NAMES[method]}), and {asked} changes single weights: only "

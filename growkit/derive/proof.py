@@ -33,6 +33,7 @@ from growkit.verification.decoding import greedy
 TOLERANCE = 5e-5
 BITES = 1e-3
 NEW_TOKENS = 4
+PROJECTOR = "its towers write vectors of the hidden size, and they are copied as they are"
 
 
 def prove(
@@ -123,7 +124,10 @@ def _requests(table: dict[str, Any], found: Any) -> Iterator[tuple[str, dict[str
             if key.startswith("ffn:"):
                 table["operators"]["--ffn"] = {"why": _sentence(why)}
     together = {"hidden": "x2"} if table["fills"] else {}
-    if found.stream is not None:
+    if table["carried"]:
+        fixed = ["--hidden", *(("--query-heads", "--heads") if together else ())]
+        table["operators"] |= {option: {"why": PROJECTOR} for option in fixed}
+    elif found.stream is not None:
         yield "--hidden", {"hidden": "x2"} | ({"heads": "x2"} if together else {})
     elif why := found.failures.get("hidden"):
         table["operators"]["--hidden"] = {"why": _sentence(why)}
@@ -139,9 +143,11 @@ def _requests(table: dict[str, Any], found: Any) -> Iterator[tuple[str, dict[str
             table["operators"]["--query-heads"] = {"why": _sentence(why)}
         return
     if "kv_head" in table["axes"]:
-        yield "--query-heads", {"query_heads": "x2"} | together
+        if "--query-heads" not in table["operators"]:
+            yield "--query-heads", {"query_heads": "x2"} | together
         yield "--kv-heads", {"kv_heads": "x2"}
-    yield "--heads", {"heads": "x2"} | together
+    if "--heads" not in table["operators"]:
+        yield "--heads", {"heads": "x2"} | together
 
 
 def _sentence(text: str) -> str:

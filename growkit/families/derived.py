@@ -323,7 +323,9 @@ class _Reader:
         return {f"layers:{i}": mask for i, mask in enumerate(masks) if mask is not None}
 
     def _fields(self, sizes: Sizes) -> dict[str, Any]:
-        changes = {self._path(axis): sizes[name] for name, axes in self.axes.items() for axis in axes}
+        changes = {
+            self._path(axis): sizes[name] for name, axes in self.axes.items() for axis in axes
+        }
         if self.layer_field:
             changes[self._path(self.layer_field)] = sizes["layer"]
         flag = {"flag": "", "^flag": "^"}.get(str(self.table["tied"]))

@@ -44,7 +44,7 @@ def grown_config(
     if "head_dim" in after and (heads_grow or "hidden" in growth.axes):
         # From here on hidden_size / num_attention_heads is no longer the head_dim.
         grown["head_dim"] = growth.sizes["head_dim"]
-    if "vocab" in growth.axes:
+    if "vocab" in growth.axes and not family.origin:  # a derived table says where it stands
         grown["vocab_size"] = growth.sizes["vocab"]
     grown.update(growth.fields)
     if growth.layers_moved:

@@ -114,6 +114,8 @@ class Pair:
         available = memory.available_memory()
         if self.compute == torch.float64:
             self.notes.append("amplification of rounding not measured in float64")
+        elif folder.config.get("quantization_config"):  # it is de-quantised to 32 bits at most
+            self.notes.append("amplification of rounding not measured: the weights are quantised")
         elif not self.layerwise and available and 8 * folder.parameters > 0.9 * available:
             self.notes.append("amplification of rounding not measured: too little memory")
         else:
