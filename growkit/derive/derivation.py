@@ -11,9 +11,11 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from growkit.core.errors import CheckpointError
+from growkit.core.names import CONFIG
 from growkit.core.writing import write_whole
 from growkit.derive.proof import prove
 from growkit.derive.studied import TIES, Findings, Step, explicit, study, tied_twin
@@ -94,8 +96,10 @@ def read_config(config: Mapping[str, Any], folder: Path | None = None) -> Any:
                 return AutoConfig.from_pretrained(
                     folder, trust_remote_code=True, local_files_only=True
                 )
-            given = {name: value for name, value in config.items() if name != "model_type"}
-            return AutoConfig.for_model(model_type, **given)
+            # Read as a file: numbers that JSON has no word for (infinity) are written as objects.
+            with TemporaryDirectory(prefix="growkit-config-") as place:
+                Path(place, CONFIG).write_text(json.dumps(dict(config)), encoding="utf-8")
+                return AutoConfig.from_pretrained(place, local_files_only=True)
     except Exception as error:  # whatever a config class objects to
         first = (str(error).strip() or "-").splitlines()[0]
         raise CheckpointError(
