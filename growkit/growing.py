@@ -195,8 +195,8 @@ def _warn_of_missing_rows(plan: Plan, reporter: Reporter) -> None:
     if tokens is not None and rows is not None and tokens > rows:
         reporter.warn(
             f"the tokenizer has {tokens} tokens and the embedding {rows} rows, so texts with the "
-            "others can be neither trained on nor generated: resize the embedding first "
-            "(resize_token_embeddings of transformers)"
+            "others can be neither trained on nor generated: give the embedding rows for them with "
+            f"--tokenizer {plan.checkpoint.path}"
         )
 
 

@@ -91,13 +91,14 @@ class VocabularyView:
         return VocabularyView(rows, ids_a, ids_b, config_a)
 
     def encoder(self, encode: Encode) -> Encode:
-        """A's encoding in the numbers of the view; tokens that B does not have are left out."""
+        """A's encoding in the numbers of the view; tokens without a row in both are left out."""
         number = torch.full((self.rows.old_size,), -1)
         number[self.ids_a] = torch.arange(len(self.ids_a))
 
         def encoded(text: str) -> list[int]:
             ids = encode(text)
-            return [n for n in number[torch.tensor(ids, dtype=torch.long)].tolist() if n >= 0]
+            known = [id for id in ids if id < len(number)]  # A's own tokenizer may have more
+            return [n for n in number[torch.tensor(known, dtype=torch.long)].tolist() if n >= 0]
 
         return encoded
 
@@ -170,13 +171,16 @@ class VocabularyView:
 
 
 def bits_per_byte(model: Any, ids: Sequence[int], text: str, length: int) -> float | None:
-    """Bits of a text's UTF-8 byte under a model that has not been given a view.
+    """Bits of a text's UTF-8 byte under a model that has not been given a view; None where the
+    text has tokens that the model has no rows for.
 
     Args:
         ids: the whole text's token ids; read in windows of ``length``, each without the others.
     """
     nats = 0.0
     predicted = 0
+    if max(ids, default=0) >= model.get_input_embeddings().weight.shape[0]:
+        return None
     for first in range(0, len(ids) - 1, length):
         window = torch.tensor([list(ids[first : first + length])])
         if window.shape[1] < 2:

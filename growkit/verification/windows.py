@@ -67,8 +67,8 @@ def token_windows(
     if int(windows.max()) >= vocab_size:
         raise CheckpointError(
             f"The tokenizer gives token id {int(windows.max())}, but vocab_size is {vocab_size}.",
-            "If tokens were added to the tokenizer, resize the embedding first "
-            "(resize_token_embeddings of transformers); else it is another model's.",
+            "If tokens were added to the tokenizer, give the embedding rows for them first "
+            "(growkit grow FOLDER --tokenizer FOLDER); else it is another model's.",
         )
     return windows
 

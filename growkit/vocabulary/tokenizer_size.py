@@ -7,6 +7,7 @@ text holds one of the new tokens.
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +59,8 @@ def _size(vocab: Any, whole: dict[str, Any]) -> int | None:
 
 def resize_remedy(folder: Path | str) -> str:
     """The command that gives the embedding its missing rows."""
-    folder = str(folder)
-    return (
-        "Give the embedding rows for them: python -c "
-        '"from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; '
-        f"t = T.from_pretrained({folder!r}); m = M.from_pretrained({folder!r}, dtype='auto'); "
-        f"m.resize_token_embeddings(len(t)); m.save_pretrained({folder + '-resized'!r}); "
-        f't.save_pretrained({folder + "-resized"!r})"'
-    )
+    place, out = shlex.quote(str(folder)), shlex.quote(f"{folder}-resized")
+    return f"Give the embedding rows for them: growkit grow {place} --tokenizer {place} --out {out}"
 
 
 def check_ids(largest: int, rows: int, tokens: int, folder: Path | str) -> None:

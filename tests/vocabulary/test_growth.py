@@ -255,3 +255,15 @@ def test_layer_by_layer_too(source: Path, german: Path, tmp_path: Path) -> None:
     grown(source, tmp_path / "out", tokenizer=str(german))
     report = verify_checkpoints(source, tmp_path / "out", layerwise="on")
     assert report.passed is True and report.vocabulary is not None
+
+
+def test_rows_for_tokens_that_were_added_without_any(source: Path, tmp_path: Path) -> None:
+    """The remedy for an embedding that was not resized: the folder's own tokenizer."""
+    folder = shutil.copytree(source, tmp_path / "a")
+    model = LlamaForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(280)
+    model.save_pretrained(folder)
+    request = GrowthRequest(tokenizer=str(folder))
+    plan, manifest = grow_checkpoint(folder, tmp_path / "b", request)
+    assert plan.sizes["vocab"] == 298 and manifest["verification"]["passed"]
+    assert manifest["verification"]["vocabulary"]["common"] == 280
