@@ -24,6 +24,7 @@ COMMANDS = {
     "diff": "diff",
     "train": "train",
     "report": "report",
+    "push": "push",
     "study": "study",
     "demo": "demo",
 }

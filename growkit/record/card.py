@@ -1,12 +1,15 @@
-"""README.md of a grown folder: the model card, with the before/after table and the figures."""
+"""README.md of a grown or trained folder: the model card, with its tables and figures."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from growkit import __version__
+from growkit.checkpoint.hub import HUB_ID, origin
 from growkit.core.errors import GrowkitError
 from growkit.core.files import read_text
 from growkit.core.names import README
@@ -72,6 +75,93 @@ def model_card(source: Path, manifest: dict[str, Any], name: str) -> str:
     ]
     if plan["warnings"]:
         lines[-4:-4] = ["Warnings: " + "; ".join(map(markdown_text, plan["warnings"])) + ".", ""]
+    return "\n".join(lines)
+
+
+# What a parent's card says that stays true of a model that was trained on from it.
+_KEPT = ("license", "license_name", "license_link", "language", "base_model", "datasets", "tags",
+         "pipeline_tag")  # fmt: skip
+_LINES = 12  # of the curve in a card
+
+
+def training_card(
+    source: Path | None, record: dict[str, Any], evaluations: Sequence[dict[str, Any]], name: str
+) -> str:
+    """Text of a trained folder's card.
+
+    Names of local files and folders are left out: a card is made to be published.
+
+    Args:
+        source: folder that the run started from, whose card's metadata are kept; None: scratch.
+        record: content of ``growkit_training.json``.
+        evaluations: the lines of metrics.jsonl with a held-out loss, in order.
+        name: of the trained model.
+    """
+    header = _front_matter(source) if source is not None else {}
+    front = {key: header[key] for key in _KEPT if _plain(header.get(key))}
+    parent, revision = origin(source) if source is not None else ("", None)
+    if revision is not None:
+        front["base_model"] = [parent]
+    data, training = record["recipe"]["data"], record["recipe"]["training"]
+    sections = data.get("mixture") or [data]
+    hub = [s["dataset"]["path"] for s in sections if s.get("dataset")]
+    hub = [path for path in hub if HUB_ID.fullmatch(path) and not Path(path).exists()]
+    for key, more in (("tags", ["growkit"]), ("datasets", hub)):
+        had = front.get(key, [])
+        values = [had] if isinstance(had, str) else had
+        if values or more:
+            front[key] = list(dict.fromkeys([*values, *more]))
+    begin = f"from {markdown_code(parent)}" if source is not None else "from scratch"
+    facts = {
+        "steps": f"{record['steps']:,}" + " (stopped early)" * bool(record.get("stopped_early")),
+        "tokens": f"{record['tokens']:,}",
+        "parameters": f"{record['parameters']:,}",
+        "sequence length": f"{data.get('sequence_length', 512):,}",
+        "learning rate": f"{training['learning_rate']:g}, {training['schedule']}",
+        "optimizer": f"{training['optimizer']}, weight decay {training['weight_decay']:g}",
+    }
+    lines = [
+        "---",
+        yaml.safe_dump({"library_name": "transformers", **front}, sort_keys=False).strip(),
+        "---",
+        "",
+        f"# {markdown_text(name)}",
+        "",
+        f"Trained {begin} by growkit {__version__}.",
+        "",
+        "| | |",
+        "|---|---:|",
+        *(f"| {key} | {value} |" for key, value in facts.items()),
+        "",
+        "## Data",
+        "",
+        "| source | tokens read | epochs |",
+        "|---|---:|---:|",
+        *(
+            f"| {markdown_text(source_name)} | {use['tokens']:,} | {use['epochs']:g} |"
+            for source_name, use in record["data"].items()
+        ),
+        "",
+    ]
+    if evaluations:
+        number = min(len(evaluations), _LINES)
+        places = sorted({round(i * (len(evaluations) - 1) / max(number - 1, 1))
+                         for i in range(number)})  # fmt: skip
+        lines += [
+            "## Held-out loss",
+            "",
+            f"Nats per token, over {record['held_out_tokens']:,} tokens.",
+            "",
+            "| step | tokens | loss | perplexity |",
+            "|---:|---:|---:|---:|",
+            *(
+                f"| {row['step']:,} | {row['tokens']:,} | {row['eval_loss']:.4f} "
+                f"| {row['perplexity']:.3f} |"
+                for row in (evaluations[place] for place in places)
+            ),
+            "",
+        ]
+    lines += ["`growkit_training.json` holds the recipe and the figures.", ""]
     return "\n".join(lines)
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from growkit.checkpoint import open_checkpoint
+from growkit.checkpoint.side_files import copy_side_files
 from growkit.core.errors import CheckpointError, UsageError, nearest
-from growkit.core.names import MANIFEST, TRAINING_RECORD
+from growkit.core.names import MANIFEST, README, TRAINING_RECORD
 from growkit.data.tokenizer import copy_tokenizer
 from growkit.families.differential import is_lambda_vector
 from growkit.training.data_position import POSITION
@@ -20,6 +21,7 @@ from growkit.training.published import move_into
 from growkit.training.rate_rule import Factors, rate_factors
 from growkit.training.recipe import ModelSection, Recipe
 from growkit.verification.loading import reason, register_own_models
+from growkit.vocabulary.tokenizer_files import TOKENIZER_FILES
 from growkit.vocabulary.tokenizer_size import resize_remedy
 
 
@@ -240,6 +242,7 @@ def publish_model(
     record: dict[str, Any],
     save_dtype: str = "source",
     position: str | None = None,
+    card: str = "",
 ) -> None:
     """Write the trained model beside ``out`` and move it there (:mod:`growkit.training.published`).
 
@@ -252,6 +255,7 @@ def publish_model(
         record: what the run was; becomes ``growkit_training.json``.
         save_dtype: see :func:`growkit.training.final_dtype.store_in`.
         position: content of ``data_position.json``.
+        card: text of README.md.
     """
     if model is not None:
         remove(staging)
@@ -260,6 +264,11 @@ def publish_model(
     store_in(staging, save_dtype, source)
     copy_tokenizer(tokenizer_folder, staging)
     copy_lineage(source, staging)
+    if source is not None:  # licence, notice, what else stays valid; the run's own come first
+        written = {path.name for path in staging.iterdir()}
+        copy_side_files(source, staging, leave_out={*written, *TOKENIZER_FILES, POSITION})
+    if card:
+        (staging / README).write_text(card, encoding="utf-8")
     if position is not None:
         (staging / POSITION).write_text(position)
     (staging / TRAINING_RECORD).write_text(json.dumps(record, indent=2) + "\n")

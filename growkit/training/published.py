@@ -43,7 +43,7 @@ def move_into(staging: Path, out: Path) -> None:
 
 
 def _move(source: Path, target: Path) -> None:
-    if target.is_dir() and not source.is_dir():
+    if target.is_dir():
         remove(target)
     os.replace(source, target)
 

@@ -35,6 +35,7 @@ from growkit.core.errors import GrowkitError, RunStopped, UsageError
 from growkit.core.names import METRICS, RECIPE
 from growkit.core.progress import Progress, Reporter, Silent
 from growkit.data.sources import Corpus, corpus_of
+from growkit.record.card import training_card
 from growkit.training import checkpoints, metrics
 from growkit.training.change_point import changes_in, stored_change, take_up
 from growkit.training.data_position import position_text
@@ -181,10 +182,15 @@ class _Run:
                 record=record,
                 save_dtype=self.recipe.training.save_dtype,
                 position=position_text(self.recipe, train_set, record["steps"]),
+                card=self._card(record),
             )
         )
         begin = str(checkpoint) if checkpoint else None
         return make_result(record, self.out, self.folder, self.started, begin)
+
+    def _card(self, record: dict[str, Any]) -> str:
+        rows = [row for row in metrics.read_metrics(self.folder / METRICS) if "eval_loss" in row]
+        return training_card(self.recipe.model.checkpoint, record, rows, self.out.name)
 
     def _where_to_begin(self) -> tuple[Path | None, dict[str, Any] | None]:
         """The checkpoint to continue from, and the record of a run that is finished."""

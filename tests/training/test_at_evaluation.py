@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from grown_runs import continue_recipe, make_source
 from training_runs import figures, make, weights
 from transformers import TrainerCallback
 
@@ -159,3 +161,22 @@ def test_utilisation(text_file: Path) -> None:
     # 6 FLOPs a weight of a product and token, and those of attention; over 2 devices of 1e9
     matrices = 2 * (16 * 16 * 2 + 16 * 8 * 2 + 3 * 16 * 32) + 257 * 16
     assert known is not None and 6 * matrices / 2e9 < known < 8 * matrices / 2e9
+
+
+def test_the_card_of_a_trained_model(text_file: Path, tmp_path: Path) -> None:
+    source = make_source(text_file, tmp_path / "source")
+    (source / "README.md").write_text(
+        "---\nlicense: mit\nlanguage: [en]\ntags: [own]\nbase_model: other/one\n---\n# parent\n"
+    )
+    (source / "LICENSE").write_text("MIT\n")
+    recipe = continue_recipe(text_file, source, max_steps=4, decay_steps=1, eval_steps=2)
+    out = train(recipe, tmp_path / "run").out
+    assert (out / "LICENSE").read_text() == "MIT\n"
+    card = (out / "README.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["license"] == "mit" and front["tags"] == ["own", "growkit"]
+    assert front["base_model"] == "other/one" and front["language"] == ["en"]
+    assert "Trained from `source` by growkit" in card and str(tmp_path) not in card
+    losses = [row for row in read_metrics(out / "training" / "metrics.jsonl") if "eval_loss" in row]
+    assert [f"| {row['eval_loss']:.4f} |" in card for row in losses] == [True] * 3
+    assert "| data | 256 |" in card

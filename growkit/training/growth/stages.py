@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from growkit.core.errors import UsageError
-from growkit.core.names import METRICS, TRAINING_RECORD
+from growkit.core.names import METRICS, README, TRAINING_RECORD
 from growkit.core.progress import Reporter
 from growkit.families import family_of
 from growkit.growing import grow_checkpoint
+from growkit.record.card import training_card
 from growkit.record.manifest import read_manifest
 from growkit.surgery.effect import Exactness
 from growkit.training.growth.grown import tokens_with_source
@@ -50,6 +51,7 @@ from growkit.training.growth.stage_metrics import (
     write_merged,
 )
 from growkit.training.leftovers import remove
+from growkit.training.metrics import read_metrics
 from growkit.training.published import move_into, published
 from growkit.training.read_recipe import make_recipe
 from growkit.training.recipe import Recipe
@@ -264,5 +266,8 @@ class _StagedRun:
             if path.is_file() and path.name not in (TRAINING_RECORD, STOP, TAKEN):
                 shutil.copyfile(path, staging / path.name)
         (staging / TRAINING_RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        rows = [row for row in read_metrics(self.folder / METRICS) if "eval_loss" in row]
+        card = training_card(self.recipe.model.checkpoint, record, rows, self.out.name)
+        (staging / README).write_text(card, encoding="utf-8")
         move_into(staging, self.out)
         return record
