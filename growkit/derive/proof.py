@@ -68,9 +68,13 @@ def _hidden(table: dict[str, Any], prover: _Prover, request: dict[str, Any], fol
     stream, operators = table["stream"], table["operators"]
     if "why" in operators["--hidden"]:
         stream["sqrt_embedding"] = True
-        scaled = prover.tried("--hidden", request, folder)
-        stream["sqrt_embedding"] = "error" in scaled
-        if "why" in scaled:
+        for divided in ([], *([role] for role in prover.divided())):
+            stream["root_divided"] = divided
+            scaled = prover.tried("--hidden", request, folder)
+            if "error" in scaled:
+                break
+        else:
+            stream["sqrt_embedding"], stream["root_divided"] = False, []
             return
         operators["--hidden"] = scaled
     if "why" in stream["norm"]:
@@ -217,6 +221,17 @@ class _Prover:
             raise Underivable(f"Its control does not bite (relative error {control:.2g}).")
         result = {"error": float(f"{error:.2g}"), "control": float(f"{control:.2g}")}
         return result if self.generated else result | {"generation": "not cached"}
+
+    def divided(self) -> list[str]:
+        """Roles outside the layers that read the stream: a class may divide by its root there."""
+        names = {self.found.axes.roles[place].name for place, _ in self.found.stream.readers}
+        return [
+            entry["role"]
+            for entry in self.table["tensors"]
+            if entry["name"] in names
+            and "{layer}" not in entry["name"]
+            and entry["role"] != "lm_head"
+        ][:3]
 
     def tokens(self, seed: int) -> torch.Tensor:
         """The twin's token ids, whatever rows the grown vocabulary has."""

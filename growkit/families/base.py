@@ -231,6 +231,7 @@ class Family:
         norm: how the residual stream is normalised.
         head_dim: whether heads can get more channels.
         sqrt_embedding_scale: the class multiplies embeddings by sqrt(hidden_size).
+        root_divided: roles of tensors whose output the class divides by sqrt(hidden_size).
         kv_elements: elements per token of one KV cache of a layer.
         attention_flops: FLOPs of scores and values per token, attention block and unit of context.
         sqrt_head_divisor: whether the class divides the last hidden state by sqrt(hidden_size).
@@ -276,6 +277,7 @@ class Family:
     norm: Norm = Norm()
     head_dim: HeadDimRule = PLAIN_ROTARY
     sqrt_embedding_scale: bool = False
+    root_divided: tuple[str, ...] = ()
     sqrt_head_divisor: Callable[[Sizes], bool] = field(default=lambda sizes: False)
     refusal: Callable[[Config, Sizes], str | None] = no_objection
     aliases: Mapping[str, str] = field(default_factory=dict)

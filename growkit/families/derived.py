@@ -55,8 +55,8 @@ KEYS = {
     "tensors": "role, name, dims, closes, gain_offset, init, layers, experts",
     "whole": "axes that a norm runs over",
     "operators": "option -> proof (error, control, request) or why not",
-    "stream": "of the hidden size: sqrt_embedding, norm (eps_field, eps, centred, shared; or why "
-    "not padded), tied (why it cannot grow with tied embeddings)",
+    "stream": "of the hidden size: sqrt_embedding, root_divided, norm (eps_field, eps, centred, "
+    "shared; or why not padded), tied (why it cannot grow with tied embeddings)",
     "fills": "query heads fill the hidden size, so that both grow together",
     "carried": "beginnings of the names of other parts, which are copied as they are stored",
     "copied": "patterns of stored tensors that the class ignores",
@@ -241,6 +241,7 @@ class _Reader:
             stored_facts=self._stored_facts,
             norm=self._norm(),
             sqrt_embedding_scale=bool(self.stream.get("sqrt_embedding")),
+            root_divided=tuple(self.stream.get("root_divided", ())),
             head_dim=HeadDimRule("growth of head_dim is not derived"),
             refusal=self._refusal,
             ignored=(r".*rotary_emb\.inv_freq",),

@@ -37,7 +37,9 @@ def pad_hidden(shape: ModelShape, target: int) -> Effect:
     final = 1 / (embedding * stream) if tied else 1.0
     if shape.family.sqrt_head_divisor(shape.sizes):
         final *= sqrt(1 / ratio)
-    rounds = norm.centred or any(frexp(factor)[0] != 0.5 for factor in (embedding, stream))
+    divided = dict.fromkeys(shape.family.root_divided, sqrt(1 / ratio))
+    factors = (embedding, stream, *divided.values())
+    rounds = norm.centred or any(frexp(factor)[0] != 0.5 for factor in factors)
     config = {}
     notes = []
     if norm.eps_field:
@@ -55,7 +57,7 @@ def pad_hidden(shape: ModelShape, target: int) -> Effect:
         summary=f"hidden size {width} -> {target} (padded; {', '.join(notes)})",
         axes={"hidden": AxisMap.with_new(width, target, 1)},
         new_units={"hidden": MEANS if norm.centred else ZEROS},
-        factors=stream_ends(embedding, final),
+        factors=stream_ends(embedding, final) | divided,
         norm_factor=sqrt(ratio),
         stream_factor=stream,
         fields=config,
@@ -144,7 +146,9 @@ class Hidden:
         final_factor = (embedding_factor if scaled else 1.0 / copies) if tied else 1.0
         if shape.family.sqrt_head_divisor(shape.sizes):
             final_factor *= copies**0.5
-        rounds = any(frexp(factor)[0] != 0.5 for factor in (embedding_factor, final_factor))
+        divided = dict.fromkeys(shape.family.root_divided, copies**0.5)
+        changed = (embedding_factor, final_factor, *divided.values())
+        rounds = any(frexp(factor)[0] != 0.5 for factor in changed)
         notes = []
         if scaled:
             notes.append(f"embedding divided by sqrt({copies})")
@@ -157,7 +161,7 @@ class Hidden:
             operator="hidden",
             summary=", ".join([f"hidden size {width} -> {target}", *notes]),
             axes={"hidden": AxisMap.tile(width, copies)},
-            factors=stream_ends(embedding_factor, final_factor),
+            factors=stream_ends(embedding_factor, final_factor) | divided,
             exactness=Exactness.ROUNDED if rounds else Exactness.EXACT,
             reason="whole copies keep mean and mean square; readers share the weight "
             "(HyperCloning, arXiv 2409.12903)",
