@@ -123,9 +123,12 @@ def table(report: VerificationReport) -> Table:
     rows.add_row("  tolerance", f"{report.tolerance:.3g}")
     rows.add_row("mean |d logit|", f"{report.mean_difference:.3g}")
     rows.add_row("logits of A, rms and max", f"{report.logit_rms:.3g}, {report.logit_max:.3g}")
-    rows.add_row("KL(A||B) a token, mean and max", f"{report.kl_mean:.3g}, {report.kl_max:.3g}")
-    rows.add_row("top-1 agreement", f"{report.top1_agreement:.2%}")
-    rows.add_row("perplexity A, B", f"{report.perplexity_a:.4f}, {report.perplexity_b:.4f}")
+    if report.output:
+        rows.add_row("compared output", report.output)
+    else:
+        rows.add_row("KL(A||B) a token, mean and max", f"{report.kl_mean:.3g}, {report.kl_max:.3g}")
+        rows.add_row("top-1 agreement", f"{report.top1_agreement:.2%}")
+        rows.add_row("perplexity A, B", f"{report.perplexity_a:.4f}, {report.perplexity_b:.4f}")
     if report.long_window is not None:
         long = report.long_window
         rows.add_row(f"max |d logit| behind {long.tokens - long.compared:,} tokens", _figure(long))

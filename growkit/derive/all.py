@@ -12,6 +12,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import time
@@ -56,11 +57,22 @@ REASONS = ("--layers", "--ffn", "--heads", "--hidden")
 # is a language model beside towers (vision, audio), whose text part grows.
 KINDS = {
     "wrapper": ("AutoModelForImageTextToText", "AutoModelForMultimodalLM"),
+    "encoder_decoder": ("AutoModelForSeq2SeqLM", "AutoModelForSpeechSeq2Seq"),
+    "masked": ("AutoModelForMaskedLM",),
     "causal": ("AutoModelForCausalLM",),
+    "vision": ("AutoModelForImageClassification", "AutoBackbone"),
+    "audio": ("AutoModelForCTC", "AutoModelForAudioClassification"),
+    "tower": ("AutoModel",),
 }
+TOWERS = re.compile(r".*(vision_model|vision_encoder|audio_encoder|audio_model)|dinov3_vit")
 TITLES = {
     "causal": "Causal language models",
     "wrapper": "Wrappers: the text part of a multimodal model",
+    "encoder_decoder": "Encoder-decoders: both stacks",
+    "masked": "Masked language models",
+    "vision": "Vision encoders",
+    "audio": "Audio encoders",
+    "tower": "Vision and audio towers of other models, by themselves",
 }
 
 
@@ -74,7 +86,8 @@ def model_types() -> dict[str, tuple[str, str]]:
             names = getattr(transformers, auto)._model_mapping._model_mapping
             for model_type, cls in sorted(names.items()):
                 plain = kind == "wrapper" and str(cls).endswith("ForCausalLM")
-                if not plain and model_type not in found:
+                other = kind == "tower" and not TOWERS.fullmatch(model_type)
+                if not plain and not other and model_type not in found:
                     found[model_type] = kind, auto
     return found
 

@@ -6,6 +6,7 @@ the corners of the cube of its fields: exact for whatever is linear in each of t
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +33,9 @@ PER = "/"  # before a path: divided by its number
 
 HEADS = re.compile(r"(num_)?(attention_heads|n_heads?|heads)|decoder_attention_heads|n_heads?")
 KV_HEADS = re.compile(r"num_key_value_heads|num_kv_heads|n_head_kv|kv_n_heads|num_query_groups")
-WIDTHS = re.compile(r".*(intermediate|ffn|inner|d_ff|dff|dim_ff|feed_forward|mlp_dim|mlp_hidden).*")
+WIDTHS = re.compile(
+    r".*(intermediate|ffn|inner|d_ff|dff|dim_ff|feed_forward|mlp_dim|mlp_hidden|mlp_ratio).*"
+)
 HIDDEN = re.compile(r"hidden_size|d_model|n_embd|emb_dim|embedding_dim|dim|embed_dim")
 EXPERTS = re.compile(r"(moe_)?(num|n)_(local_|routed_)?experts")
 
@@ -49,6 +52,7 @@ class Role:
         shape: in the twin.
         layers: layers of the twin that have it; empty outside the stack.
         sizes: what each dimension depends on; None where no sum of products fits.
+        depends: fields that each dimension depends on.
         by_layer: dimensions of a tensor outside the layers that have a part for each of them.
     """
 
@@ -56,6 +60,7 @@ class Role:
     shape: Shape
     layers: tuple[int, ...] = ()
     sizes: list[Polynomial | None] = field(default_factory=list)
+    depends: list[list[Path]] = field(default_factory=list)
     by_layer: set[int] = field(default_factory=set)
 
     @property
@@ -72,17 +77,35 @@ class Names:
     """Takes layer and expert out of the names of a file's tensors."""
 
     def __init__(self, names: Sequence[str], layers: Layers, expert_counts: set[int]) -> None:
-        prefix = stack_prefix(names, layers.count)
-        if prefix is None:
+        stacks = [layers, layers.second] if layers.second else [layers]
+        found = [stack_prefix(names, stack.count, stack.part) for stack in stacks]
+        prefixes = [prefix for prefix in found if prefix is not None]
+        if len(prefixes) < len(stacks):
             raise Underivable("The file has no list of as many layers as the config says.")
-        self.prefix, self.counts = prefix, expert_counts
+        self.prefix, self.counts = prefixes[0], expert_counts
+        self.prefixes = prefixes
         self._experts = self._expert_places(names)
+
+    def of_second(self) -> Names:
+        """The same for the second stack."""
+        other = copy.copy(self)
+        other.prefix = self.prefixes[1]
+        return other
+
+    def place(self, name: str) -> tuple[str, int | None, str]:
+        """(prefix of the stack, layer or None, the rest of the name)."""
+        for prefix in self.prefixes:
+            if name.startswith(prefix):
+                number, _, rest = name[len(prefix) :].partition(".")
+                if number.isdigit():
+                    return prefix, int(number), rest
+        return "", None, name
 
     def _expert_places(self, names: Sequence[str]) -> set[tuple[str, str]]:
         """(before, after) of numbers that count experts, as they stand inside a layer."""
         found: dict[tuple[str, str], set[int]] = {}
         for name in names:
-            rest = self.split(name)[1]
+            rest = self.place(name)[2]
             for match in re.finditer(r"(?<=\.)\d+(?=\.)", rest):
                 key = rest[: match.start()], rest[match.end() :]
                 found.setdefault(key, set()).add(int(match.group()))
@@ -94,7 +117,7 @@ class Names:
         }
 
     def split(self, name: str) -> tuple[int | None, str]:
-        """(layer or None, the rest of the name)."""
+        """(layer of the stack that is looked at, or None; the rest of the name)."""
         if name.startswith(self.prefix):
             number, _, rest = name[len(self.prefix) :].partition(".")
             if number.isdigit():
@@ -103,14 +126,14 @@ class Names:
 
     def role_name(self, name: str) -> tuple[int | None, str, int | None]:
         """(layer, name with placeholders, expert)."""
-        layer, rest = self.split(name)
+        prefix, layer, rest = self.place(name)
         expert = None
         for match in re.finditer(r"(?<=\.)\d+(?=\.)", rest):
             if (rest[: match.start()], rest[match.end() :]) in self._experts:
                 expert = int(match.group())
                 rest = rest[: match.start()] + "{expert}" + rest[match.end() :]
                 break
-        return layer, rest if layer is None else f"{self.prefix}{{layer}}.{rest}", expert
+        return layer, rest if layer is None else f"{prefix}{{layer}}.{rest}", expert
 
 
 @dataclass
@@ -170,15 +193,17 @@ def find_axes(builder: Builder, values: Values, layers: Layers) -> Axes:
         raise Underivable("The class cannot save the twin.")
     plain = variations.module_shapes({})
     assert plain is not None
-    counter = (*layers.place, layers.field)
+    counters = {layers.counter, layers.second.counter if layers.second else layers.counter}
     other: dict[Path, int] = {}
     together: dict[Path, tuple[Path, ...]] = {}
     structural: list[Path] = []
     # Of a wrapper's other parts nothing grows: their tensors are copied as they are.
+    places = [stack.place for stack in (layers, layers.second) if stack is not None]
     numbers = {
         p: v
         for p, v in integers(values)
-        if p != counter and v > 0 and (len(p) == 1 or p[: len(layers.place)] == layers.place)
+        if p not in counters and v > 0
+        if len(p) == 1 or any(p[: len(place)] == place for place in places)
     }
     refused = []
     for path, value in numbers.items():
@@ -323,6 +348,7 @@ def _polynomial(
         return None if shape is None or len(shape) != len(role.shape) else shape[dim]
 
     depends = [path for path in changes if at([path]) not in (None, width)]
+    role.depends.append(depends)
     if len(depends) > MOST_FIELDS:
         return None
     corners: dict[tuple[Path, ...], int] = {}

@@ -34,12 +34,14 @@ class Closings:
         values: (role's place in the list of roles) -> value that closes it: 0 or -1.
         counts: config field that counts layers of a kind -> ``leading`` or ``trailing``.
         period: layers that have to be inserted together, after a multiple of themselves; 1: any.
+        first: layers at the beginning that are of a kind of their own and are not copied.
         refusal: why depth cannot grow, or empty.
     """
 
     values: dict[int, float] = field(default_factory=dict)
     counts: dict[str, str] = field(default_factory=dict)
     period: int = 1
+    first: int = 0
     refusal: str = ""
 
 
@@ -129,7 +131,11 @@ class LayerInsertion:
 
     def roles_of(self, layer: int) -> list[int]:
         """Places of the roles that a layer of the twin has."""
-        return [i for i, role in enumerate(self.axes.roles) if layer in role.layers]
+        return [
+            i
+            for i, role in enumerate(self.axes.roles)
+            if layer in role.layers and role.name.startswith(self.axes.names.prefix)
+        ]
 
     def members(self, role: Role, layer: int, names: Iterable[str]) -> list[str]:
         """Names of the tensors of a role in a layer of the longer model."""
@@ -163,8 +169,13 @@ def find_closings(insertion: LayerInsertion, order: Sequence[str], dead: set[int
     layers = insertion.layers.count
     chosen, places, failures = _counted(insertion)
     result = Closings(counts=chosen)
+    if failures and layers > 1:  # a first layer that is unlike all others
+        again = _counted(insertion, first=1)
+        if not again[2]:
+            chosen, places, failures = again
+            result = Closings(counts=chosen, first=1)
     if failures:
-        whole = list(range(layers)) * 2
+        whole = [*range(layers)] * 2
         try:
             found = insertion.insert(whole, range(layers, 2 * layers), chosen)
             _close_all(insertion, found, chosen)
@@ -194,7 +205,7 @@ def find_closings(insertion: LayerInsertion, order: Sequence[str], dead: set[int
 
 
 def _counted(
-    insertion: LayerInsertion,
+    insertion: LayerInsertion, first: int = 0
 ) -> tuple[dict[str, str], list[Inserted], list[str]]:
     """Rules for fields that count layers, the insertions that they allow, and what fails."""
     inner = leaf(insertion.values, insertion.layers.place)
@@ -214,7 +225,7 @@ def _counted(
     for rule in rules:
         works, fails = [], []
         for layer in _places(insertion):
-            sources = [*range(layer + 1), *range(layer, layers)]
+            sources = [*range(layer + 1), max(layer, first), *range(layer + 1, layers)]
             try:
                 found = insertion.insert(sources, [layer + 1], rule)
                 _close_all(insertion, found, rule)

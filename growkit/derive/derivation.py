@@ -57,12 +57,14 @@ def _settle_ties(table: dict[str, Any], builder: Builder, found: Findings, step:
         tied = tied_twin(builder, found)
         flags = {flag: value for flag, value in table["flags"].items() if flag != name}
         trial = {**table, "tied": kind, "operators": {}, "flags": flags}
-        only = ["--layers", "--untie-embeddings", "--vocab"]
+        proven = [option for option, proof in table["operators"].items() if "error" in proof]
+        first = "--layers" if "--layers" in proven else proven[0]
+        only = [first, "--untie-embeddings", "--vocab"]
         only += ["--hidden"] if "error" in table["operators"]["--hidden"] else []
         trial["stream"] = json.loads(json.dumps(table["stream"]))
         prove(trial, builder, tied, step, only=only)
         proofs = trial["operators"]
-        holds = "error" in proofs.get("--layers", {"error": 0})
+        holds = "error" in proofs[first]
     except Exception:  # a refusal of the class
         holds = False
     if not holds:

@@ -29,6 +29,7 @@ from growkit.families.layer_fields import leaf
 from growkit.growing import grow_checkpoint
 from growkit.surgery.request import GrowthRequest
 from growkit.verification.decoding import greedy
+from growkit.verification.model_inputs import outputs
 
 TOLERANCE = 5e-5
 BITES = 1e-3
@@ -110,7 +111,7 @@ def _never(table: Mapping[str, Any]) -> dict[str, str]:
         "--experts": "no number of experts and of those a token is sent to was found in its config",
         "--vocab": "no field of its config sizes the vocabulary alone",
         "--untie-embeddings": "its class has no output projection of its own to untie or to tie",
-        "--decoder-layers": not_yet,
+        "--decoder-layers": "it has no decoder beside an encoder",
     }
 
 
@@ -120,6 +121,11 @@ def _requests(table: dict[str, Any], found: Any) -> Iterator[tuple[str, dict[str
         yield "--layers", {"layers": "x2"}
     else:
         table["operators"]["--layers"] = {"why": _sentence(found.closings.refusal)}
+    if found.second is not None:
+        if not found.second.refusal:
+            yield "--decoder-layers", {"decoder_layers": "x2"}
+        else:
+            table["operators"]["--decoder-layers"] = {"why": _sentence(found.second.refusal)}
     if any(axis.startswith("ffn") for axis in table["axes"]):
         whole = any(axis.startswith("ffn") for axis in table["whole"])
         yield "--ffn", {"ffn": "x2" if whole else "x1.5"}
@@ -172,7 +178,7 @@ class _Prover:
         write_folder(self.builder, self.found, folder)
         twin = load_folder(self.builder, folder)
         with torch.no_grad():
-            again = twin(input_ids=token_ids(twin, 0), use_cache=False).logits
+            again = outputs(twin, token_ids(twin, 0))
         error = relative_error(again.float(), self.logits[0])
         if not error <= TOLERANCE:
             raise Underivable(f"The twin itself computes other logits once saved ({error:.2g}).")
@@ -203,7 +209,7 @@ class _Prover:
         rows = self.logits[0].shape[-1]
         with torch.no_grad():
             pairs = [
-                (loaded(input_ids=self.tokens(seed), use_cache=False).logits[..., :rows], wanted)
+                (outputs(loaded, self.tokens(seed))[..., :rows], wanted)
                 for seed, wanted in enumerate(self.logits)
             ]
         error = max(relative_error(found.float(), wanted) for found, wanted in pairs)
@@ -272,7 +278,7 @@ class _Prover:
         """Relative error of the logits when one thing is broken."""
         broken = dict(weights)
         names, roles = self.found.axes.names, self.found.axes.roles
-        if option == "--layers":
+        if option in ("--layers", "--decoder-layers"):
             generator = np.random.default_rng(0)
             closed = {roles[number].name for number in self.found.closings.values}
             for name, array in weights.items():

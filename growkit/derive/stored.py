@@ -21,6 +21,7 @@ import torch
 from safetensors.numpy import load_file
 
 from growkit.derive.twin import Builder, Underivable, Values, token_ids
+from growkit.verification.model_inputs import outputs
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -130,8 +131,7 @@ class StoredModel:
         """Logits [2, 12, vocabulary] of fixed token ids, or of others."""
         tokens = token_ids(self.model, seed) if tokens is None else tokens
         with torch.no_grad():
-            result: torch.Tensor = self.model(input_ids=tokens, use_cache=False).logits.float()
-        return result
+            return outputs(self.model, tokens).float()
 
     def gradients(self, seed: int = 0, *, order: list[str] | None = None) -> Arrays:
         """Gradient of a random sum of logits by every file tensor; zero where it has none.
@@ -152,7 +152,7 @@ class StoredModel:
                         lambda done: order.insert(0, names[id(done)])
                     )
                 )
-        logits = self.model(input_ids=token_ids(self.model, seed), use_cache=False).logits.float()
+        logits = outputs(self.model, token_ids(self.model, seed)).float()
         generator = torch.Generator().manual_seed(seed + 100)
         (logits * torch.randn(logits.shape, generator=generator)).sum().backward()
         for hook in hooks:

@@ -38,7 +38,7 @@ class Findings:
 
     Attributes:
         values, layers: its config.
-        axes, closings: of its file.
+        axes, closings: of its file; ``second``: closings of the decoder's stack.
         widths: axis name -> readers and labels.
         paths: axis name -> fields that count it.
         failures: axis name -> why it cannot grow.
@@ -60,6 +60,7 @@ class Findings:
     order: list[str]
     dead: set[int]
     closings: Closings = field(default_factory=Closings)
+    second: Closings | None = None
     widths: dict[str, Width] = field(default_factory=dict)
     paths: dict[str, list[Path]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
@@ -168,6 +169,12 @@ def study(builder: Builder, values: Values, step: Step) -> Findings:
     step("depth")
     insertion = LayerInsertion(builder, small, layers, axes, weights, logits)
     found.closings = find_closings(insertion, order, dead)
+    if layers.second:
+        step("depth of the decoder")
+        behind = replace(axes, names=axes.names.of_second())
+        insertion = LayerInsertion(builder, small, layers.second, behind, weights, logits)
+        found.second = find_closings(insertion, order, dead)
+        found.closings.values |= found.second.values
     step("widths")
     _find_widths(found)
     return found
@@ -175,8 +182,8 @@ def study(builder: Builder, values: Values, step: Step) -> Findings:
 
 def _find_widths(found: Findings) -> None:
     """Every axis that a name or an effect tells, and who writes and reads it."""
-    place = found.layers.place
-    fields = [p for p in found.axes.fields if p[: len(place)] == place]
+    stacks = [found.layers, found.layers.second] if found.layers.second else [found.layers]
+    fields = [p for p in found.axes.fields if any(p[: len(s.place)] == s.place for s in stacks)]
     widths = [p for p in fields if WIDTHS.fullmatch(p[-1])]
     heads = [p for p in fields if HEADS.fullmatch(p[-1]) and p not in found.axes.fixed]
     groups = [p for p in fields if KV_HEADS.fullmatch(p[-1])]
@@ -192,6 +199,9 @@ def _find_widths(found: Findings) -> None:
             continue
         name = next(unnamed)
         found.widths[name], found.paths[name] = width, [path]
+    if len({s.place for s in stacks}) > 1 and heads:
+        found.failures["query_head"] = "Encoder and decoder count their heads in two fields."
+        heads = []
     for path in heads[:1]:
         shared = [g for g in groups if path not in found.axes.together or g != path]
         joint = found.axes.together.get(path, ())
@@ -206,7 +216,7 @@ def _find_widths(found: Findings) -> None:
             if group not in joint:
                 found.paths["kv_head"] = [group]
     try:
-        counted = [p for p, _ in integers(found.values) if p[:-1] == place]
+        counted = [p for p, _ in integers(found.values) if p[:-1] == found.layers.place]
         heads = [p for p in counted if HEADS.fullmatch(p[-1])]
         _find_stream(found, probe, heads, groups)
     except Underivable as error:

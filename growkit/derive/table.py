@@ -12,12 +12,23 @@ from typing import Any
 
 import numpy as np
 
-from growkit.derive.axes import EXPERTS, HEADS, KV_HEADS, PER, ROUTED, WIDTHS, Polynomial, Role
+from growkit.derive.axes import (
+    EXPERTS,
+    HEADS,
+    HIDDEN,
+    KV_HEADS,
+    PER,
+    ROUTED,
+    WIDTHS,
+    Polynomial,
+    Role,
+)
 from growkit.derive.studied import Findings
-from growkit.derive.twin import Builder, Path, Underivable, find_layers, integers
+from growkit.derive.twin import Builder, Layers, Path, Underivable, find_layers, integers
 from growkit.derive.widths import DEAD, FIXED, MIXED, Segment, blocks_of, segments_of
 from growkit.families.derived import FORMAT, GROUPS
 from growkit.families.layer_fields import leaf, with_values
+from growkit.verification.model_inputs import can_generate, is_encoder_decoder
 
 # Flags that change what is computed in no forward pass of a loaded model, or nothing at all.
 _IDLE = [
@@ -82,6 +93,7 @@ def make_table(builder: Builder, config: Any, found: Findings) -> dict[str, Any]
 
     place = found.layers.place
     inner = leaf(found.values, place)
+    kind = kind_of(found.model.model)
     words = _Words(found)
     tensors = words.tensors()
     layers = found.layers
@@ -118,6 +130,20 @@ def make_table(builder: Builder, config: Any, found: Findings) -> dict[str, Any]
         "fills": found.filled,
         "copied": list(getattr(found.model.model, "_keys_to_ignore_on_load_unexpected", ()) or ()),
     }
+    if found.closings.first:
+        table["layers"]["first"] = found.closings.first
+    if kind != "decoder":
+        table["kind"] = kind
+    if layers.second is not None and found.second is not None:
+        table["second"] = {
+            "field": _name(layers.second.counter, place),
+            "place": list(layers.second.place),
+            "alone": layers.second.alone,
+            "counts": found.second.counts,
+            "first": found.second.first,
+        }
+        if layers.second.alone:  # as T5 has it: as many as the encoder's, where none are stated
+            table["implied"].setdefault(layers.second.field, ["product", layers.field])
     if layers.field is None:
         table["layers"]["counted_by"] = next(
             name
@@ -125,6 +151,13 @@ def make_table(builder: Builder, config: Any, found: Findings) -> dict[str, Any]
             if isinstance(value, list) and len(value) == layers.count
         )
     return table
+
+
+def kind_of(model: Any) -> str:
+    """``decoder``, ``encoder_decoder`` or ``encoder``."""
+    if is_encoder_decoder(model):
+        return "encoder_decoder"
+    return "decoder" if can_generate(model) else "encoder"
 
 
 def flags_of(inner: Mapping[str, Any], found: Findings) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -160,8 +193,9 @@ class _Words:
         self.by_path = {path: axis for axis, paths in found.paths.items() for path in paths}
         values, place = found.values, found.layers.place
         model = found.model.model
-        embedding = model.get_input_embeddings().weight.shape
         hidden = [p for p in found.axes.fields if self._sizes_embedding(p, 1)]
+        if _embedding_of(model) is None:  # pixels or sound
+            hidden = [p for p in found.axes.fields if HIDDEN.fullmatch(p[-1]) and p[:-1] == place]
         vocab = [p for p in found.axes.fields if self._sizes_embedding(p, 0)]
         self.axes = {
             axis: [_name(path, place) for path in paths] for axis, paths in found.paths.items()
@@ -183,7 +217,8 @@ class _Words:
             self.axes["active_expert"] = [_name(routed[0], place)]
         if found.filled:
             self.by_path[found.head_width] = "head_width"
-        self.embedding, self.values = embedding, values
+        self.values = values
+        self.kind = kind_of(model)
         self.numbers: set[str] = set()
         self.patterns: list[dict[str, Any]] = []
         self.whole = sorted(axis for axis, width in found.widths.items() if width.coupled)
@@ -196,11 +231,12 @@ class _Words:
         return bool(size) and any(key == (path,) for key in size or {})
 
     def _embedding_role(self) -> Role | None:
-        return self._role_of(self.found.model.model.get_input_embeddings().weight)
+        weight = _embedding_of(self.found.model.model)
+        return None if weight is None else self._role_of(weight)
 
     def _output_role(self) -> Role | None:
-        head = self.found.model.model.get_output_embeddings()
-        return self._role_of(getattr(head, "weight", None))
+        weight = getattr(self.found.model.model.get_output_embeddings(), "weight", None)
+        return None if weight is None else self._role_of(weight)
 
     def carried(self) -> list[str]:
         """Beginnings of the names of a wrapper's other parts (towers, projectors): copied whole."""
@@ -222,9 +258,8 @@ class _Words:
 
     def ties(self) -> bool:
         """The output projection is the embedding."""
-        head = self.found.model.model.get_output_embeddings()
-        weight = getattr(head, "weight", None)
-        return weight is self.found.model.model.get_input_embeddings().weight
+        weight = getattr(self.found.model.model.get_output_embeddings(), "weight", None)
+        return weight is not None and weight is _embedding_of(self.found.model.model)
 
     def _role_of(self, weight: Any) -> Role | None:
         """The role that a parameter of the module is stored under, outside the layers."""
@@ -279,7 +314,10 @@ class _Words:
             fused = len(role.shape) > 1 and entry["dims"][0][1][0][0] == "expert"
             if "{expert}" in role.name or (fused and "expert" in role.name):
                 entry["of_experts"] = True
-            if role.per_layer and len(role.layers) < self.found.layers.count:
+            stack = self.stack(role)
+            if stack is not self.found.layers:
+                entry["stack"] = "decoder_layer"
+            if role.per_layer and len(role.layers) < stack.count:
                 entry["layers"] = self.pattern(role)
             result.append(entry)
         return result
@@ -316,6 +354,11 @@ class _Words:
             if not gains.issuperset(inside):
                 norm["shared"] = "norms inside its blocks"
         return {"sqrt_embedding": False, "norm": norm}
+    def stack(self, role: Role) -> Layers:
+        """The stack that a role belongs to."""
+        layers, names = self.found.layers, self.found.axes.names
+        second = layers.second and role.name.startswith(names.prefixes[1])
+        return layers.second if second and layers.second else layers
 
     def _init(self, role: Role) -> str:
         """How the class begins such a tensor."""
@@ -330,8 +373,11 @@ class _Words:
     def pattern(self, role: Role) -> int:
         """Number of the pattern of layers that have this role."""
         same_name = [r for r in self.found.axes.roles if r.name == role.name]
-        rule = layer_rule(self.found, role.layers)
+        second = self.stack(role) is not self.found.layers
+        rule = layer_rule(self.found, role.layers, second=second)
         entry: dict[str, Any] = {"name": role.instance(-7).replace("-7", "{layer}"), "rule": rule}
+        if second:
+            entry["stack"] = "decoder_layer"
         if len(same_name) > 1:
             entry["shape_rule"] = True
         if entry not in self.patterns:
@@ -342,7 +388,10 @@ class _Words:
         """``[reads, segments]`` of one dimension."""
         size, width = self.size_of(number, dim), role.shape[dim]
         if size is None:
-            raise Underivable(f"The size of {role.name} does not follow from the config.")
+            grown = {path for paths in self.found.paths.values() for path in paths}
+            if role.per_layer or grown & set(role.depends[dim]):
+                raise Underivable(f"The size of {role.name} does not follow from the config.")
+            return [0, [["", [["fixed", [["stored", role.name, dim]]]]]]]
         codes, names, fields = np.full(width, -1), list(self.found.widths), {}
         labels = np.full(width, FIXED)
         reads = False
@@ -505,15 +554,32 @@ class _Words:
         return {"attended": attended, "kv_elements": cached}
 
 
-def layer_rule(found: Findings, layers: tuple[int, ...]) -> list[Any] | None:
-    """What of the config tells these layers of the twin from the others."""
-    inner, count = leaf(found.values, found.layers.place), found.layers.count
+def _embedding_of(model: Any) -> Any:
+    """The embedding matrix; None of a model that reads no tokens."""
+    try:
+        return getattr(model.get_input_embeddings(), "weight", None)
+    except (AttributeError, NotImplementedError):
+        return None
+
+
+def layer_rule(
+    found: Findings, layers: tuple[int, ...], *, second: bool = False
+) -> list[Any] | None:
+    """What of the config tells these layers of the twin from the others.
+
+    ``second``: they are layers of the decoder's stack.
+    """
+    stack = found.layers.second if second and found.layers.second else found.layers
+    closings = found.second if second and found.second else found.closings
+    inner, count = leaf(found.values, stack.place), stack.count
+    if closings.first and layers in ((0,), tuple(range(1, count))):
+        return ["first" if layers == (0,) else "rest", 1]
     for name, value in inner.items():
         if isinstance(value, list) and len(value) == count:
             words = sorted({str(value[layer]) for layer in layers})
             if tuple(i for i in range(count) if str(value[i]) in words) == layers:
                 return ["list", name, words]
-    for name in found.closings.counts:
+    for name in closings.counts:
         value = inner[name]
         if layers == tuple(range(min(value, count))):
             return ["below", name]
@@ -526,7 +592,7 @@ def layer_rule(found: Findings, layers: tuple[int, ...]) -> list[Any] | None:
                 return ["index", name]
             if inside and tuple(i for i in range(count) if i not in inside) == layers:
                 return ["not index", name]
-    if found.closings.period == count > 1:
+    if closings.period == count > 1:
         return ["period", count, list(layers)]
     return None
 

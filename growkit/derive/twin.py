@@ -13,7 +13,7 @@ import contextlib
 import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -22,6 +22,8 @@ from torch import nn
 
 from growkit.core.errors import GrowkitError
 from growkit.families.layer_fields import leaf, move_entry, with_values
+from growkit.verification.loading import class_of
+from growkit.verification.model_inputs import outputs
 
 Path = tuple[str, ...]
 Values = dict[str, Any]
@@ -47,7 +49,8 @@ def integers(config: Mapping[str, Any], prefix: Path = ()) -> Iterator[tuple[Pat
         if isinstance(value, int):
             yield (*prefix, name), value
         elif isinstance(value, Mapping) and not (
-            name in ("rope_parameters", "rope_scaling") or any(str(key).isdigit() for key in value)
+            name in ("rope_parameters", "rope_scaling", "label2id")
+            or any(str(key).isdigit() for key in value)
         ):
             yield from integers(value, (*prefix, name))
 
@@ -60,7 +63,7 @@ class Builder:
 
     Attributes:
         model_type: of config.json.
-        auto: the Auto class that loads folders of this type.
+        auto: the class, or Auto class, that loads such folders.
     """
 
     def __init__(self, config: Any, auto: Any = None) -> None:
@@ -99,21 +102,10 @@ def plain_kernels(model: Any) -> None:
 
 
 def _auto_class(config: Any) -> Any:
-    import transformers
-
-    for name in (
-        "AutoModelForCausalLM",
-        "AutoModelForImageTextToText",
-        "AutoModelForMultimodalLM",
-        "AutoModelForSeq2SeqLM",
-        "AutoModelForSpeechSeq2Seq",
-        "AutoModelForMaskedLM",
-        "AutoModel",
-    ):
-        auto = getattr(transformers, name, None)
-        if auto is not None and type(config) in auto._model_mapping:
-            return auto
-    raise Underivable(f"transformers has no model class for {config.model_type!r}.")
+    auto = class_of(config)
+    if auto is None:
+        raise Underivable(f"transformers has no model class for {config.model_type!r}.")
+    return auto
 
 
 # -- layers ---------------------------------------------------------------------------------------
@@ -128,12 +120,23 @@ class Layers:
         field: name of the number there, or None where the length of a list says it.
         count: how many there are.
         other: names of lists that are as long by chance: not so in the model itself.
+        part: of the names of its modules, where a model has two stacks.
+        alone: the config says nothing else of these layers than their number.
+        second: the decoder's stack of an encoder-decoder.
     """
 
     place: Path
     field: str | None
     count: int
     other: frozenset[str] = frozenset()
+    part: str = ""
+    alone: bool = False
+    second: Layers | None = None
+
+    @property
+    def counter(self) -> Path:
+        """Path of the number of layers."""
+        return (*self.place, self.field or "")
 
     def moved(self, values: Mapping[str, Any], sources: Sequence[int]) -> Values:
         """The config whose layers are made of these: what it says of each layer moves along.
@@ -143,7 +146,7 @@ class Layers:
         """
         inner = leaf(values, self.place)
         changes: dict[Path, Any] = {}
-        for name, value in inner.items():
+        for name, value in ({} if self.alone else inner).items():
             moved = move_entry(value, self.count, sources)
             if moved is not None and name not in self.other:
                 path = (*self.place, name)
@@ -163,7 +166,10 @@ def text_place(values: Mapping[str, Any]) -> Path:
 
 
 def find_layers(builder: Builder, values: Mapping[str, Any]) -> Layers:
-    """Which field counts the layers, as the class itself calls it."""
+    """Which field counts the layers, as the class itself calls it; of both stacks, where there are
+    an encoder and a decoder."""
+    if two := _two_stacks(values):
+        return two
     place = text_place(values)
     inner = leaf(values, place)
     config = builder.config(values)
@@ -181,16 +187,44 @@ def find_layers(builder: Builder, values: Mapping[str, Any]) -> Layers:
     raise Underivable("No field of the config counts its layers.")
 
 
+def _two_stacks(values: Mapping[str, Any]) -> Layers | None:
+    """Encoder and decoder of a config that speaks of both."""
+    if not values.get("is_encoder_decoder"):
+        return None
+    parts = ("encoder",), ("decoder",)
+    field = "num_hidden_layers"
+    if all(isinstance(leaf(values, (*part, field)), int) for part in parts):
+        first, second = (Layers(p, field, leaf(values, (*p, field)), part=p[0]) for p in parts)
+        return replace(first, second=second)
+    found: list[Layers] = []
+    for part, names in (
+        ("encoder", ("encoder_layers", "num_encoder_layers", "num_layers", "num_hidden_layers")),
+        ("decoder", ("decoder_layers", "num_decoder_layers")),
+    ):
+        name = next((n for n in names if isinstance(values.get(n), int)), None)
+        if name is None:
+            return None
+        found.append(Layers((), name, values[name], part=part, alone=bool(found)))
+    return replace(found[0], second=found[1])
+
+
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
-def stack_prefix(names: Sequence[str], count: int) -> str | None:
-    """What stands in front of the layer's number: the outermost list of ``count`` modules."""
+def stack_prefix(names: Sequence[str], count: int, part: str = "") -> str | None:
+    """What stands in front of the layer's number: the outermost list of ``count`` modules.
+
+    ``part``: a word of the name.
+    """
     found: dict[str, set[int]] = {}
     for name in names:
         for match in _NUMBER.finditer(name):
             found.setdefault(name[: match.start()], set()).add(int(match.group()))
-    exact = [prefix for prefix, numbers in found.items() if numbers == set(range(count))]
+    exact = [
+        prefix
+        for prefix, numbers in found.items()
+        if numbers == set(range(count)) and part in prefix
+    ]
     text = [prefix for prefix in exact if not re.search("vision|visual|audio|image", prefix)]
     return min(text or exact, key=lambda prefix: (prefix.count("."), prefix), default=None)
 
@@ -199,7 +233,7 @@ def layer_kinds(
     shapes: Shapes, layers: Layers, values: Mapping[str, Any]
 ) -> list[tuple[Any, ...]] | None:
     """What every layer is: its tensors and shapes, and what the config's lists say of it."""
-    prefix = stack_prefix(list(shapes), layers.count)
+    prefix = stack_prefix(list(shapes), layers.count, layers.part)
     if prefix is None:
         return None
     inside: list[list[tuple[str, tuple[int, ...]]]] = [[] for _ in range(layers.count)]
@@ -222,6 +256,11 @@ def layer_kinds(
     ]
 
 
+def _counters(layers: Layers) -> list[Path]:
+    """Paths of the numbers of layers."""
+    return [layers.counter, *([layers.second.counter] if layers.second else [])]
+
+
 def _shortest(kinds: Sequence[Any]) -> int:
     """Layers of the shortest beginning with every kind."""
     return max(kinds.index(kind) for kind in set(kinds)) + 1
@@ -241,7 +280,7 @@ def _few_layers(builder: Builder, values: Values, layers: Layers) -> tuple[Value
     )
     if needed > 4:  # a count of leading layers of one kind, or a period, may be smaller
         for path, value in integers(values):
-            if not 1 < value <= layers.count or path == (*layers.place, layers.field):
+            if not 1 < value <= layers.count or path in _counters(layers):
                 continue
             for smaller in (1, 2):
                 tried = with_values(values, {path: smaller})
@@ -254,7 +293,7 @@ def _few_layers(builder: Builder, values: Values, layers: Layers) -> tuple[Value
                     break
     for keep in range(max(2, needed), min(layers.count, needed + 4) + 1):
         short = layers.moved(values, range(keep))
-        fewer = Layers(layers.place, layers.field, keep, unrelated)
+        fewer = replace(layers, count=keep, other=unrelated)
         try:
             found = layer_kinds(builder.shapes(short), fewer, short)
         except Exception:
@@ -286,6 +325,7 @@ _SMALL: tuple[tuple[str, int], ...] = (
     (r"mamba_(n_heads|num_heads)", 8),
     (r"mamba_(d_head|head_dim|headdim)", 16),
     (r"mamba_d_ssm", 128),
+    (r"max_source_positions", 24),
 )
 _IDS = r".*(bos|eos|pad|mask|sep|cls|unk|start|begin|end|image|video|audio|eod).*(_id|index)"
 _HEADS = r"num_attention_heads|n_heads?|num_heads|attention_heads"
@@ -294,9 +334,9 @@ _HIDDEN = r"hidden_size|d_model|n_embd|emb_dim|embedding_dim"
 _DEPTH = r"num_hidden_layers|(num|n)_(encoder_)?layers?|encoder_layers|depth|num_blocks"
 
 
-def _proposals(values: Mapping[str, Any]) -> dict[Path, int]:
+def _proposals(values: Mapping[str, Any]) -> dict[Path, Any]:
     """What names of fields suggest."""
-    found: dict[Path, int] = {}
+    found: dict[Path, Any] = {}
     text = text_place(values)
     for path, value in integers(values):
         for pattern, small in _SMALL:
@@ -307,6 +347,14 @@ def _proposals(values: Mapping[str, Any]) -> dict[Path, int]:
             found[path] = 2  # no layer of a tower is looked at
         if value > 3 and re.fullmatch(_IDS, path[-1]):
             found[path] = 3
+        if path[-1] in ("image_size", "img_size") and not text:
+            patch = leaf(values, (*path[:-1], "patch_size"))
+            found[path] = min(value, 2 * patch if isinstance(patch, int) else 32)
+        if path[-1] == "max_length" and "num_mel_bins" in values:
+            found[path] = min(value, 48)
+    for name, value in values.items():
+        if name in ("conv_dim", "tdnn_dim") and isinstance(value, list):
+            found[name,] = [min(size, 32) for size in value]
     heads = {leaf(values, path) for path in found if re.fullmatch(_HEADS, path[-1])}
     for path in found:
         if re.fullmatch(_KV_HEADS, path[-1]) and leaf(values, path) in heads:
@@ -328,7 +376,7 @@ def _shared(builder: Builder, values: Values) -> Values:
     return values
 
 
-def _strategies(values: Mapping[str, Any]) -> Iterator[dict[Path, int]]:
+def _strategies(values: Mapping[str, Any]) -> Iterator[dict[Path, Any]]:
     """Sets of smaller sizes; later ones keep more of the ratios between them."""
     proposed = _proposals(values)
     yield proposed
@@ -383,18 +431,26 @@ def _halved(builder: Builder, values: Values) -> Values:
     return values
 
 
+def vocabulary_of(model: Any) -> int:
+    """Tokens that a model knows; of one that reads none, numbers that noise is made by."""
+    try:
+        return int(model.get_input_embeddings().weight.shape[0])
+    except (AttributeError, NotImplementedError):
+        return 256
+
+
 def token_ids(model: Any, seed: int = 0) -> torch.Tensor:
     """Token ids [2, 12] that a model is run on, special ones avoided."""
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    vocabulary = vocabulary_of(model)
     generator = torch.Generator().manual_seed(seed)
     first = min(8, vocabulary // 2)
     return torch.randint(first, vocabulary, TOKENS, generator=generator)
 
 
 def check_forward(model: Any) -> None:
-    """Raise unless the model computes finite logits from token ids alone."""
+    """Raise unless the model computes finite logits from its main input alone."""
     with torch.no_grad():
-        logits = model(input_ids=token_ids(model), use_cache=False).logits
+        logits = outputs(model, token_ids(model))
     if not torch.isfinite(logits).all():
         raise Underivable("The logits of a random model are not finite.")
 
@@ -411,6 +467,9 @@ def make_twin(builder: Builder, values: Mapping[str, Any]) -> tuple[Values, Laye
         small = with_values(values, sizes)
         try:
             short, fewer = _few_layers(builder, small, layers)
+            if layers.second:
+                short, second = _few_layers(builder, short, layers.second)
+                fewer = replace(fewer, second=second)
             short = _halved(builder, short)
             check_forward(builder.build(short))
         except Exception as error:  # whatever a class objects to: the next set may do

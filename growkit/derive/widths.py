@@ -163,21 +163,33 @@ class WidthProbe:
             last = max(left, key=lambda key: self._used(key[0]))
             zeros = {name: np.zeros_like(self.weights[name]) for name in self.members[last[0]]}
             silent = self.gradients(zeros, 0)
-            group = {key for key in left if not self.of_role(silent, *key).any()}
+            # A decoder's block that is silent silences the whole encoder.
+            stack = self._stack(last[0])
+            group = {
+                key
+                for key in left
+                if self._stack(key[0]) == stack and not self.of_role(silent, *key).any()
+            }
             readers.add(last)
             left -= group | {last}
         return readers
+
+    def _stack(self, place: int) -> str:
+        """The stack that a role belongs to; all of them belong together where there is one."""
+        names = self.axes.names
+        return names.place(self.members[place][0])[0] if len(names.prefixes) > 1 else ""
 
     def _used(self, place: int) -> int:
         """When a role is used, within its layer."""
         role = self.axes.roles[place]
         names = self.members[place]
         layer = role.layers[0] if role.layers else None
-        inner = [n for n in names if layer is None or self.axes.names.split(n)[0] == layer]
+        here = self.axes.names.place
+        inner = [n for n in names if layer is None or here(n)[1] == layer]
         first = min((self.position.get(n, -1) for n in inner), default=-1)
+        stack = here(names[0])[0]
         start = min(
-            (p for n, p in self.position.items() if self.axes.names.split(n)[0] == layer),
-            default=0,
+            (p for n, p in self.position.items() if here(n)[:2] == (stack, layer)), default=0
         )
         return first - start
 

@@ -251,9 +251,11 @@ class Family:
             formats that compute lambda_init from the layer index; None where it is stored.
         full_copies_only: axes on which only whole copies are exact (a norm runs over the axis).
         prefix: of the names of the model's body; files without it are read too.
-        map_layers: what the config (grown so far) says of single layers once they are made of these
-            old ones, where that is more than ``per_layer_fields``.
+        map_layers: what the config (grown so far) says of single layers of a stack once they are
+            made of these old ones, where that is more than ``per_layer_fields``.
         layer_period: layers that are inserted together, behind a multiple of as many.
+        first_copied: stack -> its first layer that may be copied: those before it are of a kind of
+            their own.
         origin: where the table comes from, if a person did not write it.
         spellings: another name under which config.json may hold a field of ``config_fields``.
     """
@@ -295,8 +297,9 @@ class Family:
     full_copies_only: Callable[[Sizes], tuple[str, ...]] = field(default=lambda sizes: ())
     spellings: Mapping[str, str] = field(default_factory=dict)
     prefix: str = ""
-    map_layers: Callable[[Config, Sequence[int]], dict[str, Any]] | None = None
+    map_layers: Callable[[Config, Sequence[int], str], dict[str, Any]] | None = None
     layer_period: int = 1
+    first_copied: Mapping[str, int] = field(default_factory=dict)
     origin: str = ""
 
     @property

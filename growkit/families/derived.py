@@ -8,6 +8,7 @@ A dimension of a tensor is ``[reads, segments]``: it writes its units (0), reads
 norm's gain or bias over them (2). A segment is ``[over, [[axis, block], ...]]``: for
 each unit of ``over`` the units of the axes that belong to it, ``block`` elements each. A block, as
 any size, is a sum of products: ``[[2, "heads", "head_dim"], [4]]``; a name behind "/" divides.
+``[["stored", name, dimension]]`` is as large as it is in the file.
 """
 
 from __future__ import annotations
@@ -45,14 +46,15 @@ KEYS = {
     "kinds": "list in that part -> words that may stand in it",
     "defaults": "path -> value where config.json is silent",
     "implied": "path -> [rule, paths] where config.json is silent or null",
-    "layers": "field, counts (field -> leading, trailing), period, lists (name -> period), other",
+    "layers": "field, counts (field -> leading, trailing), period, lists (name -> period), other, "
+    "first (layers at the beginning of a kind of their own)",
     "axes": "axis -> paths of the numbers that count it",
     "numbers": "further paths that sizes depend on",
     "patterns": "which layers have a tensor: a name of one of them, and a rule for its config",
     "cost": "elements of a cache a layer and token, and width of all heads",
     "tied": "output projection equals the embedding: null (never), true, or by the flag (^flag: "
     "of the whole config)",
-    "tensors": "role, name, dims, closes, gain_offset, init, layers, experts",
+    "tensors": "role, name, dims, closes, gain_offset, init, layers, experts, stack",
     "whole": "axes that a norm runs over",
     "operators": "option -> proof (error, control, request) or why not",
     "stream": "of the hidden size: sqrt_embedding, root_divided, norm (eps_field, eps, centred, "
@@ -60,8 +62,19 @@ KEYS = {
     "fills": "query heads fill the hidden size, so that both grow together",
     "carried": "beginnings of the names of other parts, which are copied as they are stored",
     "copied": "patterns of stored tensors that the class ignores",
+    "kind": "encoder or encoder_decoder; a decoder where it is silent",
+    "second": "the decoder's stack: field of its number, place of its part, counts, first",
 }
 Product = Sequence[Any]
+# Names of classes whose files hold other tensors than those of the causal language model.
+OTHER_HEADS = (
+    "ForMaskedLM",
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+    "ForMultipleChoice",
+    "EncoderModel",
+)
 
 # Options that the proof of another one speaks for.
 SPOKEN_FOR = {
@@ -147,6 +160,9 @@ def derived_family(
 
 def misfit(table: Mapping[str, Any], config: Config) -> str:
     """The field in which a config is not of the kind that a table was derived for; or empty."""
+    named = (config.get("architectures") or [table["class"]])[0]
+    if named != table["class"] and ("kind" in table or str(named).endswith(OTHER_HEADS)):
+        return "architectures"
     inner = leaf(config, tuple(table["place"]))
     if not isinstance(inner, Mapping):
         return ".".join(table["place"])
@@ -200,6 +216,7 @@ class _Reader:
         self.axes: dict[str, list[str]] = table["axes"]
         self.layer_field: str | None = table["layers"]["field"]
         self.stream: Mapping[str, Any] = table.get("stream", {})
+        self.second: dict[str, Any] = table.get("second") or {}
         shapes = names if isinstance(names, Mapping) else {}
         self.stored = {
             name: tuple(shape)
@@ -237,7 +254,7 @@ class _Reader:
             attention_flops=lambda sizes: 4 * self._sum("attended")(sizes),
             links=(_shared("query_head", "kv_head"),) if heads else (),
             per_layer_fields=(),
-            stacks=(Stack(),),
+            stacks=self._stacks(),
             stored_facts=self._stored_facts,
             norm=self._norm(),
             sqrt_embedding_scale=bool(self.stream.get("sqrt_embedding")),
@@ -250,8 +267,22 @@ class _Reader:
             full_copies_only=lambda sizes: tuple(table["whole"]),
             map_layers=self._map_layers,
             layer_period=table["layers"]["period"],
+            first_copied={
+                stack: first
+                for stack, part in (("layer", table["layers"]), ("decoder_layer", self.second))
+                if (first := part.get("first", 0))
+            },
             origin=f"derived, proven on a twin with transformers {table['transformers']}",
         )
+
+    def _stacks(self) -> tuple[Stack, ...]:
+        """One of a decoder or an encoder; both of an encoder-decoder, whose target tokens meet
+        their own past and the whole source, in two caches."""
+        kind = self.table.get("kind", "decoder")
+        if kind == "decoder":
+            return (Stack(),)
+        encoder = Stack("layer", attended=1.0, caches=0)
+        return (encoder, Stack("decoder_layer", 1.5, 2)) if self.second else (encoder,)
 
     # -- sizes --------------------------------------------------------------------------------
 
@@ -291,8 +322,16 @@ class _Reader:
             raise UsageError(f"config.json has no list {lists}.", "It says what the layers are.")
         return len(value)
 
+    def _count(self, config: Config, stack: str) -> int:
+        """Layers of a stack."""
+        if stack == "layer":
+            return self.layer_count(config)
+        return self.number(config, self.second["field"])
+
     def _sizes(self, config: Config) -> dict[str, int]:
         sizes = {"layer": self.layer_count(config)}
+        if self.second:
+            sizes["decoder_layer"] = self._count(config, "decoder_layer")
         for axis, paths in self.axes.items():
             sizes[axis] = self.number(config, paths[0]) if paths else 1
         for name in self.table["numbers"]:
@@ -329,6 +368,8 @@ class _Reader:
         }
         if self.layer_field:
             changes[self._path(self.layer_field)] = sizes["layer"]
+        if self.second:
+            changes[self._path(self.second["field"])] = sizes["decoder_layer"]
         flag = {"flag": "", "^flag": "^"}.get(str(self.table["tied"]))
         if flag is not None:
             changes[self._path(f"{flag}tie_word_embeddings")] = bool(sizes["tied"])
@@ -343,13 +384,30 @@ class _Reader:
             return tuple(name[1:].split("."))
         return (*self.place, *name.split("."))
 
-    def _map_layers(self, config: Config, sources: Sequence[int]) -> dict[str, Any]:
+    def _map_second(self, config: Config, sources: Sequence[int]) -> dict[str, Any]:
+        """What the config says of the decoder's layers, after they have moved."""
+        if self.second["alone"]:
+            return {}
+        place = tuple(self.second["place"])
+        old, inner = self._count(self.config, "decoder_layer"), leaf(self.config, place)
+        moved = {
+            name: entry
+            for name, value in inner.items()
+            if (entry := move_entry(value, old, sources)) is not None
+        }
+        moved |= move_counts(inner, self.second["counts"], old, sources)
+        grown = with_values(config, {(*place, name): value for name, value in moved.items()})
+        return {place[0]: grown[place[0]]} if place else moved
+
+    def _map_layers(self, config: Config, sources: Sequence[int], stack: str) -> dict[str, Any]:
         """What the config says of layers, after they have moved."""
         if min(sources) < 0:
             raise UsageError(
                 f"The derived table of {self.table['model_type']} knows no layers made of none.",
                 "Insert copies: leave --depth-method at identity.",
             )
+        if stack != "layer":
+            return self._map_second(config, sources)
         old = self.layer_count(self.config)
         inner = leaf(self.config, self.place)
         moved = {
@@ -414,11 +472,13 @@ class _Reader:
 
     def _masks(self, config: Config, names: Collection[str]) -> list[int | None]:
         """Which layers have the tensors of each pattern: from the names, else by its rule."""
-        layers = self.layer_count(config)
         inner = leaf(config, self.place)
         stated = {**self.table["defaults"], **inner}
         found: list[int | None] = []
         for pattern in self.table["patterns"]:
+            layers = self._count(config, pattern.get("stack", "layer"))
+            if "stack" in pattern and self.second["place"]:
+                stated = dict(leaf(config, tuple(self.second["place"])))
             if names:
                 here = [pattern["name"].replace("{layer}", str(i)) in names for i in range(layers)]
                 exclusive = pattern.get("shape_rule")
@@ -442,11 +502,16 @@ class _Reader:
             init=entry.get("init", "normal"),
             gain_offset=-closes if closes else entry.get("gain_offset", 0.0),
             layers=predicate,
+            stack=entry.get("stack", "layer"),
             of_experts=bool(entry.get("of_experts")),
         )
 
     def _dim(self, dim: Sequence[Any]) -> Dim:
         reads, segments = dim
+        first = segments[0][1][0][1][0]
+        if first[0] == "stored":  # a grid of patches: as the file has it, nothing grows there
+            shape = self.stored.get(first[1])
+            return Dim(_fixed(shape[first[2]] if shape else 1))
         return Dim(_layout(segments), consumes=reads == 1, normed=reads == 2)
 
 
@@ -475,6 +540,8 @@ def _mask(
     elif kind in ("index", "not index"):
         values = config.get(rest[0]) or []
         picked = [(layer in values) == (kind == "index") for layer in range(layers)]
+    elif kind in ("first", "rest"):
+        picked = [(layer < rest[0]) == (kind == "first") for layer in range(layers)]
     elif kind in ("below", "from"):
         edge = config.get(rest[0])
         if not isinstance(edge, int):

@@ -52,6 +52,10 @@ def grown_config(
         prefix = next((t.name.split("{layer}")[0] for t in family.tensors if t.per_layer), "")
         sources = [layer.source for layer in growth.layers]
         grown.update(moved_quantisation(grown, prefix, sources))
+    if family.map_layers is not None:
+        for stack in (s.axis for s in family.stacks[1:] if s.axis in growth.stacks):
+            made_of = [layer.source for layer in growth.stacks[stack]]
+            grown.update(family.map_layers(grown, made_of, stack))
     if not _reads_back(grown, family, growth):
         # A field that the source left to a default now has to be stated.
         grown.update(after)
@@ -83,7 +87,7 @@ def _map_layers(
     """
     sources = [layer.source for layer in layers]
     if family.map_layers is not None:
-        grown.update(family.map_layers(grown, sources))
+        grown.update(family.map_layers(grown, sources, "layer"))
         return
     before = {name: family.layer_list(grown, name, old) for name in family.per_layer_fields}
     if not old:  # lists without an entry say nothing of the layers to come

@@ -42,10 +42,10 @@ def _movement(
     """Largest |d logit| between two models with the same experts; ``change`` is open for one."""
     given, choices = inputs.arguments(model, ids), RepeatedChoices(model, None)
     with choices.watched():
-        logits = model(**given).logits
+        logits = inputs.output_of(model(**given))
     choices.following = 0
     with choices.watched(other), change:
-        moved = other(**given).logits
+        moved = inputs.output_of(other(**given))
     return float((logits.double() - moved.double()).abs().max())
 
 

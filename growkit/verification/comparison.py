@@ -135,6 +135,8 @@ def verify_checkpoints(
     pair.sample = windows.split(len(windows) if by_layer else batch_size)
     progress.advance(20)
 
+    if not inputs.reads_tokens(pair.model_a):
+        notes.append(f"{inputs.main_input(pair.model_a)} of noise, made from the text's bytes")
     progress.describe("compare logits")
     figures = compare_windows(pair, lambda: progress.advance(25 / len(pair.sample)))
     reach = plan_reach(pair, windows.shape[1], long_window)
@@ -155,6 +157,8 @@ def verify_checkpoints(
             "caches and generation not compared: layer by layer, every token would read it all "
             "again"
         )
+    elif not inputs.can_generate(pair.model_a):
+        notes.append(f"{inputs.described(pair.model_a)}: no next token, so no perplexity, no cache")
     elif generate_tokens:
         cached = compare_caches(pair, windows, long_ids if reach.with_cache else None, whole, reach)
         del whole
@@ -178,6 +182,7 @@ def verify_checkpoints(
     names = (type(pair.model_a).__name__, type(pair.model_b).__name__)
     if names[0] != names[1]:
         notes.append(f"model classes differ: {names[0]} and {names[1]}")
+    output = "" if inputs.can_generate(pair.model_a) else inputs.described(pair.model_a)
     depths = (inputs.depth(pair.model_a), inputs.depth(pair.model_b))
     pair.model_a = pair.model_b = None
 
@@ -225,5 +230,6 @@ def verify_checkpoints(
         config=config,
         cached=cached,
         amplification=amplification,
+        output=output,
         vocabulary=None if pair.view is None else pair.view.figures(),
     )

@@ -12,6 +12,7 @@ Tokens and, between B and itself, logits: the route that ``generate()`` takes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -95,13 +96,14 @@ def _cached(model: Any, ids: torch.Tensor, kind: str) -> tuple[torch.Tensor, For
     else:
         from transformers import EncoderDecoderCache
 
-        source = given.pop("input_ids")
+        read = inputs.main_input(model)
+        encoded = model.get_encoder()(**{read: given.pop(read)})
         # The decoder's own config: it may have another number of layers than the encoder.
         config = model.get_decoder().config
         given[inputs.cache_keyword(model)] = EncoderDecoderCache(
-            _cache(config, kind, text.shape[1]), _cache(config, kind, source.shape[1])
+            _cache(config, kind, text.shape[1]), _cache(config, kind, encoded[0].shape[1])
         )
-        given["encoder_outputs"] = model.get_encoder()(input_ids=source)
+        given["encoder_outputs"] = encoded
         name = "decoder_input_ids"
 
     def forward(part: torch.Tensor) -> torch.Tensor:
@@ -181,9 +183,10 @@ def compare_generation(
 
 def _uncached(model: Any, prompt: torch.Tensor, sequence: torch.Tensor, count: int) -> torch.Tensor:
     """Logits ``[count, vocab]`` from which the last tokens of a sequence would be chosen."""
-    ids = {"input_ids": sequence[:, :-1]}
+    ids: dict[str, Any] = {"input_ids": sequence[:, :-1]}
     if is_encoder_decoder(model):
-        ids = {"input_ids": prompt, "decoder_input_ids": sequence[:, :-1]}
+        source = inputs.source_arguments(model, prompt)
+        ids = {**source, "decoder_input_ids": sequence[:, :-1]}
     logits: torch.Tensor = model(**ids, use_cache=False).logits[0, -count:].float()
     return logits
 
@@ -204,20 +207,24 @@ def greedy(model: Any, prompt: torch.Tensor, tokens: int) -> tuple[torch.Tensor,
     Of an encoder-decoder: start token and new tokens ``[1, 1 + tokens]``. Raises whatever the class
     raises where it cannot generate with a cache.
     """
-    from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig
+    from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, GenerationMixin
 
     # No end-of-text id is set either, so that always `tokens` tokens are compared.
     settings, cache = GenerationConfig(pad_token_id=0), {}
     if is_encoder_decoder(model):
         settings.decoder_start_token_id = start_token(model)
         # generate() would make T5's cache for as many layers as the encoder has.
-        own = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        cache = {cache_keyword(model): own}
+        cache = {cache_keyword(model): EncoderDecoderCache(DynamicCache(), DynamicCache())}
+    given = inputs.source_arguments(model, prompt)
+    if "input_ids" in given:
+        given["attention_mask"] = torch.ones_like(prompt)
+    # Classes that transcribe speech have a generate() of their own, with further settings.
+    own = inputs.is_encoder_decoder(model) and "input_ids" not in given
+    make = partial(GenerationMixin.generate, model) if own else model.generate
     saved, model.generation_config = model.generation_config, settings
     try:
-        result = model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
+        result = make(
+            **given,
             max_new_tokens=tokens,
             do_sample=False,
             use_cache=True,

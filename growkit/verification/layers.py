@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from growkit.verification.model_inputs import arguments, is_encoder_decoder
+from growkit.verification.model_inputs import arguments, is_encoder_decoder, stack_depths
 from growkit.verification.report import LayerDifference
 from growkit.verification.tolerance import tolerance
 from growkit.verification.written_folder import Folder
@@ -21,11 +21,9 @@ def layer_stacks(model: Any) -> dict[str, nn.ModuleList]:
     A stack is the outermost list of as many modules as the config has layers, whatever its name;
     a model without one, or of no layers, gives an empty dict.
     """
-    config, wanted = model.config, {"": model}
-    counts = {"": config.get_text_config(decoder=True).num_hidden_layers}
+    wanted, counts = {"": model}, stack_depths(model)
     if is_encoder_decoder(model):
         wanted = {"encoder": model.get_encoder(), "decoder": model.get_decoder()}
-        counts = {"encoder": config.num_hidden_layers, "decoder": config.num_decoder_layers}
     result = {}
     for stack, part in wanted.items():
         lists = [

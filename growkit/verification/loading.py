@@ -106,8 +106,8 @@ class Stored(NamedTuple):
 
 
 def load_model(folder: Folder, dtype: torch.dtype, *, trust_remote_code: bool = False) -> nn.Module:
-    """The folder's language model in ``dtype`` on the CPU, in evaluation mode: a causal one, or an
-    encoder-decoder.
+    """The folder's model in ``dtype`` on the CPU, in evaluation mode: of the class that its config
+    names.
 
     Raises:
         CheckpointError: transformers cannot read the folder.
@@ -119,10 +119,10 @@ def load_model(folder: Folder, dtype: torch.dtype, *, trust_remote_code: bool = 
     with quiet_transformers():
         try:
             config = read_config(folder, trust_remote_code=trust_remote_code)
-            seq2seq = getattr(config, "is_encoder_decoder", False)
-            auto = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
-            if type(config) not in auto._model_mapping and not trust_remote_code:
-                auto = _wrapping_class(config) or auto
+            auto = None if trust_remote_code else class_of(config)
+            if auto is None:
+                seq2seq = getattr(config, "is_encoder_decoder", False)
+                auto = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
             model, info = auto.from_pretrained(
                 folder.path,
                 config=config,
@@ -147,15 +147,51 @@ def load_model(folder: Folder, dtype: torch.dtype, *, trust_remote_code: bool = 
     return result
 
 
-def _wrapping_class(config: Any) -> Any:
-    """The Auto class of a model that has a language model inside; None where there is none."""
+AUTO_CLASSES = (
+    "AutoModelForCausalLM",
+    "AutoModelForImageTextToText",
+    "AutoModelForMultimodalLM",
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForSpeechSeq2Seq",
+    "AutoModelForMaskedLM",
+    "AutoModel",
+)
+
+
+class NamedClass:
+    """A model class of transformers, in the way of an Auto class.
+
+    Attributes:
+        cls: the class.
+    """
+
+    def __init__(self, cls: Any) -> None:
+        self.cls = cls
+
+    def from_config(self, config: Any, **given: Any) -> Any:
+        return self.cls._from_config(config, **given)
+
+    def from_pretrained(self, *args: Any, **given: Any) -> Any:
+        given.pop("trust_remote_code", None)
+        return self.cls.from_pretrained(*args, **given)
+
+
+def class_of(config: Any) -> Any:
+    """What loads a checkpoint with this config: the class that ``architectures`` names where it is
+    another than the first Auto class that knows the config would take; else that one; else None."""
     import transformers
 
-    for name in ("AutoModelForImageTextToText", "AutoModelForMultimodalLM"):
-        auto = getattr(transformers, name, None)
-        if auto is not None and type(config) in auto._model_mapping:
-            return auto
-    return None
+    autos = [getattr(transformers, name, None) for name in AUTO_CLASSES]
+    known = [a for a in autos if a is not None and type(config) in a._model_mapping]
+    if getattr(config, "is_encoder_decoder", False) and len(known) > 1:
+        known = [a for a in known if a is not transformers.AutoModelForCausalLM]  # a decoder alone
+    auto = known[0] if known else None
+    named = getattr(transformers, str((config.architectures or [""])[0]), None)
+    if named is None or getattr(named, "config_class", None) is not type(config):
+        return auto
+    first = auto and auto._model_mapping[type(config)]
+    chosen = first if isinstance(first, tuple) else (first,)
+    return auto if named in chosen else NamedClass(named)
 
 
 def load_error(folder: Folder, error: Exception) -> CheckpointError:

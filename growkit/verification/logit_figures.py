@@ -27,16 +27,25 @@ class LogitFigures:
     loss_a: float = 0.0
     loss_b: float = 0.0
 
-    def add(self, a: torch.Tensor, b: torch.Tensor, ids: torch.Tensor) -> None:
-        """Add logits ``[batch, length, vocab]`` of token ids ``[batch, length]``."""
+    def add(self, a: torch.Tensor, b: torch.Tensor, ids: torch.Tensor | None) -> None:
+        """Add logits ``[batch, length, vocab]`` of token ids ``[batch, length]``.
+
+        ``ids``: None where the next token is not predicted (encoders, ``[..., width]``): then
+        neither KL nor loss is counted.
+        """
         vocab = a.shape[-1]
+        if ids is None:
+            a, b = a.reshape(-1, vocab), b.reshape(-1, vocab)
+            for rows in torch.arange(len(a)).split(ROWS):
+                self._add_differences(a[rows].double(), b[rows].double())
+            return
         targets = torch.full_like(ids, -1)
         targets[:, :-1] = ids[:, 1:]
         a, b, targets = a.reshape(-1, vocab), b.reshape(-1, vocab), targets.reshape(-1)
         for rows in torch.arange(len(a)).split(ROWS):
             self._add_rows(a[rows].double(), b[rows].double(), targets[rows])
 
-    def _add_rows(self, a: torch.Tensor, b: torch.Tensor, targets: torch.Tensor) -> None:
+    def _add_differences(self, a: torch.Tensor, b: torch.Tensor) -> None:
         difference = (a - b).abs()
         self.positions += len(a)
         self.elements += a.numel()
@@ -45,6 +54,9 @@ class LogitFigures:
         self.max_difference = max(self.max_difference, float(difference.max()))
         self.difference_sum += float(difference.sum())
         self.agreements += int((a.argmax(-1) == b.argmax(-1)).sum())
+
+    def _add_rows(self, a: torch.Tensor, b: torch.Tensor, targets: torch.Tensor) -> None:
+        self._add_differences(a, b)
         log_a, log_b = a.log_softmax(-1), b.log_softmax(-1)
         kl = (log_a.exp() * (log_a - log_b)).sum(-1).clamp(min=0.0)
         self.kl_sum += float(kl.sum())
@@ -73,8 +85,8 @@ class LogitFigures:
 
     @property
     def perplexity_a(self) -> float:
-        return math.exp(min(700.0, self.loss_a / self.predictions))
+        return math.exp(min(700.0, self.loss_a / self.predictions)) if self.predictions else 0.0
 
     @property
     def perplexity_b(self) -> float:
-        return math.exp(min(700.0, self.loss_b / self.predictions))
+        return math.exp(min(700.0, self.loss_b / self.predictions)) if self.predictions else 0.0

@@ -137,6 +137,8 @@ def plan_reach(pair: Pair, window: int, asked: int | None) -> Reach:
         asked: length that the user chose; 0 for none, None for what is needed and affordable.
     """
     models = (pair.model_a, pair.model_b)
+    if not inputs.reads_tokens(models[0]):
+        return Reach(None, 0, window)  # what they read has one length
     configs = [model.config.to_dict() for model in models]
     halves = 2 if inputs.is_encoder_decoder(models[0]) else 1  # of a window, each read by one stack
     limits = [limit for model in models if (limit := position_limit(model)) is not None]
@@ -185,8 +187,13 @@ def position_limit(model: Any) -> int | None:
     config = model.config
     if is_dynamic(config.to_dict()):
         return None
-    limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return int(limit) if isinstance(limit, int) and limit > 0 else None
+    names = ("max_position_embeddings", "max_encoder_position_embeddings", "max_target_positions")
+    limit = inputs.first_number(config.get_text_config(decoder=True), *names)
+    if limit <= 0:
+        return None
+    # Positions of RoBERTa and its kin begin behind the padding id, which is 1.
+    offset = 0 if inputs.can_generate(model) else getattr(config, "pad_token_id", None) or 0
+    return limit - (offset + 1 if 0 < offset < 8 else 0)
 
 
 def keeps_logits(model: Any) -> bool:
@@ -198,5 +205,4 @@ def keeps_logits(model: Any) -> bool:
 def tail_logits(model: Any, ids: torch.Tensor, count: int) -> torch.Tensor:
     """Logits ``[batch, count, vocab]`` of the last ``count`` positions, without a cache."""
     further = {"logits_to_keep": count} if keeps_logits(model) else {}
-    logits: torch.Tensor = model(**inputs.arguments(model, ids), **further).logits
-    return logits[:, -count:]
+    return inputs.output_of(model(**inputs.arguments(model, ids), **further))[:, -count:]

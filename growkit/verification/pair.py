@@ -134,7 +134,7 @@ class Pair:
             VerificationFailed: some are NaN or infinite.
         """
         model, folder = self.model(which), self.a if which == "a" else self.b
-        logits: torch.Tensor = model(**inputs.arguments(model, ids)).logits
+        logits = inputs.outputs(model, ids)
         wrong = int((~torch.isfinite(logits)).sum())
         if wrong:
             layer = layers.first_non_finite(model, list(self.sample))
@@ -159,7 +159,9 @@ def common_vocabulary(pair: Pair) -> int:
     Raises:
         UsageError: they differ, and B records no such growth.
     """
-    configs = [model.config.get_text_config(decoder=True) for model in (pair.model_a, pair.model_b)]
+    if not inputs.reads_tokens(pair.model_a):
+        return inputs.BYTES
+    configs = [inputs.text_config(model) for model in (pair.model_a, pair.model_b)]
     size_a, size_b = (int(config.vocab_size) for config in configs)
     steps = pair.b.manifest.get("plan", {}).get("operators", ())
     if any(isinstance(step, dict) and step.get("operator") in VOCABULARY for step in steps):

@@ -180,7 +180,8 @@ class VerificationReport:
 
     ``tokens`` are compared in windows of ``window``; ``verified_length`` is the longest text on
     which the logits are. ``amplification`` is 1 unless the tolerance was widened because A itself
-    amplifies rounding (see :mod:`growkit.verification.amplification`).
+    amplifies rounding (see :mod:`growkit.verification.amplification`). ``output``: what an encoder
+    gives, which predicts no next token: then KL and perplexities are 0 and say nothing.
     """
 
     passed: bool | None
@@ -221,6 +222,7 @@ class VerificationReport:
     cached: tuple[CachedSteps, ...]
     amplification: float
     vocabulary: VocabularyFigures | None = None
+    output: str = ""
 
     @property
     def status(self) -> str:
@@ -237,6 +239,8 @@ class VerificationReport:
         figures["compared"] = self.compared
         if self.vocabulary is None:
             del figures["vocabulary"]
+        if not self.output:
+            del figures["output"]
         figures["perplexity_difference"] = self.perplexity_b - self.perplexity_a
         return {"schema": SCHEMA, "status": self.status, **figures}
 
@@ -246,6 +250,11 @@ class VerificationReport:
         if self.passed is None and self.perplexity_a > 0.0 < self.perplexity_b:
             nats = math.log(self.perplexity_b / self.perplexity_a)
             jump = f" (the loss jumps by {nats:+.4f} nats per token)"
+        if self.output:
+            return (
+                f"{self.status}: max |d| {self.max_difference:.3g} of {self.output} (tolerance "
+                f"{self.tolerance:.3g}), {self.compute_dtype} compute; compared: {self.compared}"
+            )
         return (
             f"{self.status}: max |d logit| {self.max_difference:.3g} "
             f"(tolerance {self.tolerance:.3g}), mean KL {self.kl_mean:.3g}, "
@@ -258,10 +267,11 @@ class VerificationReport:
     def compared(self) -> str:
         """What was compared: "512 tokens in windows of 128 and one of 4,200; all 49,152 rows"."""
         long = f" and one of {self.long_window.tokens:,}" if self.long_window else ""
+        read = "tokens" if self.rows.total else "numbers that make the noise"
         rows = "all" if self.rows.against else f"{self.rows.rows:,} of"
         against = {"plan": " (bytes, by the plan)", "a": " (values of A)"}
         parts = [
-            f"{self.tokens:,} tokens in windows of {self.window:,}{long}",
+            f"{self.tokens:,} {read} in windows of {self.window:,}{long}",
             f"{rows} {self.rows.total:,} rows{against.get(self.rows.against, ' (those read)')}",
         ]
         if self.cached:

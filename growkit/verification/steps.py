@@ -40,6 +40,8 @@ LAYER_BYTES = 1 << 30  # residual streams of a long window that are worth keepin
 def ordinary_window(pair: Pair, window: int) -> int:
     """The window, cut to the positions that both models have (halves, of an encoder-decoder)."""
     halves = 2 if inputs.is_encoder_decoder(pair.model_a) else 1
+    if not inputs.reads_tokens(pair.model_a):
+        return min(window, 32)  # as many numbers make the noise of one input
     limits = [position_limit(model) for model in (pair.model_a, pair.model_b)]
     return min([window, *(halves * limit for limit in limits if limit is not None)])
 
@@ -50,7 +52,9 @@ def compare_windows(pair: Pair, advance: Callable[[], None]) -> LogitFigures:
     with _choices(pair) as ties:
         for ids in pair.sample:
             logits_a, logits_b = pair.logits("a", ids), pair.logits("b", ids)
-            figures.add(logits_a, logits_b, inputs.predicted_ids(pair.model_a, ids))
+            follows = inputs.can_generate(pair.model_a)
+            predicted = inputs.predicted_ids(pair.model_a, ids) if follows else None
+            figures.add(logits_a, logits_b, predicted)
             advance()
     pair.notes.extend([ties.note] if ties.note else [])
     return figures
@@ -78,13 +82,17 @@ def compare_stored(
 ) -> tuple[TableRows, ConfigFields]:
     """Rows of the vocabulary and config fields, by the plan that made B where there is one."""
     config_a, config_b = pair.model_a.config, pair.model_b.config
-    vocab_size = int(config_a.get_text_config(decoder=True).vocab_size)
+    vocab_size = 0
+    if inputs.reads_tokens(pair.model_a):
+        vocab_size = int(inputs.text_config(pair.model_a).vocab_size)
     try:
         with open_checkpoint(pair.a.path) as a, open_checkpoint(pair.b.path) as b:
             plan = recorded_plan(a, b, pair.notes)
             rows = None if plan is None else rows_by_plan(plan, b, vocab_size)
     except GrowkitError:  # a family or a layout that growth does not know
         plan = rows = None
+    if rows is None and not vocab_size:
+        rows = TableRows("a", 0, 0)
     if rows is None:
         read = torch.unique(windows).tolist()
         rows = rows_of_a(pair.model_a, pair.model_b, read, vocab_size)
@@ -165,7 +173,7 @@ def layer_batches(
     """The windows on which layers are compared: the long one where only that one differs."""
     if long is None or not ordinary_agree:
         return pair.sample
-    hidden = int(pair.model_b.config.get_text_config(decoder=True).hidden_size)
+    hidden = int(inputs.text_config(pair.model_b).hidden_size)
     if 2 * long.numel() * hidden * (pair.depth + 1) * pair.compute.itemsize > LAYER_BYTES:
         notes.append("layers compared on the ordinary windows: the long one would fill the memory")
         return pair.sample
@@ -202,7 +210,7 @@ def half_precision(pair: Pair, ids: torch.Tensor) -> HalfPrecision | None:
     logits = []
     for folder, dtype in ((pair.a, pair.compute), (pair.a, half), (pair.b, half)):
         model = pair.load(folder, dtype)
-        logits.append(model(**inputs.arguments(model, ids)).logits.double())
+        logits.append(inputs.outputs(model, ids).double())
     exact, half_a, half_b = logits
     effect = HalfPrecision(
         dtype=dtype_name(half),

@@ -28,7 +28,7 @@ has the lambda_init that the class gives to its index.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -98,6 +98,7 @@ class Depth:
         if len(shape.family.stacks) > 1:
             label = "encoder layers" if self.stack == "layer" else "decoder layers"
         target = self.amount.resolve(layers, self.option, label)
+        first = shape.family.first_copied.get(self.stack, 0)
         exact = self.method == "identity"
         if self.method == "random" or not layers:
             check_starts(shape, self.stack)
@@ -107,6 +108,8 @@ class Depth:
             sources, by_rule = self._inserted(shape, layers, target)
         else:
             sources, by_rule = self._slices(layers, target), False
+        if first:
+            sources = _of_a_kind(sources, first)
         return Effect(
             operator=f"{self.stack}s",
             summary=f"{label} {layers} -> {target} ({self.method}"
@@ -231,6 +234,15 @@ class Depth:
             )
         keep = layers - overlap
         return [(0, keep), (overlap, layers)]
+
+
+def _of_a_kind(sources: LayerMap, first: int) -> LayerMap:
+    """New layers that would copy one before ``first``, whose kind only the beginning has, copy the
+    first that is like the others."""
+    return tuple(
+        replace(layer, source=first) if place >= first > layer.source >= 0 else layer
+        for place, layer in enumerate(sources)
+    )
 
 
 def _between(layer: int, layers: int) -> LayerSource:
