@@ -34,6 +34,7 @@ _SHARED = (
 # What the coverage page tells of every type, and the columns of its summary.
 OPTIONS = {
     "--layers": "depth",
+    "--decoder-layers": "decoder's depth",
     "--ffn": "FFN",
     "--query-heads": "query heads",
     "--heads": "heads",
@@ -44,6 +45,7 @@ OPTIONS = {
 }
 COLUMNS = {
     "depth": ("--layers",),
+    "decoder's depth": ("--decoder-layers",),
     "FFN": ("--ffn",),
     "query heads": ("--query-heads", "--heads"),
     "hidden size": ("--hidden",),
@@ -60,11 +62,11 @@ KINDS = {
     "encoder_decoder": ("AutoModelForSeq2SeqLM", "AutoModelForSpeechSeq2Seq"),
     "masked": ("AutoModelForMaskedLM",),
     "causal": ("AutoModelForCausalLM",),
+    "tower": ("AutoModel",),
     "vision": ("AutoModelForImageClassification", "AutoBackbone"),
     "audio": ("AutoModelForCTC", "AutoModelForAudioClassification"),
-    "tower": ("AutoModel",),
 }
-TOWERS = re.compile(r".*(vision_model|vision_encoder|audio_encoder|audio_model)|dinov3_vit")
+TOWERS = re.compile(r".*(vision_model|vision_encoder|audio_encoder)|dinov2.*|dinov3_vit")
 TITLES = {
     "causal": "Causal language models",
     "wrapper": "Wrappers: the text part of a multimodal model",
@@ -72,7 +74,7 @@ TITLES = {
     "masked": "Masked language models",
     "vision": "Vision encoders",
     "audio": "Audio encoders",
-    "tower": "Vision and audio towers of other models, by themselves",
+    "tower": "Vision and audio encoders without a head",
 }
 
 

@@ -143,6 +143,7 @@ def derive_from_json(
 def table_name(table: Mapping[str, Any]) -> str:
     """File name of a table: type, and a hash of class and flags."""
     said = json.dumps([table[key] for key in ("source", "place", "flags", "kinds")], sort_keys=True)
+    said += table["class"] if "kind" in table else ""
     digest = hashlib.sha256(said.encode()).hexdigest()[:10]
     return f"{file_stem(table['model_type'])}-{digest}.json"
 
