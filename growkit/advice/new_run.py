@@ -16,10 +16,10 @@ from typing import Any
 from growkit.advice.facts import new_entries
 from growkit.advice.memory import TrainingSetup, training_memory
 from growkit.checkpoint import open_checkpoint
-from growkit.core.errors import UsageError
 from growkit.core.quantities import counted, human_bytes, human_count
 from growkit.data.recipe import DataSection
 from growkit.data.sources import Corpus, corpus_of
+from growkit.families import check_trainable
 from growkit.record.manifest import read_manifest
 from growkit.record.plan_report import main_dtype, stored_dtypes
 
@@ -125,11 +125,7 @@ def new_run_recipe(
     with open_checkpoint(checkpoint) as folder:
         config, dtype = folder.config, main_dtype(stored_dtypes(folder))
         shapes = {name: info.shape for name, info in folder.tensors.items()}
-    if config.get("is_encoder_decoder"):
-        raise UsageError(
-            f"{str(checkpoint)!r} is an encoder-decoder; growkit trains decoder-only models.",
-            "Train it with the sequence-to-sequence trainer of transformers.",
-        )
+    check_trainable(config, checkpoint)
     parameters = sum(math.prod(shape) for shape in shapes.values())
     context = config.get("max_position_embeddings") or config.get("n_positions")
     length = min(int(context or LONGEST), LONGEST)

@@ -39,10 +39,21 @@ def derive(config: Any, step: Step = lambda text: None, auto: Any = None) -> dic
     with quiet_transformers():
         builder = Builder(config, auto)
         values = explicit(builder, config)
-        found = study(builder, values, step)
-        table = make_table(builder, config, found)
-        prove(table, builder, found, step)
-        _settle_ties(table, builder, found, step)
+        table = _studied(builder, config, values, step)
+        tied = leaf(values, (*table["place"], TIES))
+        if tied is True and table["flags"].get(TIES) is False:  # more than the projection is tied
+            step("with tied embeddings")
+            table = _studied(builder, config, values, step, keep_ties=True)
+    return table
+
+
+def _studied(
+    builder: Builder, config: Any, values: Any, step: Step, *, keep_ties: bool = False
+) -> dict[str, Any]:
+    found = study(builder, values, step, keep_ties=keep_ties)
+    table = make_table(builder, config, found)
+    prove(table, builder, found, step)
+    _settle_ties(table, builder, found, step)
     return table
 
 

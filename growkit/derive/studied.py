@@ -27,6 +27,7 @@ from growkit.derive.twin import (
 )
 from growkit.derive.widths import Width, WidthProbe
 from growkit.families.layer_fields import leaf, with_values
+from growkit.verification.model_inputs import can_generate
 
 Step = Callable[[str], None]
 TIES = "tie_word_embeddings"
@@ -138,8 +139,12 @@ def _honest_head_dim(builder: Builder, values: Values, layers: Layers) -> Values
     return values
 
 
-def study(builder: Builder, values: Values, step: Step) -> Findings:
+def study(builder: Builder, values: Values, step: Step, *, keep_ties: bool = False) -> Findings:
     """Twin, axes, closings and widths.
+
+    Args:
+        keep_ties: leave the output projection of the twin tied as the config says. Encoders are
+            left so in any case: what their heads tie is more than one matrix.
 
     Raises:
         Underivable: nothing can be said of the class.
@@ -147,7 +152,8 @@ def study(builder: Builder, values: Values, step: Step) -> Findings:
     step("twin")
     small, layers = make_twin(builder, values)
     small = _honest_head_dim(builder, small, layers)
-    small, may_tie = untied(builder, small)
+    keep_ties = keep_ties or not can_generate(builder.build(small))
+    small, may_tie = (small, False) if keep_ties else untied(builder, small)
     step("axes")
     axes = find_axes(builder, small, layers)
     model = StoredModel(builder, small)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, MutableMapping
 from functools import cached_property
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from growkit.core.errors import UsageError, nearest, nearest_version
@@ -120,6 +121,30 @@ def _family_of(config: Config, names: Collection[str]) -> Family:
     )
 
 
+def is_encoder(config: Config) -> bool:
+    """A family that growkit knows, of models that predict no next token."""
+    try:
+        return family_of(config).is_encoder
+    except UsageError:
+        return False
+
+
+def check_trainable(config: Config, folder: Path) -> None:
+    """Raises:
+    UsageError: the folder holds no decoder-only model.
+    """
+    if config.get("is_encoder_decoder"):
+        raise UsageError(
+            f"{str(folder)!r} is an encoder-decoder; growkit trains decoder-only models.",
+            "Train it with the sequence-to-sequence trainer of transformers.",
+        )
+    if is_encoder(config):
+        raise UsageError(
+            f"{str(folder)!r} is an encoder; growkit trains decoder-only models.",
+            "Train it with the Trainer of transformers.",
+        )
+
+
 def sizes_where_known(config: Any) -> tuple[Family, dict[str, int]] | None:
     """Family and sizes of a config object of transformers; None for a model that is none of ours.
 
@@ -146,4 +171,12 @@ def _by_attention(candidates: list[Family], config: Config) -> Family:
     )
 
 
-__all__ = ["FAMILIES", "Family", "Tensor", "family_of", "sizes_where_known"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "Tensor",
+    "check_trainable",
+    "family_of",
+    "is_encoder",
+    "sizes_where_known",
+]

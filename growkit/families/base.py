@@ -307,6 +307,11 @@ class Family:
         """Heads stand in a signal and a noise group."""
         return self.lambda_init is not None
 
+    @property
+    def is_encoder(self) -> bool:
+        """No layer keeps a cache: no next token is predicted."""
+        return not any(stack.caches for stack in self.stacks)
+
     def names(self, sizes: Sizes) -> Iterator[tuple[Tensor, int | None, str]]:
         """(tensor, layer or None, name) of every tensor of a checkpoint, in writing order."""
         experts = {tensor.role: tensor.per_expert(sizes) for tensor in self.present(sizes)}

@@ -13,6 +13,7 @@ from growkit.checkpoint.side_files import copy_side_files
 from growkit.core.errors import CheckpointError, UsageError, nearest
 from growkit.core.names import MANIFEST, README, TRAINING_RECORD
 from growkit.data.tokenizer import copy_tokenizer
+from growkit.families import check_trainable
 from growkit.families.differential import is_lambda_vector
 from growkit.training.data_position import POSITION
 from growkit.training.final_dtype import store_in
@@ -98,11 +99,7 @@ def check_folder(path: Path) -> None:
         UsageError: it holds no decoder-only model.
     """
     with open_checkpoint(path) as folder:
-        if folder.config.get("is_encoder_decoder"):
-            raise UsageError(
-                f"{str(path)!r} is an encoder-decoder; growkit trains decoder-only models.",
-                "Train it with the sequence-to-sequence trainer of transformers.",
-            )
+        check_trainable(folder.config, path)
 
 
 def _keep_lambda_in_float32(model: Any, source: Path | None) -> None:

@@ -40,12 +40,12 @@ def _movement(
     model: Any, other: Any, ids: torch.Tensor, change: contextlib.AbstractContextManager[None]
 ) -> float:
     """Largest |d logit| between two models with the same experts; ``change`` is open for one."""
-    given, choices = inputs.arguments(model, ids), RepeatedChoices(model, None)
+    choices = RepeatedChoices(model, None)
     with choices.watched():
-        logits = inputs.output_of(model(**given))
+        logits = inputs.outputs(model, ids)
     choices.following = 0
     with choices.watched(other), change:
-        moved = inputs.output_of(other(**given))
+        moved = inputs.outputs(other, ids)
     return float((logits.double() - moved.double()).abs().max())
 
 

@@ -45,6 +45,11 @@ def reads_tokens(model: Any) -> bool:
     return main_input(model) == "input_ids"
 
 
+def has_vocabulary(model: Any) -> bool:
+    """The model reads tokens, or its decoder does."""
+    return reads_tokens(model) or is_encoder_decoder(model)
+
+
 def _parameters(model: Any) -> Any:
     forward = model.forward if hasattr(model, "forward") else model.model.forward  # layer by layer
     return inspect.signature(forward).parameters

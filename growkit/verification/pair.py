@@ -159,7 +159,7 @@ def common_vocabulary(pair: Pair) -> int:
     Raises:
         UsageError: they differ, and B records no such growth.
     """
-    if not inputs.reads_tokens(pair.model_a):
+    if not inputs.has_vocabulary(pair.model_a):
         return inputs.BYTES
     configs = [inputs.text_config(model) for model in (pair.model_a, pair.model_b)]
     size_a, size_b = (int(config.vocab_size) for config in configs)

@@ -272,8 +272,10 @@ class VerificationReport:
         against = {"plan": " (bytes, by the plan)", "a": " (values of A)"}
         parts = [
             f"{self.tokens:,} {read} in windows of {self.window:,}{long}",
-            f"{rows} {self.rows.total:,} rows{against.get(self.rows.against, ' (those read)')}",
         ]
+        if self.rows.total:
+            said = against.get(self.rows.against, " (those read)")
+            parts.append(f"{rows} {self.rows.total:,} rows{said}")
         if self.cached:
             kinds = " and ".join(dict.fromkeys(steps.cache for steps in self.cached))
             prefill = self.cached[0].prefill_tokens

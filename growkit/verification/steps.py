@@ -40,7 +40,7 @@ LAYER_BYTES = 1 << 30  # residual streams of a long window that are worth keepin
 def ordinary_window(pair: Pair, window: int) -> int:
     """The window, cut to the positions that both models have (halves, of an encoder-decoder)."""
     halves = 2 if inputs.is_encoder_decoder(pair.model_a) else 1
-    if not inputs.reads_tokens(pair.model_a):
+    if not inputs.has_vocabulary(pair.model_a):
         return min(window, 32)  # as many numbers make the noise of one input
     limits = [position_limit(model) for model in (pair.model_a, pair.model_b)]
     return min([window, *(halves * limit for limit in limits if limit is not None)])
@@ -83,7 +83,7 @@ def compare_stored(
     """Rows of the vocabulary and config fields, by the plan that made B where there is one."""
     config_a, config_b = pair.model_a.config, pair.model_b.config
     vocab_size = 0
-    if inputs.reads_tokens(pair.model_a):
+    if inputs.has_vocabulary(pair.model_a):
         vocab_size = int(inputs.text_config(pair.model_a).vocab_size)
     try:
         with open_checkpoint(pair.a.path) as a, open_checkpoint(pair.b.path) as b:

@@ -18,8 +18,10 @@ WIDTH = ("width",)
 class _Names:
     """Nothing is in a layer."""
 
-    def split(self, name: str) -> tuple[None, str]:
-        return None, name
+    prefixes = ("",)
+
+    def place(self, name: str) -> tuple[str, None, str]:
+        return "", None, name
 
     def role_name(self, name: str) -> tuple[None, str, None]:
         return None, name, None
