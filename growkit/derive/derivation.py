@@ -22,6 +22,7 @@ from growkit.derive.studied import TIES, Findings, Step, explicit, study, tied_t
 from growkit.derive.table import make_table
 from growkit.derive.twin import Builder, Underivable
 from growkit.families.derived import cache_folder, file_stem, misfit
+from growkit.families.layer_fields import leaf
 from growkit.verification.loading import quiet_transformers
 
 

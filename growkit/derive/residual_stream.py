@@ -21,6 +21,7 @@ from growkit.derive.stored import Arrays, relative_error
 from growkit.derive.twin import Path, Underivable, Values, token_ids
 from growkit.derive.widths import WidthProbe
 from growkit.families.layer_fields import leaf, with_values
+from growkit.verification.model_inputs import outputs
 
 Key = tuple[int, int]
 SILENT = 1e-7  # of the largest gradient of the same tensor
@@ -208,7 +209,7 @@ def find_padding(probe: WidthProbe, found: Stream, values: Values, place: Path) 
         except Exception:  # a refusal of the class
             continue
         other.load_state_dict(_like(probe, other))
-        result = other(input_ids=token_ids(other), use_cache=False).logits.detach().float()
+        result = outputs(other, token_ids(other)).detach().float()
         if relative_error(result, logits) > 1e-4:
             used.append((name, float(leaf(values, place)[name])))
     if len(used) > 1:

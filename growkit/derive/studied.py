@@ -27,7 +27,7 @@ from growkit.derive.twin import (
 )
 from growkit.derive.widths import Width, WidthProbe
 from growkit.families.layer_fields import leaf, with_values
-from growkit.verification.model_inputs import can_generate
+from growkit.verification.model_inputs import can_generate, reads_tokens
 
 Step = Callable[[str], None]
 TIES = "tie_word_embeddings"
@@ -153,7 +153,7 @@ def study(builder: Builder, values: Values, step: Step, *, keep_ties: bool = Fal
     small, layers = make_twin(builder, values)
     small = _honest_head_dim(builder, small, layers)
     keep_ties = keep_ties or not can_generate(builder.build(small))
-    small, may_tie = (small, False) if keep_ties else untied(builder, small)
+    small, may_tie = (small, None) if keep_ties else untied(builder, small)
     step("axes")
     axes = find_axes(builder, small, layers)
     model = StoredModel(builder, small)
@@ -221,6 +221,9 @@ def _find_widths(found: Findings) -> None:
         for group in shared:
             if group not in joint:
                 found.paths["kv_head"] = [group]
+    if found.layers.second or not reads_tokens(found.model.model):
+        found.failures["hidden"] = "Its hidden size is derived for models with one stack of tokens."
+        return
     try:
         counted = [p for p, _ in integers(found.values) if p[:-1] == found.layers.place]
         heads = [p for p in counted if HEADS.fullmatch(p[-1])]

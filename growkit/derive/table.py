@@ -354,6 +354,7 @@ class _Words:
             if not gains.issuperset(inside):
                 norm["shared"] = "norms inside its blocks"
         return {"sqrt_embedding": False, "norm": norm}
+
     def stack(self, role: Role) -> Layers:
         """The stack that a role belongs to."""
         layers, names = self.found.layers, self.found.axes.names
