@@ -74,7 +74,11 @@ def _tensors(report: dict[str, Any]) -> Table:
     symmetry = report["symmetry"]
     if report["noise_snr_db"] is not None:
         symmetry += f" at {report['noise_snr_db']:g} dB"
-    table.add_row("symmetry of copies", _symmetry(report, symmetry))
+    if warm := report.get("warm_start"):
+        factors = f"shrink {warm['shrink']:g}, perturb {warm['perturb']:g}, seed {report['seed']}"
+        table.add_row("warm start", factors)
+    else:
+        table.add_row("symmetry of copies", _symmetry(report, symmetry))
     table.add_row("disk needed", human_bytes(report["bytes_out"]))
     style, word, meaning = EXACTNESS_TEXT[report["exactness"]]
     table.add_row("function", Text.assemble((word, style), f" ({meaning})"))

@@ -24,6 +24,7 @@ from growkit.surgery.lambdas import change_lambda
 from growkit.surgery.new_weights import NewRows, Redrawn, block_rows, token_blocks
 from growkit.surgery.plan import Plan
 from growkit.surgery.tensor_plans import Action, TensorPlan
+from growkit.surgery.warm_start import warm_blocks
 
 Ranges = list[tuple[int, int]]
 NEW_LABELS = {Fill.ZERO: "zero", Fill.MEAN: "mean", Fill.INIT: "new", Fill.TOKEN: "tokens"}
@@ -75,6 +76,17 @@ def _computed(plan: Plan, tensor: TensorPlan, grown: Checkpoint) -> Difference:
     for offset, block in computed_blocks(plan, tensor):
         found = grown.read_entries(tensor.output.name, offset // block.itemsize, block.size)
         result.look(found, block.reshape(-1))
+    return result
+
+
+def _perturbed(plan: Plan, tensor: TensorPlan, grown: Checkpoint) -> Difference:
+    """Shrunk, padded and perturbed again, matrix by matrix."""
+    result = Difference()
+    for matrix in tensor.matrices():
+        for offset, block in warm_blocks(plan, matrix):
+            first = offset // (block.shape[1] * block.itemsize)
+            found = grown.read_rows(tensor.output.name, first, len(block), matrix.output_start)
+            result.look(found, block)
     return result
 
 
@@ -306,6 +318,7 @@ EXPLAINERS: dict[Action, Callable[[Plan, TensorPlan, Checkpoint], Difference]] =
     Action.RESCALED: _mapped,
     Action.REDRAWN: _mapped,
     Action.LAMBDA: _lambdas,
+    Action.PERTURBED: _perturbed,
     Action.COMPUTED: _computed,
     Action.NEW: _new,
     Action.ZERO: _constant,

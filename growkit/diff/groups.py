@@ -129,7 +129,10 @@ def _text(group: Group) -> str:
     if group.status in ("zero", "closed"):
         what = "zero" if group.status == "zero" else "gain zero"
         return f"{what}, so the block adds nothing" if not figures.differing else _changed(figures)
-    plain = group.factor == 1.0 and not any(dim["shared"] for dim in group.dims.values())
+    warm = group.status == "perturbed"
+    plain = (
+        not warm and group.factor == 1.0 and not any(dim["shared"] for dim in group.dims.values())
+    )
     parts = [
         _dim_text(label, dim, figures, "unchanged" if plain and not figures.differing else "old")
         for label, dim in group.dims.items()
@@ -146,6 +149,8 @@ def _text(group: Group) -> str:
         parts.append(f"multiplied by {group.factor:.6g}")
     if group.status == "redrawn":
         parts.append("a part of the FFN units drawn anew")
+    if warm:
+        parts.append("shrunk, and a start from scratch added to every entry (warm start)")
     if group.status == "lambda":
         parts.append("moved so that lambda keeps its value")
     shared = any(dim["shared"] for dim in group.dims.values())

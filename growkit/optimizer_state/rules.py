@@ -43,6 +43,7 @@ WITHOUT_STATE = {
     Action.ZERO: IDENTITY,
     Action.CLOSED: IDENTITY,
 }
+WARM_START = "a warm start shrinks and perturbs the weights that its moments belong to"
 NOT_PRESERVED = "the growth does not keep the function"
 
 
@@ -161,6 +162,8 @@ class _Builder:
             why = why or IDENTITY
         elif tensor.in_new_layer and self.plan.growth.fresh_state:
             why = why or "its layer is new"
+        if self.plan.growth.warm_start is not None:
+            why = WARM_START
         if why or tensor.source is None:
             return StateRule(tensor, None, why=why)
         if tensor.redrawn and tensor.expert is not None:

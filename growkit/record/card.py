@@ -58,7 +58,7 @@ def model_card(source: Path, manifest: dict[str, Any], name: str) -> str:
             f"* {step['summary']}: {step['exactness']}. {step['reason']}."
             for step in plan["operators"]
         ],
-        f"* symmetry of copies: {plan['symmetry']}, seed {plan['seed']}",
+        _copies(plan),
         "",
         "```yaml",
         yaml.safe_dump(recipe_of(manifest["request"]), sort_keys=False).strip(),
@@ -174,6 +174,15 @@ def _plain(value: Any) -> bool:
 def recipe_of(request: dict[str, Any]) -> dict[str, Any]:
     """The request of a manifest as a recipe says it."""
     return request if "convert" in request else {"grow": request}
+
+
+def _copies(plan: dict[str, Any]) -> str:
+    if warm := plan.get("warm_start"):
+        return (
+            f"* warm start, not exact: old weights x {warm['shrink']:g}, zero-padded, plus a start "
+            f"from scratch x {warm['perturb']:g}, seed {plan['seed']}"
+        )
+    return f"* symmetry of copies: {plan['symmetry']}, seed {plan['seed']}"
 
 
 def _rows(plan: dict[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from growkit.checkpoint import Checkpoint
@@ -97,6 +98,7 @@ def plan_report(plan: Plan) -> dict[str, Any]:
         # Axes whose copies stay equal whatever the symmetry.
         "tied_copies": list(plan.growth.tied),
         "noise_snr_db": plan.symmetry.noise_snr_db if plan.symmetry.mode == "noise" else None,
+        **({"warm_start": asdict(plan.growth.warm_start)} if plan.growth.warm_start else {}),
         "seed": plan.symmetry.seed,
         "exactness": plan.exactness.value,
         "warnings": list(plan.warnings),

@@ -23,8 +23,15 @@ from growkit.surgery.effect import (
     LayerSource,
     ModelShape,
     Operator,
+    WarmStart,
 )
 from growkit.surgery.operators import units_of
+
+# Operators that a warm start pads.
+PADDED = (
+    *("layers", "decoder_layers", "ffn", "hidden", "heads", "query_heads", "kv_heads"),
+    *("signal_heads", "noise_heads", "uniform_heads"),
+)
 
 
 def compose(operators: Sequence[Operator], shape: ModelShape) -> Effect:
@@ -91,6 +98,46 @@ def _then(before: Effect, step: Effect) -> Effect:
         norm_factor=before.norm_factor * step.norm_factor,
         stream_factor=before.stream_factor * step.stream_factor,
         key_factor=before.key_factor * step.key_factor,
+    )
+
+
+def padded(growth: Effect, start: WarmStart) -> Effect:
+    """A composed growth with zeros where it has copies, called what it is: another function.
+
+    Raises:
+        UsageError: a growth that has no padding.
+    """
+    wrong = [step.operator for step in growth.steps if step.operator not in PADDED]
+    if wrong or growth.noise_copies > 1:
+        what = wrong[0] if wrong else "more noise than signal heads"
+        raise UsageError(
+            f"--warm-start pads width and depth, and {what.replace('_', ' ')} has no padding.",
+            "Grow that in a step of its own, without --warm-start.",
+        )
+    axes = {
+        axis: AxisMap(np.where(map_.rank > 0, NEW, map_.source), map_.old_size, map_.partial)
+        for axis, map_ in growth.axes.items()
+    }
+    steps = tuple(
+        replace(
+            step,
+            summary=f"{step.summary.replace(' (copies)', '')}; shrink, pad, perturb",
+            exactness=Exactness.NOT_EXACT,
+            reason="shrunk weights, zero-padded, and the start of a model from scratch on top "
+            "(arXiv 2411.07340, 2605.13405): another function, to be trained",
+        )
+        for step in growth.steps
+    )
+    warning = f"warm start {start.told}; it does not keep the function"
+    return replace(
+        growth,
+        axes=axes,
+        new_units={},
+        factors={},
+        steps=steps,
+        warm_start=start,
+        exactness=Exactness.NOT_EXACT,
+        warnings=(*growth.warnings, warning),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
+from math import prod, sqrt
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,8 +14,9 @@ import numpy.typing as npt
 
 from growkit.checkpoint import Checkpoint
 from growkit.core.errors import UsageError
-from growkit.families import Family
+from growkit.families import Family, Tensor
 from growkit.families.base import Dim
+from growkit.families.unit_layout import Sizes
 from growkit.surgery.axis_map import NEW, AxisMap
 from growkit.surgery.operators import OPERATORS, OperatorRow
 
@@ -167,6 +169,34 @@ class Computed:
 
 
 @dataclass(frozen=True)
+class WarmStart:
+    """The two factors of a warm start (:mod:`growkit.surgery.warm_start`).
+
+    Attributes:
+        shrink: of the old weights, above 0.
+        perturb: of the numbers of a start from scratch, 0 or more.
+    """
+
+    shrink: float
+    perturb: float
+
+    @property
+    def told(self) -> str:
+        return f"shrink-pad-perturb: old weights x {self.shrink:g}, the class's start x " + (
+            f"{self.perturb:g} on top"
+        )
+
+    def noise(self, tensor: Tensor, before: Sizes, after: Sizes) -> float:
+        """Factor on the class's spread of a matrix: ``perturb``, less where its fan-in grows."""
+        ratios = (
+            dim.layout(before).width / dim.layout(after).width
+            for dim in tensor.dims
+            if dim.consumes
+        )
+        return self.perturb * sqrt(prod(ratios))
+
+
+@dataclass(frozen=True)
 class Effect:
     """What becomes of a model: by one operator, by several together, or by a conversion.
 
@@ -213,6 +243,7 @@ class Effect:
         computed: role -> how its entries are calculated.
         verbatim: roles whose bytes are the source's, whatever the two formats call their units.
         shared_rows: roles of which the model adds up the copies of a row: each gets a share.
+        warm_start: old weights are shrunk and padded and new numbers are added to them.
         measure: further lines to say, from the source's weights; calculated when it is written.
     """
 
@@ -248,6 +279,7 @@ class Effect:
     computed: Mapping[str, Computed] = field(default_factory=dict)
     verbatim: frozenset[str] = frozenset()
     shared_rows: frozenset[str] = frozenset()
+    warm_start: WarmStart | None = None
     measure: Callable[[Checkpoint], tuple[str, ...]] | None = None
 
     @property

@@ -46,6 +46,7 @@ from growkit.surgery.new_weights import (
 from growkit.surgery.plan import Plan
 from growkit.surgery.source_checks import FiniteCheck
 from growkit.surgery.tensor_plans import Action, TensorPlan
+from growkit.surgery.warm_start import warm_blocks
 
 Array = npt.NDArray[Any]
 Advance = Callable[[int], None]
@@ -244,6 +245,21 @@ class _Work:
             self.writer.write(tensor.output.name, offset, block)
             self.advance(block.nbytes)
 
+    def _write_perturbed(self, tensor: TensorPlan) -> None:
+        source = tensor.source
+        assert source is not None
+        unchecked = self.finite.claim(source, tensor.source_start)
+
+        def look(block: Array) -> None:
+            if self.stop.is_set():
+                raise Stopped
+            if unchecked:
+                self.finite.look(source, block)
+
+        for offset, block in warm_blocks(self.plan, tensor, look):
+            self._put(tensor, offset, block)
+            self.advance(block.nbytes)
+
     # -- matrices with arithmetic ---------------------------------------------------------------
 
     def _write_matrix(self, tensor: TensorPlan) -> None:
@@ -326,6 +342,7 @@ WRITERS: dict[Action, Callable[[_Work, TensorPlan], None]] = {
     Action.GROWN: _Work._write_mapped,
     Action.RESCALED: _Work._write_mapped,
     Action.REDRAWN: _Work._write_mapped,
+    Action.PERTURBED: _Work._write_perturbed,
     Action.LAMBDA: _Work._write_lambda,
     Action.COMPUTED: _Work._write_computed,
     Action.NEW: _Work._write_new,

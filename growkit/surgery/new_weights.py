@@ -43,12 +43,21 @@ def block_rows(width: int) -> int:
 
 
 def normal(
-    plan: Plan, tensor: TensorPlan, position: int, shape: tuple[int, ...], what: str = "new"
+    plan: Plan,
+    tensor: TensorPlan,
+    position: int,
+    shape: tuple[int, ...],
+    what: str = "new",
+    factor: float = 1.0,
+    dtype: np.dtype[Any] | None = None,
 ) -> Array:
-    """Normal numbers of the tensor's own std, keyed by seed, tensor, ``what`` and position."""
+    """Normal numbers of the tensor's own std, keyed by seed, tensor, ``what`` and position.
+
+    ``dtype``: of the numbers; absent: the stored one.
+    """
     generator = _generator(plan.symmetry.seed, f"{tensor.key}#{what}", position)
     numbers = generator.standard_normal(shape, dtype=np.float32)
-    return (numbers * np.float32(_std(plan, tensor))).astype(tensor.stored)
+    return (numbers * np.float32(_std(plan, tensor) * factor)).astype(dtype or tensor.stored)
 
 
 def _std(plan: Plan, tensor: TensorPlan) -> float:

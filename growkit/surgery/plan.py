@@ -23,8 +23,8 @@ from growkit.core.errors import UsageError
 from growkit.families import FAMILIES, Family, family_of
 from growkit.families.config_fields import MAX_TENSORS
 from growkit.families.stored_parts import without, without_prediction
-from growkit.surgery.compose import check_links, compose, kept_layers
-from growkit.surgery.effect import Effect, Exactness, ModelShape, Operator, check_allowed
+from growkit.surgery.compose import check_links, compose, kept_layers, padded
+from growkit.surgery.effect import Effect, Exactness, ModelShape, Operator, WarmStart, check_allowed
 from growkit.surgery.grown_config import grown_config, head_dim_note, sizes_that_load
 from growkit.surgery.plan_builder import PlanBuilder, PlannedTensors
 from growkit.surgery.request import GrowthRequest
@@ -83,6 +83,7 @@ def build_plan(
     target: str | None = None,
     asked: Sequence[str] = (),
     drop: str | None = None,
+    warm_start: WarmStart | None = None,
 ) -> Plan:
     """Decide what every tensor of the grown checkpoint is made of.
 
@@ -94,6 +95,7 @@ def build_plan(
             cannot hold the grown model.
         asked: flags that asked for the operators; the family may refuse them by name.
         drop: regular expression of tensors that the class does not read, which are left out.
+        warm_start: shrink, pad and perturb in place of copying; the plan is then not exact.
 
     Raises:
         UsageError: quantised weights, unknown family, impossible size, or a model that
@@ -111,6 +113,8 @@ def build_plan(
     growth = compose(operators, shape)
     _check_copies(checkpoint, source_family, growth, ", ".join(asked))
     growth = replace(growth, warnings=(*growth.warnings, *_unread_note(stored, source_family)))
+    if warm_start is not None:
+        growth = padded(growth, warm_start)
     if symmetry.mode == "even":
         # The mean of equal copies is the expert: nothing to divide.
         growth = replace(growth, expert_copies=1)
@@ -174,6 +178,7 @@ def plan_growth(checkpoint: Checkpoint, request: GrowthRequest) -> Plan:
         target=request.format,
         asked=request.flags(),
         drop=request.drop_tensors,
+        warm_start=request.warm_start_choice(),
     )
 
 

@@ -160,7 +160,16 @@ class PlanBuilder:
         moved = any(dim is not None for dim in dims)
         if moved and dtype not in FLOATS:
             raise _no_floats(source, dtype, "copies but cannot grow")
-        if redrawn:
+        noise = 0.0
+        warm = self.growth.warm_start
+        if warm and len(shape) in (2, 3) and tensor.init == "normal":
+            if dtype not in FLOATS:
+                raise _no_floats(source, dtype, "cannot shrink")
+            noise = warm.noise(tensor, self.source_sizes, self.growth.sizes)
+            if tensor.writes_residual:
+                noise *= residual_scale(self.growth.sizes[tensor.stack])
+            action = Action.PERTURBED
+        elif redrawn:
             action = Action.REDRAWN
         elif lambda_change is not None:
             action = Action.LAMBDA
@@ -186,6 +195,7 @@ class PlanBuilder:
             expert_copy=rank > 0,
             share=share,
             redrawn=redrawn,
+            noise=noise,
         )
 
     def _from_scratch(
@@ -202,6 +212,8 @@ class PlanBuilder:
             action = Action.CLOSED if tensor.gain_offset else Action.ZERO
         elif tensor.writes_residual:
             factor = residual_scale(self.growth.sizes[tensor.stack])
+        if self.growth.warm_start and tensor.init == "normal" and len(shape) > 1:
+            factor *= self.growth.warm_start.noise(tensor, self.source_sizes, self.growth.sizes)
         return TensorPlan(
             output=OutputTensor(name, self._dtype_from_scratch(tensor, layer_source), shape),
             role=tensor.role,

@@ -9,7 +9,7 @@ from typing import Any
 
 from growkit.core.errors import UsageError, check_keys, nearest
 from growkit.surgery.amount import Amount
-from growkit.surgery.effect import Operator
+from growkit.surgery.effect import Operator, WarmStart
 from growkit.surgery.operators import OPERATORS, OperatorRow, Option, all_options, rows_as_applied
 from growkit.surgery.symmetry import Symmetry
 
@@ -50,6 +50,9 @@ class GrowthRequest:
         new_heads, new_units: ``copy``, or ``zero`` for random ones with zero output.
         symmetry: ``split``, ``even`` or ``noise``.
         noise_snr_db: decibels, for ``noise``.
+        warm_start: ``shrink-pad-perturb``: every matrix becomes ``shrink`` times the old one, zeros
+            where it grows, plus ``perturb`` times the start of a model from scratch; not exact.
+        shrink, perturb: its factors.
         seed: of every random number.
         drop_tensors: regular expression of stored tensors that the class does not read, which are
             left out.
@@ -88,6 +91,9 @@ class GrowthRequest:
     new_units: str = "copy"
     symmetry: str = "split"
     noise_snr_db: float = 10.0
+    warm_start: str | None = None
+    shrink: float = 0.4
+    perturb: float = 1.0
     seed: int = 0
     drop_tensors: str | None = None
     format: str | None = None
@@ -121,7 +127,7 @@ class GrowthRequest:
         for option in all_options():
             asked = getattr(self, option.key, None) != getattr(defaults, option.key, None)
             if option.needs and asked and getattr(self, option.needs, None) is None:
-                needed = OPERATORS[option.needs].flag
+                needed = f"--{option.needs.replace('_', '-')}"
                 raise UsageError(
                     f"{option.flag} has no effect without {needed}.",
                     f"Give {needed} too, or leave it out.",
@@ -154,6 +160,10 @@ class GrowthRequest:
     def symmetry_choice(self) -> Symmetry:
         """How copies share weights."""
         return Symmetry(self.symmetry, self.noise_snr_db, self.seed)
+
+    def warm_start_choice(self) -> WarmStart | None:
+        """The factors of a warm start; None: the growth keeps what it can."""
+        return WarmStart(self.shrink, self.perturb) if self.warm_start else None
 
     def to_dict(self) -> dict[str, Any]:
         """Only what differs from the defaults; the ``grow`` section of a recipe."""

@@ -29,6 +29,7 @@ class Action(str, Enum):
     COPIED = "copied"  # the same bytes
     GROWN = "grown"  # some dimension has a map
     RESCALED = "rescaled"  # the same entries, times a factor
+    PERTURBED = "perturbed"  # shrunk, padded with zeros, and a start from scratch added
     REDRAWN = "redrawn"  # a part of an expert's units is drawn anew
     LAMBDA = "lambda"  # a lambda vector whose layer moves, or whose noise maps are copied
     COMPUTED = "computed"  # entries are calculated, by a conversion
@@ -81,6 +82,7 @@ class TensorPlan:
         redrawn: part of the FFN units that is drawn anew (of a stack: in its further copies).
         piece: index of this matrix in a stack of matrices (see :meth:`matrices`).
         source_start, output_start: bytes of the stacks in front of it.
+        noise: factor on the class's spread, of what a warm start adds to its entries.
         computed: how its entries are calculated, where no map says where they come from.
     """
 
@@ -102,6 +104,7 @@ class TensorPlan:
     piece: int | None = None
     source_start: int = 0
     output_start: int = 0
+    noise: float = 0.0
     computed: Computed | None = None
 
     @property

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from math import inf
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -92,6 +93,22 @@ def _part_of_units(part: float) -> None:
         raise UsageError(
             f"--expert-reinit {part} is no part of the units.",
             "Give a number from 0 to 1; 0.5 is usual (Drop-Upcycling).",
+        )
+
+
+def _shrinks(factor: float) -> None:
+    if not 0.0 < factor <= 1.0:
+        raise UsageError(
+            f"--shrink {factor} is no factor that shrinks.",
+            "Give a number above 0 and up to 1; 0.4 is usual (shrink and perturb).",
+        )
+
+
+def _perturbs(factor: float) -> None:
+    if not 0.0 <= factor < inf:
+        raise UsageError(
+            f"--perturb {factor} is no factor of a start from scratch.",
+            "Give a number of 0 or more; 1 adds the class's own initialisation.",
         )
 
 
@@ -326,6 +343,25 @@ COMMON = (
         key="noise_snr_db",
         kind=float,
         help="Signal-to-noise ratio of --symmetry noise, in dB.",
+    ),
+    Option(
+        key="warm_start",
+        values=("shrink-pad-perturb",),
+        help="Shrink old weights, pad with zeros, add a start from scratch; not exact.",
+    ),
+    Option(
+        key="shrink",
+        kind=float,
+        needs="warm_start",
+        check=_shrinks,
+        help="Factor on old weights in a warm start. Default: 0.4.",
+    ),
+    Option(
+        key="perturb",
+        kind=float,
+        needs="warm_start",
+        check=_perturbs,
+        help="Factor on the start from scratch that a warm start adds. Default: 1.",
     ),
     Option(key="seed", kind=int, help="Of every random number. Default: 0."),
     Option(

@@ -290,6 +290,13 @@ def make(row: OperatorRow, amount: Amount, request: GrowthRequest) -> Depth:
             f"--new-layers {method} and --depth-method {older} say different things.",
             "Give --new-layers alone.",
         )
+    if request.warm_start and method == "identity":
+        if request.new_layers:
+            raise UsageError(
+                "--new-layers identity keeps the function, and --warm-start does not.",
+                "Leave one of them out: with --warm-start new layers are a start from scratch.",
+            )
+        method = "random"
     placement = read_placement(request.layer_placement)
     return Depth(amount, method, placement, row.axis, fresh_state=request.new_layers is not None)
 

@@ -121,17 +121,25 @@ class Hidden:
     Attributes:
         amount: factor, increment or new size.
         method: ``tile`` (whole multiples), ``pad`` (any size), or ``auto``: tile where it can.
+        warm: for a warm start, which pads without keeping what the norms make of it.
     """
 
     axis: ClassVar[str] = "hidden"
     amount: Amount
     method: str = "auto"
+    warm: bool = False
 
     def apply(self, shape: ModelShape) -> Effect:
         require_axis(shape, "hidden", "--hidden")
         width = shape.sizes["hidden"]
         multiple = width if self.method == "tile" else 1
         target = self.amount.resolve(width, "--hidden", "hidden channels", multiple)
+        if self.warm:
+            return Effect(
+                operator="hidden",
+                summary=f"hidden size {width} -> {target}",
+                axes={"hidden": AxisMap.with_new(width, target, 1)},
+            )
         if self.method == "pad" or target % width:
             return pad_hidden(shape, target)
         return self._tile(shape, target)
@@ -170,4 +178,4 @@ class Hidden:
 
 
 def make(row: OperatorRow, amount: Amount, request: GrowthRequest) -> Hidden:
-    return Hidden(amount, request.hidden_method)
+    return Hidden(amount, request.hidden_method, warm=bool(request.warm_start))
