@@ -244,7 +244,8 @@ def _grown_optimizer(plan: Plan, request: GrowthRequest, folder: Path | None) ->
         return None
     from growkit.optimizer_state.write import GrownState
 
-    return GrownState(plan, state, request.optimizer_state or "grow")
+    usual = "reset-new" if request.symmetry == "rms" else "grow"
+    return GrownState(plan, state, request.optimizer_state or usual)
 
 
 def _write_optimizer(

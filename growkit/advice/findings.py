@@ -50,6 +50,21 @@ def identical_copies(facts: Facts) -> str | None:
     )
 
 
+def equal_copies(facts: Facts) -> str | None:
+    if not _shared(facts) or facts.growth is None or facts.growth["symmetry"] != "rms":
+        return None
+    if facts.recipe is None or facts.optimizer_goes_on:
+        return None
+    section = facts.recipe.training
+    if section.uses_new_parameter_map:
+        return None
+    return (
+        "copies of --symmetry rms begin equal, and this run has neither the optimizer state of the "
+        "run before nor a rate of its own for new slots: nothing parts them; set "
+        "training.new_warmup_steps, or grow with the optimizer state"
+    )
+
+
 def over_trained(facts: Facts) -> str | None:
     ratio = tokens_per_parameter(facts)
     if ratio is None or ratio <= OPTIMAL_TOKENS_PER_PARAMETER or facts.growth is None:
@@ -191,6 +206,7 @@ def noise(facts: Facts) -> str | None:
 _Rule = tuple[str, Callable[[Facts], str | None], str]
 RULES: tuple[_Rule, ...] = (
     ("identical-copies", identical_copies, "Net2Net arXiv:1511.05641; measured"),
+    ("equal-copies", equal_copies, "SPARKLING arXiv:2602.02472"),
     (
         "over-trained",
         over_trained,

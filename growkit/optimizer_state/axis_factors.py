@@ -75,7 +75,7 @@ def _shared(axis: str, axis_map: AxisMap, symmetry: Symmetry) -> AxisFactors:
     for copies in np.unique(axis_map.multiplicity[axis_map.multiplicity > 0]):
         here = axis_map.multiplicity == copies
         square[here] = mean_squares(int(copies), symmetry)[axis_map.rank[here]]
-    exact = symmetry.mode == "even" or int(axis_map.multiplicity.max(initial=0)) <= 1
+    exact = symmetry.equal or int(axis_map.multiplicity.max(initial=0)) <= 1
     words = axis.replace("_", " ")
     why = "" if exact else f"{words} copies share by {symmetry.mode}, each entry in its own way"
     return AxisFactors(axis_map.share, square, exact, why)
@@ -146,7 +146,7 @@ def mean_squares(copies: int, symmetry: Symmetry) -> Floats:
     E[s] is 1 / copies in every mode. Shape [copies].
     """
     even = np.full(copies, copies**-2.0)
-    if copies == 1 or symmetry.mode == "even":
+    if copies == 1 or symmetry.equal:
         return even
     if symmetry.mode == "noise":
         # The noise of a share has the power of the share, lowered by the signal-to-noise ratio.

@@ -250,7 +250,7 @@ class _Builder:
                 dims = (DimRule(stack.map, even, even**2), *dims[1:])
                 whys[:] = [why for why in whys if not why.startswith("expert ")]
             return dims, mean, square
-        if writes or symmetry.mode == "even":
+        if writes or symmetry.equal:
             return dims, mean / copies, square / copies**2
         rank = int(self.plan.growth.axes["expert"].rank[tensor.expert])
         whys.append(f"expert copies share by {symmetry.mode}, each entry in its own way")

@@ -115,7 +115,7 @@ def build_plan(
     growth = replace(growth, warnings=(*growth.warnings, *_unread_note(stored, source_family)))
     if warm_start is not None:
         growth = padded(growth, warm_start)
-    if symmetry.mode == "even":
+    if symmetry.equal:
         # The mean of equal copies is the expert: nothing to divide.
         growth = replace(growth, expert_copies=1)
     if symmetry.mode == "noise" and growth.tied:
@@ -326,7 +326,7 @@ def _shared_among(tensors: PlannedTensors) -> set[int]:
 def _rounds(symmetry: Symmetry, shared: set[int]) -> bool:
     if symmetry.mode == "noise":
         return bool(shared)
-    return symmetry.mode == "even" and any(count & (count - 1) for count in shared)
+    return symmetry.equal and any(count & (count - 1) for count in shared)
 
 
 def _warnings(
@@ -347,6 +347,11 @@ def _warnings(
     if symmetry.mode == "even" and shared:
         warnings.append(
             "even shares keep copies equal for ever (equal gradients): growth that is never used"
+        )
+    if symmetry.mode == "rms" and shared:
+        warnings.append(
+            "copies begin equal and part by the optimizer alone: train with new_warmup_steps, and "
+            "with the optimizer state of the run before (else they stay equal for ever)"
         )
     if growth.tied:
         warnings.append(

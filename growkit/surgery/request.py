@@ -48,7 +48,7 @@ class GrowthRequest:
         hidden_method: ``tile`` (whole multiples), ``pad`` (any size) or ``auto`` (tile if it fits).
         layer_placement: ``auto``, ``even``, ``end``, ``pattern`` or indices such as ``3,7,11``.
         new_heads, new_units: ``copy``, or ``zero`` for random ones with zero output.
-        symmetry: ``split``, ``even`` or ``noise``.
+        symmetry: ``split``, ``even``, ``noise`` or ``rms``.
         noise_snr_db: decibels, for ``noise``.
         warm_start: ``shrink-pad-perturb``: every matrix becomes ``shrink`` times the old one, zeros
             where it grows, plus ``perturb`` times the start of a model from scratch; not exact.
@@ -59,7 +59,7 @@ class GrowthRequest:
         format: family to write, when not the source's.
         optimizer_state: of the run that made the source: ``grow`` it with the model (the default
             where it is found), ``reset`` it (write none), or ``reset-new``: copies begin with zero
-            moments, old units continue.
+            moments, old units continue (the default with ``rms``).
     """
 
     signal_heads: Size = None

@@ -1,10 +1,15 @@
-"""How the copies of a unit share its outgoing weight: ``split``, ``even`` or ``noise``.
+"""How the copies of a unit share its outgoing weight: ``split``, ``even``, ``noise`` or ``rms``.
 
 * ``split``: every weight w becomes a and w - a, both representable, so that a + b == w bit for bit
   (see below). The fraction is random per entry, so copies get different gradients from the first
   step on. More than two copies are peeled off one at a time.
 * ``even``: w / n each. Lossless when n is a power of two, else rounded. Copies get equal gradients
   and stay equal for ever.
+* ``rms``: w / n each, so that no activation changes its root mean square by growth of a whole
+  multiple. The weights are symmetric; the optimizer breaks the symmetry: moments of the further
+  copies are reset (``optimizer_state`` is ``reset-new`` unless another is asked for) and the rate
+  of new slots alone warms up again (``training.new_warmup_steps``). After SPARKLING (arXiv
+  2602.02472, abstract), whose own formulas were not at hand.
 * ``noise``: w / n plus noise that sums to zero over the copies, ``noise_snr_db`` decibels below the
   weights of its row (HyperCloning, arXiv 2409.12903). Rounded to the stored dtype.
 
@@ -48,6 +53,11 @@ class Symmetry:
     noise_snr_db: float = 10.0
     seed: int = 0
 
+    @property
+    def equal(self) -> bool:
+        """Copies begin equal, and with equal shares."""
+        return self.mode in ("even", "rms")
+
     def __post_init__(self) -> None:
         if self.mode not in SYMMETRIES:
             raise UsageError(
@@ -89,7 +99,7 @@ def shares(
     """
     if copies == 1:
         return [weights]
-    if symmetry.mode == "even":
+    if symmetry.equal:
         return [_even(weights, copies)] * copies
     if symmetry.mode == "noise":
         bits = random_bits(symmetry.seed, name, position, weights.size * copies)

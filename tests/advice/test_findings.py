@@ -54,10 +54,13 @@ def names(
 
 Case = tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]
 HEADS, FFN, LAYERS = {"query_heads": "x2"}, {"ffn": "x2"}, {"layers": "+1"}
+RMS = {"symmetry": "rms"}
 CASES: list[Case] = [
     # name, a growth and a recipe where it applies, a growth and a recipe where it does not
     ("identical-copies", FFN | {"symmetry": "even"}, {}, FFN, {}),
     ("identical-copies", FFN | {"symmetry": "even"}, {}, LAYERS | {"symmetry": "even"}, {}),
+    ("equal-copies", FFN | RMS, {}, FFN, {}),
+    ("equal-copies", FFN | RMS, {}, FFN | RMS, {"new_warmup_steps": 5}),
     ("width-evidence", FFN, {}, LAYERS, {}),
     ("width-evidence", {"hidden": "x2"}, {}, FFN | LAYERS, {}),
     ("head-evidence", HEADS, {}, HEADS | FFN, {}),

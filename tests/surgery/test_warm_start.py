@@ -1,4 +1,4 @@
-"""Shrink, pad, perturb: the streamed bytes against a naive oracle, and labels that say not exact."""
+"""Shrink, pad, perturb: streamed bytes against a naive oracle, and labels that say not exact."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from growkit.core.errors import UsageError
 
-SYMMETRIES = ("split", "even", "noise")
+SYMMETRIES = ("split", "even", "noise", "rms")
 Label = str | Callable[[Mapping[str, int]], str]
 
 
@@ -337,7 +337,8 @@ COMMON = (
     Option(
         key="symmetry",
         values=SYMMETRIES,
-        help="Shares of copies: split, even or noise. Default: split.",
+        help="Shares of copies: split, even, noise, or rms (even; copies part by the optimizer). "
+        "Default: split.",
     ),
     Option(
         key="noise_snr_db",

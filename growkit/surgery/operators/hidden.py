@@ -122,12 +122,14 @@ class Hidden:
         amount: factor, increment or new size.
         method: ``tile`` (whole multiples), ``pad`` (any size), or ``auto``: tile where it can.
         warm: for a warm start, which pads without keeping what the norms make of it.
+        copies: it has to be copies.
     """
 
     axis: ClassVar[str] = "hidden"
     amount: Amount
     method: str = "auto"
     warm: bool = False
+    copies: bool = False
 
     def apply(self, shape: ModelShape) -> Effect:
         require_axis(shape, "hidden", "--hidden")
@@ -141,6 +143,12 @@ class Hidden:
                 axes={"hidden": AxisMap.with_new(width, target, 1)},
             )
         if self.method == "pad" or target % width:
+            if self.copies:
+                raise UsageError(
+                    f"--hidden {self.amount.text} with --symmetry rms: padding adds channels of "
+                    "zeros, which changes the root mean square of the residual stream.",
+                    f"Ask for a whole multiple of {width}, or leave --symmetry rms out.",
+                )
             return pad_hidden(shape, target)
         return self._tile(shape, target)
 
@@ -178,4 +186,5 @@ class Hidden:
 
 
 def make(row: OperatorRow, amount: Amount, request: GrowthRequest) -> Hidden:
-    return Hidden(amount, request.hidden_method, warm=bool(request.warm_start))
+    warm, copies = bool(request.warm_start), request.symmetry == "rms"
+    return Hidden(amount, request.hidden_method, warm, copies and not warm)
