@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import tiny_checkpoints as tiny
 import torch
+from family_checkpoints import family_config, write_checkpoint
 from safetensors.torch import load_file, save_file
 from stage_runs import staged_values
 from training_runs import recipe_values
@@ -125,7 +126,7 @@ def test_new_slots_alone_warm_up_and_copies_part(
 
 def test_without_the_optimizers_help_copies_stay_equal(text_file: Path, tmp_path: Path) -> None:
     """Negative control: no state and one rate; a warm-up of new slots alone is enough."""
-    source = tiny.make_folder(tmp_path / "a", tiny.llama_config())
+    source = write_checkpoint(tmp_path / "a", family_config("llama", vocab_size=257))
     tiny.grow(source, tmp_path / "b", ffn="x2", symmetry="rms")
     for name, warmup in (("one", 0), ("two", 2)):
         values = recipe_values(text_file, max_steps=2, warmup_steps=0, decay_steps=0)
