@@ -28,11 +28,13 @@ Rule = Callable[[str, torch.Tensor], torch.Tensor]
 def load(folder: Path) -> Any:
     """The model of a folder, float64."""
     register_own_models()
-    mixture = "num_local_experts" in tiny.read_config(folder)
+    config = tiny.read_config(folder)
+    mixture = "num_local_experts" in config
     # The grouped matrix product of experts knows no float64.
     options = {"experts_implementation": "eager"} if mixture else {}
+    attention = "eager" if config["model_type"] == "gpt_oss" else "sdpa"  # for its sinks
     return AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float64, attn_implementation="sdpa", **options
+        folder, dtype=torch.float64, attn_implementation=attention, **options
     )
 
 
