@@ -224,6 +224,8 @@ def _find_widths(found: Findings) -> None:
     if found.layers.second or not reads_tokens(found.model.model):
         found.failures["hidden"] = "Its hidden size is derived for models with one stack of tokens."
         return
+    if found.layers.place:  # the towers of a wrapper write the hidden size too: it is refused
+        return
     try:
         counted = [p for p, _ in integers(found.values) if p[:-1] == found.layers.place]
         heads = [p for p in counted if HEADS.fullmatch(p[-1])]

@@ -21,7 +21,7 @@ from growkit.training.leftovers import remove
 from growkit.training.published import move_into
 from growkit.training.rate_rule import Factors, rate_factors
 from growkit.training.recipe import ModelSection, Recipe
-from growkit.verification.loading import reason, register_own_models
+from growkit.verification.loading import class_of, reason, register_own_models
 from growkit.vocabulary.tokenizer_files import TOKENIZER_FILES
 from growkit.vocabulary.tokenizer_size import resize_remedy
 
@@ -138,12 +138,21 @@ def options(section: ModelSection) -> dict[str, Any]:
     return options
 
 
-def _load(path: Path, section: ModelSection) -> Any:
-    from transformers import AutoModelForCausalLM
+def class_of_folder(path: Path, section: ModelSection) -> Any:
+    """What loads a folder for training: AutoModelForCausalLM, or of a model with towers beside its
+    language model the class that its config names, so that they are kept."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
+    code = section.trust_remote_code
+    config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=code)
+    wraps = config.get_text_config(decoder=True) is not config
+    return (class_of(config) if wraps and not code else None) or AutoModelForCausalLM
+
+
+def _load(path: Path, section: ModelSection) -> Any:
     check_folder(path)
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = class_of_folder(path, section).from_pretrained(
             path,
             dtype=section.dtype,
             local_files_only=True,

@@ -187,14 +187,19 @@ def compare_configs(
 
 
 def _differences(
-    expected: Mapping[str, Any], found: Mapping[str, Any], free: frozenset[str]
+    expected: Mapping[str, Any], found: Mapping[str, Any], free: frozenset[str], part: str = ""
 ) -> list[str]:
-    names = [*expected, *(name for name in found if name not in expected)]
-    return [
-        f"{name} is {found.get(name, ABSENT)!r} instead of {expected.get(name, ABSENT)!r}"
-        for name in names
-        if name not in BOOKKEEPING | free and found.get(name) != expected.get(name)
-    ]
+    """Sentences on fields that differ; those of the parts of a wrapper one by one."""
+    differing = []
+    for name in dict.fromkeys([*expected, *found]):
+        left, right = expected.get(name, ABSENT), found.get(name, ABSENT)
+        if name in BOOKKEEPING | free or found.get(name) == expected.get(name):
+            continue
+        if name.endswith("_config") and isinstance(left, Mapping) and isinstance(right, Mapping):
+            differing += _differences(left, right, free, f"{part}{name}.")
+        else:
+            differing.append(f"{part}{name} is {right!r} instead of {left!r}")
+    return differing
 
 
 def _size_fields(a: Folder, left: Mapping[str, Any], right: Mapping[str, Any]) -> frozenset[str]:

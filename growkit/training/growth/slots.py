@@ -209,8 +209,18 @@ def converted_slots(new_parameters: Mapping[str, Any], source: Path, model: Any)
         if bool(entries.all()):
             slots[name] = None
         elif bool(entries.any()):
-            slots[name] = EntrySlots(entries)
+            slots[name] = _vectors(entries) or EntrySlots(entries)
     return SlotMap(slots)
+
+
+def _vectors(entries: Tensor) -> Slots | None:
+    """New entries as whole rows and columns; None where they are not."""
+    if entries.ndim == 1:
+        return Slots(entries, None)
+    if entries.ndim != 2:
+        return None
+    rows, columns = entries.all(dim=1), entries.all(dim=0)
+    return Slots(rows, columns) if torch.equal(rows[:, None] | columns, entries) else None
 
 
 def _mask(stored: SlotMap, name: str, shape: tuple[int, ...]) -> Tensor:

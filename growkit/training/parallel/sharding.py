@@ -24,6 +24,7 @@ from growkit.training.models import (
     check_attention,
     check_folder,
     check_vocabulary,
+    class_of_folder,
     options,
     scale_starts,
 )
@@ -111,7 +112,7 @@ def empty_model(path: Path, section: ModelSection) -> Any:
     meta device as a whole and allocated later, and nothing would complain.
     """
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoConfig, GenerationConfig
 
     register_own_models()
     check_folder(path)
@@ -123,7 +124,8 @@ def empty_model(path: Path, section: ModelSection) -> Any:
         dtype = getattr(torch, section.dtype)
     try:
         with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, **options(section))
+            auto = class_of_folder(path, section)
+            model = auto.from_config(config, dtype=dtype, **options(section))
     except (ValueError, ImportError) as error:
         check_attention(section, error)
         raise CheckpointError(

@@ -1,0 +1,90 @@
+"""A language model inside a multimodal folder grows in place, by a shipped table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from growkit.cli.main import main
+from growkit.families.derived import SHIPPED
+
+pytestmark = pytest.mark.skipif(not list(SHIPPED.glob("llava-*")), reason="no table of llava")
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    text = LlamaConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, tie_word_embeddings=False,
+    )  # fmt: skip
+    vision = CLIPVisionConfig(
+        hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=2,
+        image_size=28, patch_size=14,
+    )  # fmt: skip
+    config = LlavaConfig(text_config=text, vision_config=vision, image_token_index=299)
+    model = LlavaForConditionalGeneration(config)
+    folder = tmp_path_factory.mktemp("llava") / "a"
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_towers_are_copied_and_the_text_part_grows(llava: Path, tmp_path: Path) -> None:
+    out = tmp_path / "b"
+    asked = ["--layers", "+1", "--ffn", "x2", "--query-heads", "x2", "--kv-heads", "x2"]
+    assert main(["grow", str(llava), *asked, "--out", str(out)]) == 0  # and is verified
+    before, after = (load_file(folder / "model.safetensors") for folder in (llava, out))
+    towers = [name for name in before if "vision" in name or "projector" in name]
+    assert len(towers) > 20
+    assert all(torch.equal(before[name], after[name]) for name in towers)
+    config = json.loads((out / "config.json").read_text())
+    written = config["text_config"]
+    assert (written["num_hidden_layers"], written["intermediate_size"]) == (3, 96)
+    assert (written["num_attention_heads"], written["num_key_value_heads"]) == (8, 4)
+    assert config["vision_config"]["num_hidden_layers"] == 2
+    # The image is seen as before: the wrapper's own class, with pixels.
+    small, large = (
+        LlavaForConditionalGeneration.from_pretrained(folder).eval() for folder in (llava, out)
+    )
+    torch.manual_seed(1)
+    ids = torch.randint(3, 299, (1, 12))
+    ids[0, 2:6] = 299  # one patch each
+    pixels = torch.randn(1, 3, 28, 28)
+    with torch.no_grad():
+        logits = [model(input_ids=ids, pixel_values=pixels).logits for model in (small, large)]
+        blind = small(input_ids=ids.where(ids != 299, torch.tensor(5))).logits
+    assert (logits[0] - logits[1]).abs().max() < 2e-5 < (logits[0] - blind).abs().max()
+    assert main(["diff", str(llava), str(out)]) == 0
+
+
+def test_the_hidden_size_of_a_wrapper_is_refused(
+    llava: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", str(llava), "--hidden", "x2"]) == 2
+    assert "its towers write vectors of the hidden size" in " ".join(
+        capsys.readouterr().err.split()
+    )
+
+
+def test_the_text_part_is_trained_and_the_towers_are_kept(llava: Path, tmp_path: Path) -> None:
+    grown, run = tmp_path / "b", tmp_path / "run"
+    asked = ["--layers", "+1", "--ffn", "x2", "--no-verify"]
+    assert main(["grow", str(llava), *asked, "--out", str(grown)]) == 0
+    text = tmp_path / "text.txt"
+    text.write_text("A sentence that is read again and again. " * 100)
+    recipe = tmp_path / "train.yaml"
+    recipe.write_text(
+        f"model: {{checkpoint: {grown}}}\ntokenizer: {{bytes: true}}\n"
+        f"data: {{files: [{text}], sequence_length: 16}}\n"
+        "training: {max_steps: 2, learning_rate: 1.0e-3, train: {new_then_all: 1}}\n"
+    )
+    assert main(["train", str(recipe), "--out", str(run)]) == 0
+    before, after = (load_file(folder / "model.safetensors") for folder in (grown, run))
+    assert before.keys() == after.keys()
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert all(("vision" in name or "projector" in name) == (name in same) for name in before)
