@@ -21,6 +21,7 @@ from growkit.core.errors import CheckpointError, GrowkitError
 from growkit.core.files import require_regular
 from growkit.core.names import OPTIMIZER, SCHEDULER, TRAINER_STATE
 from growkit.core.records import read_record
+from growkit.training.adapters import check_adapter, has_adapter
 from growkit.training.run_files import (
     CheckpointManifest,
     RunningLoss,
@@ -73,8 +74,11 @@ def unreadable(checkpoint: Path, manifest: CheckpointManifest) -> str | None:
         if step_of(checkpoint) not in (manifest.step, -1):
             return f"it is of step {manifest.step}"
         TrainerState.load_from_json(str(checkpoint / STATE))
-        with open_checkpoint(checkpoint):  # config and headers of the weights
-            pass
+        if has_adapter(checkpoint):
+            check_adapter(checkpoint)
+        else:
+            with open_checkpoint(checkpoint):  # config and headers of the weights
+                pass
         losses = checkpoint / RUNNING_LOSS
         if losses.exists():
             read_record(losses, RunningLoss)

@@ -15,6 +15,7 @@ from growkit.core.names import MANIFEST, README, TRAINING_RECORD
 from growkit.data.tokenizer import copy_tokenizer
 from growkit.families import check_trainable
 from growkit.families.differential import is_lambda_vector
+from growkit.training.adapters import save_adapter
 from growkit.training.data_position import POSITION
 from growkit.training.final_dtype import store_in
 from growkit.training.leftovers import remove
@@ -249,6 +250,7 @@ def publish_model(
     save_dtype: str = "source",
     position: str | None = None,
     card: str = "",
+    adapter: bool = False,
 ) -> None:
     """Write the trained model beside ``out`` and move it there (:mod:`growkit.training.published`).
 
@@ -262,18 +264,22 @@ def publish_model(
         save_dtype: see :func:`growkit.training.final_dtype.store_in`.
         position: content of ``data_position.json``.
         card: text of README.md.
+        adapter: the model has adapters, which are all that is written.
     """
     if model is not None:
         remove(staging)
         staging.mkdir(parents=True)
-        model.save_pretrained(staging)
-    store_in(staging, save_dtype, source)
+        (save_adapter if adapter else type(model).save_pretrained)(model, staging)
+    if not adapter:
+        store_in(staging, save_dtype, source)
+        copy_lineage(source, staging)
     copy_tokenizer(tokenizer_folder, staging)
-    copy_lineage(source, staging)
-    if source is not None:  # licence, notice, what else stays valid; the run's own come first
+    if source is not None and not adapter:  # licence, notice, what else stays valid
         written = {path.name for path in staging.iterdir()}
         copy_side_files(source, staging, leave_out={*written, *TOKENIZER_FILES, POSITION})
     if card:
+        if adapter:
+            card = card.replace("library_name: transformers", "library_name: peft", 1)
         (staging / README).write_text(card, encoding="utf-8")
     if position is not None:
         (staging / POSITION).write_text(position)

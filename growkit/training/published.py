@@ -17,6 +17,7 @@ from growkit.checkpoint.staging import sync, sync_tree
 from growkit.core.errors import GrowkitError
 from growkit.core.names import CONFIG, TRAINING_RECORD
 from growkit.core.records import read_record
+from growkit.training.adapters import check_adapter, has_adapter
 from growkit.training.leftovers import remove
 from growkit.training.run_files import RunRecord
 
@@ -32,7 +33,7 @@ def move_into(staging: Path, out: Path) -> None:
         remove(out / name)
     for stale in [*out.glob("*.safetensors"), *out.glob("*.safetensors.index.json")]:
         remove(stale)
-    last = [CONFIG, TRAINING_RECORD]
+    last = [name for name in (CONFIG, TRAINING_RECORD) if (staging / name).is_file()]
     for name in sorted(path.name for path in staging.iterdir() if path.name not in last):
         _move(staging / name, out / name)
     sync(out)
@@ -52,6 +53,9 @@ def published(out: Path) -> dict[str, Any] | None:
     """The record of the run whose whole model lies in ``out``; None where there is none."""
     try:
         record = read_record(out / TRAINING_RECORD, RunRecord)
+        if has_adapter(out) and not (out / CONFIG).is_file():
+            check_adapter(out)
+            return record.model_dump()
         with open_checkpoint(out):  # a config, and every weight file as long as its header says
             return record.model_dump()
     except (GrowkitError, OSError):

@@ -124,6 +124,17 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _what_adapters_are_of(self) -> Recipe:
+        if self.training.lora is not None:
+            if self.model.checkpoint is None:
+                raise ValueError("'training.lora' needs a 'model.checkpoint' that it adapts")
+            if self.stages:
+                raise ValueError("'training.lora' and 'stages' do not go together: merge first")
+            if self.parallel.strategy == "fsdp":
+                raise ValueError("'training.lora' and parallel.strategy fsdp do not go together")
+        return self
+
+    @model_validator(mode="after")
     def _evaluations_to_go_by(self) -> Recipe:
         section = self.training
         named = {name for name in ("samples", "early_stopping", "eval_tasks")

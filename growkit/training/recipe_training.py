@@ -25,6 +25,23 @@ class NewThenAll(Section):
     new_then_all: Annotated[float, Field(gt=0)]
 
 
+class LoraSection(Section):
+    """Adapters of low rank on the old weights, by peft (``pip install 'growkit[lora]'``).
+
+    Attributes:
+        r: rank of an adapter.
+        alpha: an adapter's product is scaled by this over ``r``; absent: twice ``r``.
+        dropout: of an adapter's input.
+        target_modules: names of linear layers, ``q_proj`` say; absent: all but the output
+            projection.
+    """
+
+    r: Positive = 16
+    alpha: Annotated[float, Field(gt=0)] | None = None
+    dropout: Fraction = 0.0
+    target_modules: Annotated[list[str], Field(min_length=1)] | None = None
+
+
 class SamplesSection(Section):
     """Texts that the model writes at every evaluation, greedily.
 
@@ -78,6 +95,7 @@ class TrainingSection(Section):
         max_steps: optimizer steps of the whole run; this or ``max_tokens``.
         max_tokens: tokens of the whole run, rounded up to whole steps.
         train: ``all``, ``new`` (old slots keep their bytes) or ``{new_then_all: STEPS}``.
+        lora: adapters on the old weights, which stand still; new slots train fully.
         new_learning_rate_multiplier: of the rate of new slots.
         old_learning_rate_multiplier: of the rate of old slots.
         lambda_learning_rate_multiplier: of everything that makes lambda, besides the other two.
@@ -141,6 +159,7 @@ class TrainingSection(Section):
     max_tokens: Positive | None = None
 
     train: Literal["new", "all"] | NewThenAll = "all"
+    lora: LoraSection | None = None
     new_learning_rate_multiplier: Multiplier = 1.0
     old_learning_rate_multiplier: Multiplier = 1.0
     lambda_learning_rate_multiplier: Multiplier = 1.0
@@ -234,6 +253,14 @@ class TrainingSection(Section):
             for name in ("old_learning_rate_multiplier", "old_warmup_steps"):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"'{name}' has no effect where 'train: new' freezes the old")
+        if self.lora is not None:
+            for name in ("train", "old_learning_rate_multiplier", "old_warmup_steps", "rate_rule",
+                         "optimizer", "average_checkpoints"):  # fmt: skip
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(
+                        f"'{name}' does not go with 'lora', which trains adapters and new slots by "
+                        "AdamW"
+                    )
         if self.old_warmup_steps and self.train == "all":
             raise ValueError(
                 "'old_warmup_steps' follows the thaw of 'train: {new_then_all: STEPS}'; a warm-up "

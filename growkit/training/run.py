@@ -158,6 +158,11 @@ class _Run:
         else:
             model = build_model(self.recipe.model, tokenizer, self.recipe.training.seed)
             scale_starts(model, self.recipe)
+        lora = self.recipe.training.lora is not None
+        if lora:
+            from growkit.training.adapters import with_adapters
+
+            model = with_adapters(model, self.recipe)
         if note := tied_note(self.recipe, model.config.to_dict()):
             self.reporter.note(note)
         _check_length(model, self.recipe)
@@ -183,6 +188,7 @@ class _Run:
                 save_dtype=self.recipe.training.save_dtype,
                 position=position_text(self.recipe, train_set, record["steps"]),
                 card=self._card(record),
+                adapter=lora,
             )
         )
         begin = str(checkpoint) if checkpoint else None
@@ -239,7 +245,9 @@ class _Run:
         bars: list[Progress] = []
         stop = StopOnSignal(self.processes)
         log = RunCallback(recipe, self.folder / METRICS, lambda: bars[0], self.reporter.log)
-        log.utilisation = utilisation_of(recipe, model, self.processes.count)
+        plain = section.lora is None  # what is told by names of parameters needs its own ones
+        if plain:
+            log.utilisation = utilisation_of(recipe, model, self.processes.count)
         early = []
         if section.early_stopping is not None:
             rule = section.early_stopping
@@ -254,9 +262,13 @@ class _Run:
             callbacks=[
                 *self.callbacks[0],
                 log,
-                *probes_of(recipe, model, held_out or train_set, log.metrics, log.pause),
+                *(
+                    probes_of(recipe, model, held_out or train_set, log.metrics, log.pause)
+                    if plain
+                    else []
+                ),
                 stop,
-                *GrownOptimizer.of(recipe, self.reporter),
+                *(GrownOptimizer.of(recipe, self.reporter) if plain else []),
                 *early,
                 *named_callbacks(section.callbacks or []),
                 *self.callbacks[1],

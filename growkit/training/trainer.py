@@ -23,6 +23,7 @@ from growkit.core.errors import Diverged
 from growkit.core.progress import Progress
 from growkit.data.order import RunSampler
 from growkit.data.packing import PackedDataset
+from growkit.training.adapters import adapter_slots
 from growkit.training.at_evaluation import AtEvaluation
 from growkit.training.averaging import average_into, last_whole
 from growkit.training.data_position import sample_order
@@ -183,7 +184,9 @@ class RunTrainer(ProcessTrainer):
     def create_optimizer(self, model: Any = None) -> Any:
         if self.optimizer is None:
             target = self.model if model is None else model
-            self.growth = GrowthTraining(target, self.recipe, self._steps_taken)
+            adapted = self.recipe.training.lora is not None
+            slots = adapter_slots(target, self.recipe) if adapted else None
+            self.growth = GrowthTraining(target, self.recipe, self._steps_taken, slots)
             self.optimizer = self.growth.optimizer
         return self.optimizer
 

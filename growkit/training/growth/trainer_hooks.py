@@ -79,14 +79,19 @@ def _root(by_mesh: dict[Any, Tensor]) -> Tensor:
     return total.sqrt()
 
 
-def slots_of(model: Any, recipe: Recipe) -> SlotMap:
+def slots_of(
+    model: Any, recipe: Recipe, named: Callable[[str], str] = lambda name: name
+) -> SlotMap:
     """What of a model is new, by the names that its parameters have in memory.
+
+    Args:
+        named: a parameter's name without what wraps its module.
 
     Raises:
         UsageError: growkit.json and the model do not belong together.
     """
     new = new_parameters_of(recipe)
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    shapes = {named(name): tuple(value.shape) for name, value in model.named_parameters()}
     source = recipe.model.checkpoint
     if source is not None and not new.keys() <= shapes.keys():
         return converted_slots(new, source, model)
@@ -101,16 +106,27 @@ class GrowthTraining:
 
     Args:
         steps_done: optimizer steps already taken; a resumed run continues counting.
+        slots: of a model with adapters (:func:`growkit.training.adapters.adapter_slots`).
 
     Raises:
         UsageError: the new-parameter map does not fit the model.
     """
 
-    def __init__(self, model: Any, recipe: Recipe, steps_done: Callable[[], int]) -> None:
-        section, at = recipe.training, slot_rates(recipe)
+    def __init__(
+        self,
+        model: Any,
+        recipe: Recipe,
+        steps_done: Callable[[], int],
+        slots: SlotMap | None = None,
+    ) -> None:
+        section = recipe.training
+        if section.lora is not None:  # old slots stand still: adapters are what is new to them
+            section = section.model_copy(update={"train": "new"})
+            recipe = recipe.model_copy(update={"training": section})
+        at = slot_rates(recipe)
         self._rates = lambda: at(steps_done())
         try:
-            self.slots = slots_of(model, recipe)
+            self.slots = slots_of(model, recipe) if slots is None else slots
         except UsageError:
             # The map only splits the reported norms here, and a run does not fail for that.
             if section.uses_new_parameter_map:

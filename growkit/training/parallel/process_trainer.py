@@ -171,6 +171,8 @@ class ProcessTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if self.sharded is None:
             super()._save(output_dir, state_dict)
+            if self.recipe.training.lora is not None and output_dir is not None:
+                self.model.config.save_pretrained(output_dir)  # which peft leaves to the base
         else:
             assert output_dir is not None
             self.sharded.save_pretrained(Path(output_dir))
@@ -190,6 +192,8 @@ class ProcessTrainer(Trainer):
             return
         try:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+            if self.recipe.training.lora is not None:
+                return
             with open_checkpoint(folder) as stored:
                 left = {name for name, _ in self.model.named_parameters()} - stored.tensors.keys()
             if left:
