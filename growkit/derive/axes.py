@@ -35,6 +35,7 @@ HEADS = re.compile(r"(num_)?(attention_heads|n_heads?|heads)|decoder_attention_h
 KV_HEADS = re.compile(r"num_key_value_heads|num_kv_heads|n_head_kv|kv_n_heads|num_query_groups")
 WIDTHS = re.compile(
     r".*(intermediate|ffn|inner|d_ff|dff|dim_ff|feed_forward|mlp_dim|mlp_hidden|mlp_ratio).*"
+    r"|hidden_dim"
 )
 HIDDEN = re.compile(r"hidden_size|d_model|n_embd|emb_dim|embedding_dim|dim|embed_dim")
 EXPERTS = re.compile(r"(moe_)?(num|n)_(local_|routed_)?experts")

@@ -167,6 +167,8 @@ def find_closings(insertion: LayerInsertion, order: Sequence[str], dead: set[int
         dead: roles without a gradient in the twin itself.
     """
     layers = insertion.layers.count
+    if insertion.layers.shared:
+        return Closings(refusal="Its layers share their weights, so that none can be added")
     chosen, places, failures = _counted(insertion)
     result = Closings(counts=chosen)
     if failures and layers > 1:  # a first layer that is unlike all others

@@ -94,7 +94,9 @@ class StoredModel:
         for name, array in saved(twin).items():
             shapes[name] = tuple(array.shape)
             whole = array.dtype == np.float64 and (array == np.rint(array)).all()
-            if whole and array.min() >= 1 and array.max() <= self._total:
+            if not array.size:
+                opaque[name] = array
+            elif whole and array.min() >= 1 and array.max() <= self._total:
                 index[name] = array.astype(np.int64) - 1
             elif array.dtype == np.float64:
                 raise Underivable(f"The file holds other numbers than the module: {name!r}.")

@@ -240,7 +240,7 @@ class _Words:
 
     def carried(self) -> list[str]:
         """Beginnings of the names of a wrapper's other parts (towers, projectors): copied whole."""
-        if not self.place:
+        if not self.place or self.found.layers.second:
             return []
         parent = self.found.axes.names.prefix.rstrip(".").rpartition(".")[0] + "."
         own = [role.name for role in (self._embedding_role(), self._output_role()) if role]

@@ -121,6 +121,7 @@ class Layers:
         count: how many there are.
         other: names of lists that are as long by chance: not so in the model itself.
         part: of the names of its modules, where a model has two stacks.
+        shared: the layers of a model are these ones, again and again.
         alone: the config says nothing else of these layers than their number.
         second: the decoder's stack of an encoder-decoder.
     """
@@ -131,6 +132,7 @@ class Layers:
     other: frozenset[str] = frozenset()
     part: str = ""
     alone: bool = False
+    shared: bool = False
     second: Layers | None = None
 
     @property
@@ -179,6 +181,9 @@ def find_layers(builder: Builder, values: Mapping[str, Any]) -> Layers:
     for name in names:
         value = inner.get(name)
         if isinstance(value, int) and value > 0:
+            groups = inner.get("num_hidden_groups")
+            if isinstance(groups, int) and groups < value:
+                return Layers(place, "num_hidden_groups", groups, shared=True)
             return Layers(place, name, value)
     for name, value in inner.items():
         words = isinstance(value, list) and all(isinstance(entry, str) for entry in value)
@@ -402,6 +407,8 @@ def _strategies(values: Mapping[str, Any]) -> Iterator[dict[Path, Any]]:
         for pattern, small in _SMALL:
             if value is None and re.fullmatch(pattern, name):
                 unset[name,] = small
+        if value is None and re.fullmatch(_IDS, name):
+            unset[name,] = 1
     yield proposed | unset
 
 
