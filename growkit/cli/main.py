@@ -125,7 +125,9 @@ def _run(build_app: Callable[[], Any], given: list[str]) -> None:
         try:
             derive_once(error.config, common.current)
         except GrowkitError as reason:
-            raise NoFamily(f"{error.cause} {reason.cause}", error.remedy, error.config) from reason
+            own = "auto_map" in error.config  # its remedy says how to run the folder's code
+            remedy = reason.remedy if own else error.remedy
+            raise NoFamily(f"{error.cause} {reason.cause}", remedy, error.config) from reason
         build_app()(args=given, standalone_mode=True)
 
 

@@ -22,6 +22,7 @@ from growkit.derive.twin import (
     Values,
     check_forward,
     integers,
+    said_by,
     stack_prefix,
 )
 from growkit.families.layer_fields import leaf, with_values
@@ -166,6 +167,7 @@ class _Variations:
 
     def __init__(self, builder: Builder, values: Values) -> None:
         self.builder, self.values = builder, values
+        self.objection = ""
         self._known: dict[frozenset[tuple[Path, int]], dict[str, Shape] | None] = {}
 
     def shapes(self, changes: Mapping[Path, int]) -> dict[str, Shape] | None:
@@ -175,8 +177,8 @@ class _Variations:
             try:
                 model = self.builder.build(with_values(self.values, changes))
                 self._known[key] = {n: tuple(a.shape) for n, a in saved(model).items()}
-            except Exception:  # a refusal of the class
-                self._known[key] = None
+            except Exception as error:  # a refusal of the class
+                self._known[key], self.objection = None, said_by(error)
         return self._known[key]
 
     def module_shapes(self, changes: Mapping[Path, int]) -> dict[str, Shape] | None:
@@ -191,7 +193,7 @@ def find_axes(builder: Builder, values: Values, layers: Layers) -> Axes:
     variations = _Variations(builder, values)
     base = variations.shapes({})
     if base is None:
-        raise Underivable("The class cannot save the twin.")
+        raise Underivable(f"The twin cannot be saved ({variations.objection}).")
     plain = variations.module_shapes({})
     assert plain is not None
     counters = {layers.counter, layers.second.counter if layers.second else layers.counter}
@@ -290,10 +292,10 @@ def _with_partners(
 
 
 def _counts_experts(plain: Mapping[str, Shape], found: Mapping[str, Shape]) -> bool:
-    """The names differ in numbers alone."""
+    """The names differ in numbers of experts alone."""
 
     def bare(names: Mapping[str, Shape]) -> set[str]:
-        return {re.sub(r"\.\d+\.", ".#.", name) for name in names}
+        return {re.sub(r"(expert[^.]*)\.\d+\.", r"\1.#.", name) for name in names}
 
     return bare(plain) == bare(found)
 

@@ -20,7 +20,7 @@ import torch
 
 from growkit.derive.axes import Axes, Role
 from growkit.derive.stored import Arrays, StoredModel, relative_error
-from growkit.derive.twin import Builder, Layers, Underivable, Values, layer_kinds
+from growkit.derive.twin import Builder, Layers, Underivable, Values, layer_kinds, said_by
 from growkit.families.layer_fields import leaf, move_counts, with_values
 
 SAME = 2e-6
@@ -97,8 +97,7 @@ class LayerInsertion:
         try:
             grown = StoredModel(self.builder, config)
         except Exception as error:  # a refusal of the class
-            first = (str(error).strip() or "-").splitlines()[0]
-            raise Underivable(f"The class refuses the longer config ({first[:160]}).") from error
+            raise Underivable(f"The class refuses the longer config ({said_by(error)}).") from error
         weights = self._weights(grown, sources)
         return Inserted(grown, weights, [(place, sources[place]) for place in new])
 

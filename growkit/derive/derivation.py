@@ -6,10 +6,11 @@ python -m growkit.derive.all   every class of transformers, into the package
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,10 +21,10 @@ from growkit.core.writing import write_whole
 from growkit.derive.proof import prove
 from growkit.derive.studied import TIES, Findings, Step, explicit, study, tied_twin
 from growkit.derive.table import make_table
-from growkit.derive.twin import Builder, Underivable
+from growkit.derive.twin import Builder, Underivable, said_by
 from growkit.families.derived import cache_folder, file_stem, misfit
 from growkit.families.layer_fields import leaf
-from growkit.verification.loading import quiet_transformers
+from growkit.verification.loading import AUTO_CLASSES, NamedClass, quiet_transformers
 
 
 def derive(config: Any, step: Step = lambda text: None, auto: Any = None) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def derive(config: Any, step: Step = lambda text: None, auto: Any = None) -> dic
     Raises:
         Underivable: with what was tried.
     """
-    with quiet_transformers():
+    with quiet_transformers(), _offline():
         builder = Builder(config, auto)
         values = explicit(builder, config)
         table = _studied(builder, config, values, step)
@@ -56,6 +57,19 @@ def _studied(
     prove(table, builder, found, step)
     _settle_ties(table, builder, found, step)
     return table
+
+
+@contextlib.contextmanager
+def _offline() -> Iterator[None]:
+    """No class may look for kernels, code or defaults on a server meanwhile."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _settle_ties(table: dict[str, Any], builder: Builder, found: Findings, step: Step) -> None:
@@ -115,12 +129,36 @@ def read_config(config: Mapping[str, Any], folder: Path | None = None) -> Any:
                 Path(place, CONFIG).write_text(json.dumps(dict(config)), encoding="utf-8")
                 return AutoConfig.from_pretrained(place, local_files_only=True)
     except Exception as error:  # whatever a config class objects to
-        first = (str(error).strip() or "-").splitlines()[0]
         raise CheckpointError(
-            f"transformers cannot make a config of model_type {model_type!r} ({first[:200]}).",
+            f"transformers cannot make a config of model_type {model_type!r} ({said_by(error)}).",
             "Update transformers, or pass --trust-remote-code to `growkit derive` for a class that "
             "the folder brings.",
         ) from error
+
+
+def class_of_folder(config: Any, folder: Path) -> NamedClass | None:
+    """The model class that a folder brings for its config; None where it names none.
+
+    Its code is run.
+
+    Raises:
+        CheckpointError: the code is not in the folder, or fails.
+    """
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    named = getattr(config, "auto_map", None) or {}
+    reference = next((named[name] for name in AUTO_CLASSES if name in named), None)
+    if reference is None:
+        return None
+    try:
+        with quiet_transformers():
+            found = get_class_from_dynamic_module(reference, str(folder), local_files_only=True)
+    except Exception as error:  # whatever its code does
+        raise CheckpointError(
+            f"{folder.name} brings the class {reference!r}, which fails ({said_by(error)}).",
+            "Put the files that auto_map names into the folder, and install what they import.",
+        ) from error
+    return NamedClass(found)
 
 
 def derive_from_json(
@@ -137,12 +175,13 @@ def derive_from_json(
     """
     model_type = str(config.get("model_type"))
     read = read_config(config, folder)
-    table = derive(read, step)
+    own = class_of_folder(read, folder) if folder is not None else None
+    table = derive(read, step, own)
     if not any("error" in proof for proof in table["operators"].values()):
         raise Underivable(
-            f"No operator could be proven on a twin of {model_type!r}: "
+            f"No growth could be proven on a twin of {model_type!r} ("
             + "; ".join(f"{k}: {v['why']}" for k, v in list(table["operators"].items())[:2])
-            + ".",
+            + ").",
         )
     if field := misfit(table, config):
         raise Underivable(

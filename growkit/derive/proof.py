@@ -21,9 +21,8 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
-from growkit.core.errors import GrowkitError
 from growkit.derive.stored import Arrays, StoredModel, relative_error
-from growkit.derive.twin import Builder, Underivable, plain_kernels, token_ids
+from growkit.derive.twin import Builder, Underivable, plain_kernels, said_by, token_ids
 from growkit.families.derived import forget, register
 from growkit.families.layer_fields import leaf
 from growkit.growing import grow_checkpoint
@@ -195,11 +194,8 @@ class _Prover:
                 folder / "twin", out, GrowthRequest.from_mapping(request), verify=False, threads=1
             )
             return self._compared(option, out) | {"request": next(iter(request.values()))}
-        except GrowkitError as error:
-            return {"why": _sentence(error.cause)}
         except Exception as error:  # whatever the class objects to
-            first = (str(error).strip() or "-").splitlines()[0]
-            return {"why": f"{type(error).__name__}: {first[:200]}"}
+            return {"why": said_by(error)}
         finally:
             forget(trial)
             shutil.rmtree(out, ignore_errors=True)
@@ -256,23 +252,39 @@ class _Prover:
         if not error <= 20 * TOLERANCE:
             raise Underivable(f"Generation with a cache differs from the twin's ({error:.2g}).")
 
-    def _alive(self, grown: StoredModel, weights: Arrays) -> None:
-        """Raise unless two steps of descent reach every tensor that they reach in the twin."""
-        names, roles = self.found.axes.names, self.found.axes.roles
-        dead = {roles[number].name for number in self.found.dead}
+    def _reached(self, model: StoredModel, weights: Arrays) -> set[tuple[int | None, str]]:
+        """(layer, role) that get a gradient within two steps of descent."""
         moved = dict(weights)
         reached: set[tuple[int | None, str]] = set()
         for seed in (0, 1):
-            grown.write(moved)
-            for name, gradient in grown.gradients(seed).items():
+            model.write(moved)
+            for name, gradient in model.gradients(seed).items():
                 size = float(np.abs(gradient).max(initial=0.0))
                 if size and np.isfinite(size):
-                    reached.add(names.role_name(name)[:2])
+                    reached.add(self.found.axes.names.role_name(name)[:2])
                     moved[name] = moved[name] - 1e-2 * gradient / size
-        for name in weights:
-            key = names.role_name(name)[:2]
-            if key not in reached and key[1] not in dead and name not in grown.opaque:
-                raise Underivable(f"No gradient reaches {name!r} in two steps.")
+        return reached
+
+    def _alive(self, grown: StoredModel, weights: Arrays) -> None:
+        """Raise unless two steps of descent reach every tensor that they reach in the twin."""
+        names, roles = self.found.axes.names, self.found.axes.roles
+        reached = self._reached(grown, weights)
+        dead = {roles[number].name for number in self.found.dead}
+        lacking = [
+            name
+            for name in weights
+            if (key := names.role_name(name)[:2]) not in reached
+            and key[1] not in dead
+            and name not in grown.opaque
+        ]
+        if not lacking:
+            return
+        # What has none in a layer of the twin has none in what was made of that layer.
+        here = self._reached(self.found.model, self.found.weights)
+        self.found.model.write(self.found.weights)
+        silent = {key[1] for n in self.found.weights if (key := names.role_name(n)[:2]) not in here}
+        if wrong := [name for name in lacking if names.role_name(name)[1] not in silent]:
+            raise Underivable(f"No gradient reaches {wrong[0]!r} in two steps.")
 
     def _control(self, option: str, grown: StoredModel, weights: Arrays) -> float:
         """Relative error of the logits when one thing is broken."""
@@ -326,7 +338,7 @@ def write_folder(builder: Builder, found: Any, folder: Path) -> None:
     config.architectures = [type(model).__name__]
     config.dtype = "float32"
     config.save_pretrained(folder)
-    tensors = {name: np.ascontiguousarray(array) for name, array in found.weights.items()}
+    tensors = {name: np.array(array, order="C") for name, array in found.weights.items()}
     tensors |= dict(found.model.opaque.items())
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     # What the config object adds is said by the twin's own values; what it drops is put back.

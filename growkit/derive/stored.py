@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from safetensors.numpy import load_file
 
-from growkit.derive.twin import Builder, Underivable, Values, token_ids
+from growkit.derive.twin import Builder, Underivable, Values, said_by, token_ids
 from growkit.verification.model_inputs import outputs
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -44,8 +44,7 @@ def saved(model: Any) -> Arrays:
         model.save_pretrained(folder, max_shard_size="100GB")
         return dict(load_file(Path(folder) / "model.safetensors"))
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
-        first = (str(error).strip() or "-").splitlines()[0]
-        raise Underivable(f"The class cannot save itself ({first[:200]}).") from error
+        raise Underivable(f"The class cannot save itself ({said_by(error)}).") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -115,7 +114,7 @@ class StoredModel:
 
     def _gathered(self, parts: Mapping[str, torch.Tensor]) -> Arrays:
         flat = np.concatenate([parts[name].reshape(-1).numpy() for name in self._starts])
-        return {name: flat[index] for name, index in self._index.items()}
+        return {name: np.asarray(flat[index]) for name, index in self._index.items()}
 
     def write(self, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
         """Set the module's state to these file tensors (some, or all of them)."""

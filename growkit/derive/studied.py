@@ -89,12 +89,20 @@ def explicit(builder: Builder, config: Any) -> Values:
     for name, size in unset.items():
         path = (*layers.place, name)
         try:
-            if builder.shapes(with_values(few, {path: size})) != builder.shapes(few):
+            if builder.shapes(with_values(few, {path: size})) != _shapes_or_none(builder, few):
                 size = hidden // heads if name == "head_dim" else size
                 values = with_values(values, {path: size})
         except Exception:  # the class wants it so
             continue
     return values
+
+
+def _shapes_or_none(builder: Builder, values: Values) -> Any:
+    """Shapes of the module; None where the class refuses a config that leaves so much open."""
+    try:
+        return builder.shapes(values)
+    except Exception:  # whatever it objects to
+        return None
 
 
 def untied(builder: Builder, values: Values) -> tuple[Values, Path | None]:

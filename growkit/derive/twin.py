@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from growkit.core.errors import GrowkitError
 from growkit.families.layer_fields import leaf, move_entry, with_values
-from growkit.verification.loading import class_of
+from growkit.verification.loading import class_of, reason
 from growkit.verification.model_inputs import outputs
 
 Path = tuple[str, ...]
@@ -39,6 +40,13 @@ class Underivable(GrowkitError):
 
     def __init__(self, cause: str, remedy: str = "growkit has no table for this model.") -> None:
         super().__init__(cause, remedy)
+
+
+def said_by(error: BaseException) -> str:
+    """What a class objects to, in one line."""
+    if isinstance(error, GrowkitError):
+        return error.cause.rstrip(".")
+    return f"{type(error).__name__}: {reason(error)[:200]}"
 
 
 def integers(config: Mapping[str, Any], prefix: Path = ()) -> Iterator[tuple[Path, int]]:
@@ -90,8 +98,28 @@ class Builder:
         try:
             model = self.build(values, "meta")
         except Exception:  # some constructors compute with the numbers
-            model = self.build(values)
+            with _Bounded():
+                model = self.build(values)
         return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+class _Bounded(TorchDispatchMode):
+    """Refuses tensors of more than so many bytes together: no model of full size is made."""
+
+    MOST = 800_000_000
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "empty" in func.name() and args and isinstance(args[0], list | tuple):
+            self.made += 4 * prod(size for size in args[0] if isinstance(size, int))
+            if self.made > self.MOST:
+                raise Underivable(
+                    f"The class cannot be built without its numbers, more than {self.MOST} bytes."
+                )
+        return func(*args, **(kwargs or {}))
 
 
 def plain_kernels(model: Any) -> None:
@@ -271,6 +299,17 @@ def _shortest(kinds: Sequence[Any]) -> int:
     return max(kinds.index(kind) for kind in set(kinds)) + 1
 
 
+def _repeats(builder: Builder, values: Values, layers: Layers, kinds: Sequence[Any]) -> bool:
+    """Twice as many layers are the same kinds twice: lists move along, or a whole period ends."""
+    longer = layers.moved(values, [*range(layers.count)] * 2)
+    doubled = Layers(layers.place, layers.field, 2 * layers.count, layers.other)
+    try:
+        found = layer_kinds(builder.shapes(longer), doubled, longer)
+    except Exception:  # a refusal of the class
+        return False
+    return found is not None and [k[0] for k in found] == 2 * [k[0] for k in kinds]
+
+
 def _few_layers(builder: Builder, values: Values, layers: Layers) -> tuple[Values, Layers]:
     """The first layers that have every kind, at least two."""
     kinds = layer_kinds(builder.shapes(values), layers, values)
@@ -296,7 +335,11 @@ def _few_layers(builder: Builder, values: Values, layers: Layers) -> tuple[Value
                 if other and set(other) == wanted and _shortest(other) < needed:
                     values, needed = tried, _shortest(other)
                     break
-    for keep in range(max(2, needed), min(layers.count, needed + 4) + 1):
+    whole: list[tuple[Values, Layers]] = []
+    periods = sorted({v for _, v in integers(values) if needed + 4 < v <= MOST_LAYERS})
+    for keep in [*range(max(2, needed), needed + 5), *periods]:
+        if keep > layers.count:
+            break
         short = layers.moved(values, range(keep))
         fewer = replace(layers, count=keep, other=unrelated)
         try:
@@ -304,7 +347,11 @@ def _few_layers(builder: Builder, values: Values, layers: Layers) -> tuple[Value
         except Exception:
             continue
         if found and {kind[0] for kind in found} >= {kind[0] for kind in wanted}:
-            return short, fewer
+            whole.append((short, fewer))
+            if len(set(found)) == 1 or _repeats(builder, short, fewer, found):
+                return short, fewer
+    if whole:
+        return whole[0]
     if layers.count <= MOST_LAYERS:
         return values, layers
     raise Underivable(f"No small number of layers has every kind of layer of the {layers.count}.")
@@ -480,8 +527,11 @@ def make_twin(builder: Builder, values: Mapping[str, Any]) -> tuple[Values, Laye
             short = _halved(builder, short)
             check_forward(builder.build(short))
         except Exception as error:  # whatever a class objects to: the next set may do
-            first = (str(error).strip() or "-").splitlines()[0]
-            tried.append(f"{type(error).__name__}: {first[:200]}")
+            tried.append(said_by(error))
             continue
         return _shared(builder, short), fewer
-    raise Underivable(f"No small config is accepted by the class ({tried[0] if tried else '-'}).")
+    reasons = "; ".join(dict.fromkeys(tried)) or "-"
+    raise Underivable(
+        f"{len(tried)} small configs of {builder.model_type!r} were tried, and the class accepts "
+        f"none ({reasons[:400]})."
+    )

@@ -25,6 +25,7 @@ SEEDS = (0, 1)
 FIXED, MIXED, DEAD = -1, -2, -3
 # Gradients of units that a norm couples to the others are at least so many times smaller.
 COUPLED = 3.0
+MOST_ROUNDS = 6
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,27 @@ class WidthProbe:
         if not inside:
             raise Underivable(f"No tensor depends on {path[-1]}.")
         result.readers = self.last_readers(inside)
+        for tried in range(MOST_ROUNDS):
+            mixed = self._label(result, inside, others, units, also)
+            if not mixed:
+                break
+            # What mixes all units reads them; what stands before it may seem to, until it is known.
+            last = max(mixed, key=lambda key: self._used(key[0]))
+            result.readers.update([last] if tried < MOST_ROUNDS - 1 else mixed)
+        return result
+
+    def _label(
+        self,
+        result: Width,
+        inside: set[tuple[int, int]],
+        others: set[tuple[int, int]],
+        units: int,
+        also: Sequence[Path],
+    ) -> list[tuple[int, int]]:
+        """Set the labels of all dimensions that are no readers; those that mix all units."""
+        mixed = []
+        result.labels.clear()
+        result.coupled = False
         probed = sorted((inside | others) - result.readers)
         single = units <= 16
         masks = _masks(units, single)
@@ -148,11 +170,11 @@ class WidthProbe:
             else:
                 labels, coupled = _spelled(seen[key], units)
             if (labels == MIXED).all():
-                result.readers.add(key)
+                mixed.append(key)
                 continue
             result.labels[key] = labels
             result.coupled |= coupled
-        return result
+        return mixed
 
     def last_readers(self, inside: set[tuple[int, int]]) -> set[tuple[int, int]]:
         """What reads the units: zero it, and what writes them has no gradient."""
