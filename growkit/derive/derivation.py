@@ -127,7 +127,9 @@ def read_config(config: Mapping[str, Any], folder: Path | None = None) -> Any:
             # Read as a file: numbers that JSON has no word for (infinity) are written as objects.
             with TemporaryDirectory(prefix="growkit-config-") as place:
                 Path(place, CONFIG).write_text(json.dumps(dict(config)), encoding="utf-8")
-                return AutoConfig.from_pretrained(place, local_files_only=True)
+                return AutoConfig.from_pretrained(
+                    place, trust_remote_code=False, local_files_only=True
+                )
     except Exception as error:  # whatever a config class objects to
         raise CheckpointError(
             f"transformers cannot make a config of model_type {model_type!r} ({said_by(error)}).",

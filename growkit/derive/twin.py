@@ -206,9 +206,9 @@ def find_layers(builder: Builder, values: Mapping[str, Any]) -> Layers:
     text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
     names = [text.attribute_map.get("num_hidden_layers", "num_hidden_layers")]
     names += ["num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers"]
-    for name in names:
-        value = inner.get(name)
-        if isinstance(value, int) and value > 0:
+    counts = {n: v for n in names if isinstance(v := inner.get(n), int) and v > 0}
+    for name, value in counts.items():
+        if len(counts) == 1 or _counts(builder, values, (*place, name)):
             groups = inner.get("num_hidden_groups")
             if isinstance(groups, int) and groups < value:
                 return Layers(place, "num_hidden_groups", groups, shared=True)
@@ -239,6 +239,15 @@ def _two_stacks(values: Mapping[str, Any]) -> Layers | None:
             return None
         found.append(Layers((), name, values[name], part=part, alone=bool(found)))
     return replace(found[0], second=found[1])
+
+
+def _counts(builder: Builder, values: Mapping[str, Any], path: Path) -> bool:
+    """The class has more tensors with a larger number there (a decoder alone has no encoder's)."""
+    try:
+        few, more = (builder.shapes(with_values(values, {path: size})) for size in (2, 3))
+    except Exception:  # a refusal of the class
+        return True
+    return few != more
 
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")

@@ -142,7 +142,8 @@ class _Work:
     def _copy_rows(self, tensor: TensorPlan) -> None:
         """Copy runs of whole rows as bytes; new rows start at random (or zero)."""
         assert tensor.source is not None
-        info, rows = self.plan.checkpoint.tensors[tensor.source], tensor.dims[0]
+        info = self.plan.checkpoint.tensors[tensor.source]
+        rows = tensor.dims[0] if tensor.dims else None  # a number of its own has no rows
         nbytes = info.nbytes if tensor.piece is None else info.nbytes // info.shape[0]
         if not self.finite.claim(tensor.source, tensor.source_start) and rows is None:
             self._copy_in_kernel(tensor, info, nbytes)
@@ -161,7 +162,8 @@ class _Work:
             for _, offset, place, count in targets.within(first, first + len(block)):
                 self._put(tensor, place, block[offset : offset + count])
                 self.advance(count)
-        self._write_new_rows(tensor, NewRows(rows, 0))
+        if rows is not None:
+            self._write_new_rows(tensor, NewRows(rows, 0))
 
     def _copy_in_kernel(self, tensor: TensorPlan, info: TensorInfo, nbytes: int) -> None:
         """Nothing moves and nothing is left to check."""

@@ -58,7 +58,6 @@ FAULTS = {
     "large": "cannot be made smaller than 9013376 parameters",
     "arguments": "missing 1 required argument: 'pixels'",
     "tie": "The twin cannot be saved (The class cannot save itself",
-    "deaf": "Its control does not bite",
 }
 
 
@@ -81,6 +80,17 @@ def test_a_class_that_misbehaves_ends_in_a_sentence_and_leaves_nothing(
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
     assert not list(scratch.iterdir())
     assert not cache_folder().is_dir() or not list(cache_folder().iterdir())
+
+
+def test_a_growth_whose_control_does_not_bite_is_not_offered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = folder_of(tmp_path / "a", fault="deaf")
+    out = tmp_path / "b"
+    assert main(["grow", str(folder), "--ffn", "x2", "--out", str(out)]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "Its control does not bite (relative error" in told and "Traceback" not in told
+    assert not out.exists()
 
 
 def test_weights_that_the_class_does_not_have_are_named_and_nothing_is_written(
