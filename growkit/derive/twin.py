@@ -42,7 +42,7 @@ class Underivable(GrowkitError):
         super().__init__(cause, remedy)
 
 
-def said_by(error: BaseException) -> str:
+def said_by(error: Exception) -> str:
     """What a class objects to, in one line."""
     if isinstance(error, GrowkitError):
         return error.cause.rstrip(".")
