@@ -14,6 +14,7 @@ COMMANDS = {
     "export": "export",
     "refresh": "refresh",
     "plan": "plan",
+    "advise": "advise",
     "recipes": "recipes",
     "inspect": "inspect",
     "index": "index",

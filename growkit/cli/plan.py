@@ -23,6 +23,7 @@ from growkit.cli.common import (
 from growkit.cli.growth_options import growth_options
 
 if TYPE_CHECKING:
+    from growkit.cli.output import Output
     from growkit.surgery.request import GrowthRequest
 
 PANEL = "Grow"
@@ -38,6 +39,13 @@ def plan(
     save_recipe: Annotated[
         Path | None,
         typer.Option(help="Write this growth as a recipe for --recipe, in a new file."),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="In place of a growth: propose one for so many tokens or training FLOPs "
+            "(2e9tokens, 3e17flops), as 'growkit advise' does; --save-recipe writes it."
+        ),
     ] = None,
     train_recipe: Annotated[
         Path | None,
@@ -70,6 +78,9 @@ def plan(
     """
     output = open_output(json_mode, quiet, verbose)
     folder = local_folder(checkpoint, revision, output, weights=False)
+    if budget is not None:
+        _propose(output, folder, budget, request, save_recipe)
+        return
     from growkit.advice import Throughput, advise, facts_of_plan
     from growkit.checkpoint import open_checkpoint
     from growkit.recipe.shipped import find_recipe
@@ -120,3 +131,17 @@ def plan(
         save(save_recipe, request.to_dict(), str(checkpoint), revision)
         output.note(f"wrote {save_recipe}")
     output.result(report)
+
+
+def _propose(
+    output: Output, folder: Path, budget: str, request: GrowthRequest, out: Path | None
+) -> None:
+    from growkit.cli.advise import show_proposal
+    from growkit.core.errors import UsageError
+
+    if asked := request.flags():
+        raise UsageError(
+            f"--budget proposes a growth, and {', '.join(asked)} asks for one.",
+            "Leave one of them out.",
+        )
+    show_proposal(output, folder, budget, None, out, "24GB")
