@@ -1,4 +1,4 @@
-"""Proposals for a budget: recipes that train --dry-run accepts, and sources that say what is cited."""
+"""Proposals for a budget: recipes that train --dry-run accepts, sources that say what is cited."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def target(folder: Path, config: dict[str, Any]) -> Path:
     return folder
 
 
-LLAMA = tiny.llama_config(num_hidden_layers=8, vocab_size=512)
+LLAMA = tiny.llama_config(num_hidden_layers=8, vocab_size=300)
 
 
 @pytest.mark.parametrize(
     ("kind", "config"),
-    [("llama", LLAMA), ("gda", tiny.gda_config(num_hidden_layers=4, vocab_size=512))],
+    [("llama", LLAMA), ("gda", tiny.gda_config(num_hidden_layers=4, vocab_size=300))],
 )
 def test_a_target_becomes_a_staged_recipe_that_train_accepts(
     kind: str, config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
