@@ -58,7 +58,8 @@ STUDIES = {
     "depth": ("plateau", "depth x2 stacked against no growth, at equal FLOPs: lower by 0.047 (95 % "
               "CI 0.020 to 0.074, 3 seeds); not shown any more when corrected for 7 comparisons"),
     "moments": ("optimizer", "moments grown against moments reset, at equal FLOPs, equal "
-                "parameters: no difference shown (+0.00023, 95 % CI -0.00021 to +0.00066, 3 seeds)"),
+                "parameters: no difference shown (+0.00023, 95 % CI -0.00021 to +0.00066, 3 "
+                "seeds)"),
     "re-warm-up": ("optimizer", "moments grown, re-warm-up against moments grown, at equal FLOPs, "
                    "equal parameters: higher by 0.00207 (95 % CI 0.00161 to 0.00254, 3 seeds)"),
 }  # fmt: skip
