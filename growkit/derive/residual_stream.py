@@ -105,6 +105,11 @@ def find_stream(probe: WidthProbe, path: Path, taken: set[Key], fresh: Arrays) -
     # A matrix that reads the stream makes something of its own: norms over it hid that.
     places = {place for place, _ in found.readers}
     found.inner |= {key for key in plain - silent - vectors if key[0] in places}
+    back |= found.inner
+    for key in back - found.inner:
+        if not gradient(back, key)[0]:
+            found.inner.add(key)
+    found.readers -= found.inner
     back = found.inner | (silent & vectors)
     found.inner |= {key for key in silent & vectors if not gradient(back, key)[0]}
     found.readers -= vectors

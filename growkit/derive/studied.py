@@ -270,7 +270,7 @@ def _find_stream(
         known = dict(found.axes.fields)
         found.axes.fields[heads[0]] = leaf(found.values, heads[0])
         try:
-            width = probe.find(heads[0], shared, inside=stream.inner)
+            width = probe.find(heads[0], shared, inside=_of_attention(found, stream.inner))
         except Underivable:
             found.axes.fields.clear()
             found.axes.fields.update(known)
@@ -285,6 +285,12 @@ def _find_stream(
             stream.inner -= {*width.labels, *width.readers}
     if stream.inner:
         stream.readers |= probe.last_readers(stream.inner)
+
+
+def _of_attention(found: Findings, inner: set[tuple[int, int]]) -> set[tuple[int, int]]:
+    """Those that attention has, where other blocks (Mamba) have units of their own too."""
+    named = {key for key in inner if "att" in found.axes.roles[key[0]].name.rpartition("}")[2]}
+    return named or inner
 
 
 def hidden_path(model: StoredModel, axes: Axes) -> Path | None:

@@ -496,7 +496,11 @@ class _Reader:
         return Tensor(
             role=entry["role"],
             name=entry["name"],
-            dims=tuple(self._dim(dim) for dim in entry["dims"]),
+            # A tensor of three dimensions is written matrix by matrix.
+            dims=tuple(
+                self._dim(dim, single=len(entry["dims"]) > 2 and not place)
+                for place, dim in enumerate(entry["dims"])
+            ),
             when=(lambda sizes: not sizes["tied"]) if tied else (lambda sizes: True),
             writes_residual=closes is not None,
             init=entry.get("init", "normal"),
@@ -506,13 +510,13 @@ class _Reader:
             of_experts=bool(entry.get("of_experts")),
         )
 
-    def _dim(self, dim: Sequence[Any]) -> Dim:
+    def _dim(self, dim: Sequence[Any], *, single: bool) -> Dim:
         reads, segments = dim
         first = segments[0][1][0][1][0]
         if first[0] == "stored":  # a grid of patches: as the file has it, nothing grows there
             shape = self.stored.get(first[1])
             return Dim(_fixed(shape[first[2]] if shape else 1))
-        return Dim(_layout(segments), consumes=reads == 1, normed=reads == 2)
+        return Dim(_layout(segments, single=single), consumes=reads == 1, normed=reads == 2)
 
 
 def _in_mask(name: str) -> Callable[[Sizes, int], bool]:
@@ -566,8 +570,11 @@ def _fixed(width: int) -> Layout:
     return _layout([["", [["fixed", [[width]]]]]])
 
 
-def _layout(segments: Sequence[Any]) -> Layout:
-    """The units of a dimension: their common block, and each unit as so many parts of it."""
+def _layout(segments: Sequence[Any], *, single: bool = False) -> Layout:
+    """The units of a dimension: their common block, and each unit as so many parts of it.
+
+    ``single``: blocks of one element.
+    """
     plain = len(segments) == 1 and len(segments[0][1]) == 1
     if plain and segments[0][1][0][0] == "fixed":
         block = segments[0][1][0][1]
@@ -581,7 +588,7 @@ def _layout(segments: Sequence[Any]) -> Layout:
     def layout(sizes: Sizes) -> Units:
         axes: list[str] = []
         blocks = [evaluate(block, sizes) for _, items in segments for _, block in items]
-        common = gcd(*blocks) or 1
+        common = 1 if single else gcd(*blocks) or 1
         rows: list[IntArray] = []
         used: dict[str, int] = {}
         for over, items in segments:
