@@ -193,7 +193,8 @@ def position_limit(model: Any) -> int | None:
         return None
     # Positions of RoBERTa and its kin begin behind the padding id, which is 1.
     offset = 0 if inputs.can_generate(model) else getattr(config, "pad_token_id", None) or 0
-    return limit - (offset + 1 if 0 < offset < 8 else 0)
+    started = int(inputs.is_encoder_decoder(model))  # by a token before the text
+    return limit - started - (offset + 1 if 0 < offset < 8 else 0)
 
 
 def keeps_logits(model: Any) -> bool:

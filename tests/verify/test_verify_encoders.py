@@ -64,6 +64,13 @@ def test_a_changed_weight_is_seen_and_a_copy_passes(
     assert verify_checkpoints(tmp_path / "a", tmp_path / "b", tokens=64).passed is False
 
 
+def test_the_start_token_takes_one_of_the_positions(tmp_path: Path) -> None:
+    """As many tokens as the decoder has learned positions, and the window is cut below them."""
+    speech().save_pretrained(tmp_path / "a")
+    report = verify_checkpoints(tmp_path / "a", tmp_path / "a", tokens=160, window=128)
+    assert report.passed and report.window == 2 * 39
+
+
 def test_noise_is_the_same_for_the_same_window_and_another_for_another() -> None:
     torch.manual_seed(0)
     model = vision().eval()
