@@ -182,7 +182,10 @@ def study(builder: Builder, values: Values, step: Step, *, keep_ties: bool = Fal
     found = Findings(small, layers, model, axes, weights, fresh, order, dead, untied=may_tie)
     step("depth")
     insertion = LayerInsertion(builder, small, layers, axes, weights, logits)
-    found.closings = find_closings(insertion, order, dead)
+    if unseen := _unseen(found):
+        found.closings.refusal = unseen
+    else:
+        found.closings = find_closings(insertion, order, dead)
     if layers.second:
         step("depth of the decoder")
         behind = replace(axes, names=axes.names.of_second())
@@ -192,6 +195,24 @@ def study(builder: Builder, values: Values, step: Step, *, keep_ties: bool = Fal
     step("widths")
     _find_widths(found)
     return found
+
+
+def _unseen(found: Findings, paths: Sequence[Path] = ()) -> str:
+    """Why text alone proves nothing of a wrapper's layers, or empty: weights that images or sound
+    alone reach stand in them, or are as wide as what these fields count."""
+    for number, role in enumerate(found.axes.roles):
+        if not found.layers.place or number not in found.dead or len(role.shape) < 2:
+            continue
+        fields = {path for size in role.sizes for key in size or () for path in key}
+        if fields & set(paths) if paths else role.per_layer:
+            return f"Text alone does not reach {role.name}, which has to grow along."
+    return ""
+
+
+def _check_seen(found: Findings, *paths: Path) -> None:
+    """Raise where :func:`_unseen` has something to say of widths."""
+    if unseen := _unseen(found, paths):
+        raise Underivable(unseen)
 
 
 def _find_widths(found: Findings) -> None:
@@ -207,6 +228,7 @@ def _find_widths(found: Findings) -> None:
     unnamed = iter(names)
     for path in widths:
         try:
+            _check_seen(found, path)
             width = probe.find(path)
         except Underivable as error:
             found.failures[f"ffn:{path[-1]}"] = error.cause
@@ -220,6 +242,7 @@ def _find_widths(found: Findings) -> None:
         shared = [g for g in groups if path not in found.axes.together or g != path]
         joint = found.axes.together.get(path, ())
         try:
+            _check_seen(found, path, *shared)
             width = probe.find(path, [g for g in shared if g not in joint])
         except Underivable as error:
             found.failures["query_head"] = error.cause

@@ -458,6 +458,9 @@ def _strategies(values: Mapping[str, Any]) -> Iterator[dict[Path, Any]]:
     for left in (_HIDDEN, r".*head.*", r".*(expert|group|top|tok).*", r".*(intermed|inner|ffn).*"):
         yield {p: v for p, v in proposed.items() if not re.fullmatch(left, p[-1])}
     yield {p: v for p, v in proposed.items() if re.fullmatch(r".*vocab.*", p[-1])}
+    for path in numbers:  # rotary sections of some default configs add up to heads of 128 alone
+        if path[-1] == "head_dim" and path[:-1] == text_place(values):
+            yield proposed | {path: 128}
     unset = {}  # a class whose default config is not complete
     for name, value in values.items():
         for pattern, small in _SMALL:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, MutableMapping
+from collections.abc import Collection, Iterator, Mapping, MutableMapping
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -23,6 +23,7 @@ from growkit.families.phi3 import PHI3
 from growkit.families.qwen import QWEN2, QWEN3, QWEN3_MOE
 from growkit.families.stored_parts import with_stored_parts
 from growkit.families.t5 import T5
+from growkit.families.towers import tower_family, tower_field
 from growkit.families.wrapped import explain_config
 
 # One line a family of transformers.
@@ -145,6 +146,22 @@ def check_trainable(config: Config, folder: Path) -> None:
         )
 
 
+def family_of_tower(config: Config, names: Mapping[str, Any], part: str) -> Family:
+    """The family of a multimodal config whose tower ``part`` grows, by the table of its class.
+
+    Raises UsageError for a part that there is not, and :class:`NoFamily` where it has no table.
+    """
+    family = tower_family(config, names, part)
+    if family is not None:
+        return family
+    inner = config[tower_field(config, part)]
+    raise NoFamily(
+        f"growkit has no table for the tower's class ({inner['model_type']!r}).",
+        "Only what is proven of it alone grows.",
+        inner,
+    )
+
+
 def sizes_where_known(config: Any) -> tuple[Family, dict[str, int]] | None:
     """Family and sizes of a config object of transformers; None for a model that is none of ours.
 
@@ -177,6 +194,7 @@ __all__ = [
     "Tensor",
     "check_trainable",
     "family_of",
+    "family_of_tower",
     "is_encoder",
     "sizes_where_known",
 ]

@@ -158,6 +158,11 @@ def derived_family(
     return None
 
 
+def read_with(table: Mapping[str, Any], config: Config, names: Collection[str] = ()) -> Family:
+    """The family of a config by this table."""
+    return _Reader(table, config, names).family()
+
+
 def misfit(table: Mapping[str, Any], config: Config) -> str:
     """The field in which a config is not of the kind that a table was derived for; or empty."""
     named = (config.get("architectures") or [table["class"]])[0]

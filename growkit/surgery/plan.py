@@ -20,7 +20,7 @@ from growkit.checkpoint import (
     check_unquantised,
 )
 from growkit.core.errors import UsageError
-from growkit.families import FAMILIES, Family, family_of
+from growkit.families import FAMILIES, Family, family_of, family_of_tower
 from growkit.families.config_fields import MAX_TENSORS
 from growkit.families.stored_parts import without, without_prediction
 from growkit.surgery.compose import check_links, compose, kept_layers, padded
@@ -83,6 +83,7 @@ def build_plan(
     target: str | None = None,
     asked: Sequence[str] = (),
     drop: str | None = None,
+    part: str | None = None,
     warm_start: WarmStart | None = None,
 ) -> Plan:
     """Decide what every tensor of the grown checkpoint is made of.
@@ -95,6 +96,7 @@ def build_plan(
             cannot hold the grown model.
         asked: flags that asked for the operators; the family may refuse them by name.
         drop: regular expression of tensors that the class does not read, which are left out.
+        part: of a multimodal model, the tower that grows.
         warm_start: shrink, pad and perturb in place of copying; the plan is then not exact.
 
     Raises:
@@ -103,7 +105,7 @@ def build_plan(
         CheckpointError: tensors that the family does not declare, or with wrong shapes.
     """
     symmetry = symmetry or Symmetry()
-    source_family, source_sizes = read_source(checkpoint)
+    source_family, source_sizes = read_source(checkpoint, part)
     stored = source_family.unread
     if drop is not None:
         source_family = without(source_family, drop)
@@ -178,6 +180,7 @@ def plan_growth(checkpoint: Checkpoint, request: GrowthRequest) -> Plan:
         target=request.format,
         asked=request.flags(),
         drop=request.drop_tensors,
+        part=request.part,
         warm_start=request.warm_start_choice(),
     )
 
@@ -222,15 +225,22 @@ def build_conversion_plan(
     return plan_of(builder, symmetry or Symmetry())
 
 
-def read_source(checkpoint: Checkpoint) -> tuple[Family, dict[str, int]]:
+def read_source(checkpoint: Checkpoint, part: str | None = None) -> tuple[Family, dict[str, int]]:
     """Family and sizes of a source whose tensors are the declared ones.
+
+    Args:
+        part: of a multimodal model, the tower that grows.
 
     Raises:
         UsageError: quantised weights or an unknown family.
         CheckpointError: tensors that the family does not declare, or with wrong shapes.
     """
     check_unquantised(checkpoint)
-    family = family_of(checkpoint.config, checkpoint.tensors)
+    family = (
+        family_of(checkpoint.config, checkpoint.tensors)
+        if part in (None, "text")
+        else family_of_tower(checkpoint.config, checkpoint.tensors, str(part))
+    )
     sizes = family.sizes_of(checkpoint.config, checkpoint.tensors)
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     family.check_tensors(shapes, sizes, checkpoint.path)

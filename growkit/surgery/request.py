@@ -54,6 +54,7 @@ class GrowthRequest:
             where it grows, plus ``perturb`` times the start of a model from scratch; not exact.
         shrink, perturb: its factors.
         seed: of every random number.
+        part: of a multimodal model: ``text``, or a tower by the name of its config (``vision``).
         drop_tensors: regular expression of stored tensors that the class does not read, which are
             left out.
         format: family to write, when not the source's.
@@ -95,6 +96,7 @@ class GrowthRequest:
     shrink: float = 0.4
     perturb: float = 1.0
     seed: int = 0
+    part: str | None = None
     drop_tensors: str | None = None
     format: str | None = None
     optimizer_state: str | None = None

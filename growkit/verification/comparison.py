@@ -19,6 +19,7 @@ from growkit.verification.steps import (
     compare_long,
     compare_residuals,
     compare_stored,
+    compare_towers,
     compare_windows,
     generate,
     half_precision,
@@ -116,6 +117,9 @@ def verify_checkpoints(
 
     progress.describe("load")
     pair.load_both()
+    part = folder_b.manifest.get("request", {}).get("part")
+    if part not in (None, "text"):
+        notes.append(compare_towers(pair, part))
     tokenizers = [
         loading.load_tokenizer(folder, trust_remote_code=trust_remote_code)
         for folder in (folder_a, folder_b)

@@ -116,6 +116,34 @@ def source_arguments(model: Any, ids: torch.Tensor) -> dict[str, Any]:
     return _noise(model, ids, shapes)
 
 
+def tower_of(model: Any, field: str) -> Any:
+    """The outermost module of a multimodal model with a config of the kind that ``field`` holds;
+    None where there is none that takes inputs of its own."""
+    kind = type(getattr(model.config, field, None))
+    for module in model.modules():
+        if type(getattr(module, "config", None)) is kind and hasattr(module, "main_input_name"):
+            return module
+    return None
+
+
+def features(model: Any, tower: Any, ids: torch.Tensor) -> torch.Tensor:
+    """What a multimodal model makes of noise for its language model, of the hidden states that it
+    looks at; where it has no such function for pixels alone, what its tower makes of it."""
+    given = arguments(tower, ids)
+    seen = getattr(model, "get_image_features", None)
+    if seen is not None and "pixel_values" in given:
+        try:
+            found = seen(pixel_values=given["pixel_values"])
+        except Exception:  # it wants sizes or grids too
+            return output_of(tower(**given))
+        found = getattr(found, "pooler_output", found)
+        if isinstance(found, list | tuple):
+            found = torch.cat([part.reshape(-1, part.shape[-1]) for part in found])
+        if isinstance(found, torch.Tensor):
+            return found
+    return output_of(tower(**given))
+
+
 def outputs(model: Any, ids: torch.Tensor) -> torch.Tensor:
     """Logits ``[batch, length, vocab]`` of a forward pass without a cache; of a model without a
     head its last hidden states."""

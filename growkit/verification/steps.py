@@ -11,8 +11,9 @@ from functools import partial
 import torch
 
 from growkit.checkpoint import open_checkpoint
-from growkit.core.errors import GrowkitError
+from growkit.core.errors import GrowkitError, VerificationFailed
 from growkit.diff.recorded_plan import recorded_plan
+from growkit.families.towers import tower_field
 from growkit.verification import layers
 from growkit.verification import model_inputs as inputs
 from growkit.verification.decoding import KINDS, cached_steps, compare_generation, supports
@@ -30,6 +31,7 @@ from growkit.verification.report import (
 )
 from growkit.verification.routing import RepeatedChoices, Ties, same_choices
 from growkit.verification.stored_values import compare_configs, rows_by_plan, rows_of_a
+from growkit.verification.tolerance import tolerance
 from growkit.verification.written_folder import dtype_name
 
 Whole = dict[str, tuple[torch.Tensor, RepeatedChoices]]
@@ -75,6 +77,49 @@ def compare_long(
     scale = float(logits_a.square().mean().sqrt())
     allowed = pair.allowed(scale)
     return LongWindow(reach.tokens, count, float(difference.max()), allowed, field), whole
+
+
+def compare_towers(pair: Pair, part: str) -> str:
+    """What the tower ``part`` of A and of B makes of the same noise, as a sentence.
+
+    Raises:
+        VerificationFailed: it differs by more than rounding, or the tower cannot be run alone.
+    """
+    field = tower_field(pair.b.config, part)
+    towers = [inputs.tower_of(model, field) for model in (pair.model_a, pair.model_b)]
+    if any(tower is None for tower in towers):
+        raise VerificationFailed(
+            f"The {part} tower of {pair.b.name} is no model of its own, so it cannot be compared.",
+            "Grow the language model of this folder (--part text).",
+        )
+    ids = torch.arange(8).reshape(2, 4)
+    pairs = ((pair.model_b, towers[1]), (pair.model_a, towers[0]))
+    found, wanted = (inputs.features(model, tower, ids).double() for model, tower in pairs)
+    if found.shape != wanted.shape:
+        raise VerificationFailed(
+            f"The {part} tower of {pair.b.name} makes features of shape {list(found.shape)}, that "
+            f"of {pair.a.name} {list(wanted.shape)}.",
+            "Grow another size of it.",
+        )
+    difference = float(torch.nan_to_num((found - wanted).abs(), nan=torch.inf).max())
+    scale = float(wanted.square().mean().sqrt())
+    allowed = pair.given or tolerance(
+        scale,
+        inputs.depth(towers[1]),
+        pair.compute,
+        storage=pair.b.storage_dtype,
+        storage_rounding=pair.rounded,
+    )
+    sentence = (
+        f"{part} tower on noise: max |d| {difference:.3g} of features of size {scale:.3g} "
+        f"(tolerance {allowed:.3g})"
+    )
+    if not difference <= allowed:
+        raise VerificationFailed(
+            f"{pair.b.name} computes another function than {pair.a.name}: {sentence}.",
+            "Its weights are not what its plan says.",
+        )
+    return sentence
 
 
 def compare_stored(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from growkit.cli.main import main
@@ -60,6 +60,41 @@ def test_towers_are_copied_and_the_text_part_grows(llava: Path, tmp_path: Path) 
         blind = small(input_ids=ids.where(ids != 299, torch.tensor(5))).logits
     assert (logits[0] - logits[1]).abs().max() < 2e-5 < (logits[0] - blind).abs().max()
     assert main(["diff", str(llava), str(out)]) == 0
+
+
+def features(folder: Path) -> torch.Tensor:
+    """What the language model sees of the same pixels."""
+    model = LlavaForConditionalGeneration.from_pretrained(folder).eval()
+    pixels = torch.randn(1, 3, 28, 28, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return model.get_image_features(pixel_values=pixels).pooler_output[0]
+
+
+@pytest.mark.skipif(not list(SHIPPED.glob("clip_vision*")), reason="no table of the tower")
+def test_a_tower_grows_and_is_looked_at_behind_the_same_layer(
+    llava: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "b"
+    grow = ["grow", str(llava), "--out", str(out), "--layers", "x2", "--ffn", "x1.5"]
+    assert main([*grow, "--part", "audio"]) == 2
+    assert "Valid values: text, vision." in capsys.readouterr().err
+    assert main([*grow, "--part", "vision"]) == 0
+    config = json.loads((out / "config.json").read_text())
+    tower = config["vision_config"]
+    assert (tower["num_hidden_layers"], tower["intermediate_size"]) == (4, 60)
+    assert (config["vision_feature_layer"], config["text_config"]["num_hidden_layers"]) == (-3, 2)
+    notes = json.loads((out / "growkit.json").read_text())["verification"]["notes"]
+    assert any("vision tower on noise: max |d|" in note for note in notes)
+    seen = features(llava)
+    assert torch.allclose(seen, features(out), atol=1e-6 * float(seen.abs().max()))
+    before, after = (load_file(folder / "model.safetensors") for folder in (llava, out))
+    text = [name for name in before if "vision" not in name]
+    assert all(torch.equal(before[name], after[name]) for name in text)
+    # Whatever the tower computes otherwise is seen, although text alone is as before.
+    name = next(name for name in after if "vision" in name and name.endswith("fc2.weight"))
+    save_file({**after, name: 1.01 * after[name]}, out / "model.safetensors", {"format": "pt"})
+    assert main(["verify", str(llava), str(out)]) == 3
+    assert "vision tower on noise" in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_hidden_size_of_a_wrapper_is_refused(

@@ -372,6 +372,11 @@ COMMON = (
         "zero moments). Default: grow, where it is found.",
     ),
     Option(
+        key="part",
+        help="Part of a multimodal model that grows: text, or a tower by the name of its config "
+        "(vision, audio). Default: text.",
+    ),
+    Option(
         key="drop_tensors",
         help="Regular expression of tensors that the class does not read (multi-token prediction), "
         "to be left out.",
