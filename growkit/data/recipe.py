@@ -68,7 +68,8 @@ class SourceSection(Section):
     Attributes:
         name: of the source, in metrics and records.
         weight: share of the samples, normalized over all sources.
-        files: text files, folders and patterns, or ``sample`` (the text that comes with growkit).
+        files: text files, folders and patterns, also on object storage (``s3://bucket/web/``), or
+            ``sample`` (the text that comes with growkit).
         dataset: in place of ``files``.
         tokens: in place of ``files``: token files of other tools.
         text_field: the field of jsonl lines and parquet rows; absent: that of the data section.
@@ -120,7 +121,8 @@ class DataSection(Section):
     mixture.
 
     Attributes:
-        files: files, folders and patterns, or ``sample`` (the text that comes with growkit).
+        files: files, folders and patterns, also on object storage (``s3://bucket/web/``), or
+            ``sample`` (the text that comes with growkit).
         dataset: in place of ``files``: Hugging Face datasets.
         tokens: in place of ``files``: token files of other tools (Megatron-LM ``.bin`` with
             ``.idx``, nanoGPT and llm.c ``.bin``, datatrove ``.ds``, litdata and MDS folders).

@@ -35,6 +35,7 @@ from growkit.data.held_out import (
     text_hash,
 )
 from growkit.data.recipe import DataSection, DatasetSection
+from growkit.data.remote_files import content_of, is_remote, size_of
 from growkit.data.text_files import find_files, kind_of, read_documents
 from growkit.data.token_folders import find_token_files
 from growkit.data.token_formats import TokenFile
@@ -74,7 +75,7 @@ class Source:
                 groups.append([])
                 size = 0
             groups[-1].append(path)
-            size += path.stat().st_size
+            size += size_of(path)
         return [replace(self, files=group) for group in groups]
 
     @property
@@ -87,7 +88,7 @@ class Source:
         """Bytes to read, 0 when that is not known beforehand."""
         if self.text is not None:
             return len(self.text)
-        return sum(path.stat().st_size for path in self.paths)
+        return sum(map(size_of, self.paths))
 
     @property
     def paths(self) -> list[Path]:
@@ -162,6 +163,9 @@ def file_hashes(files: Sequence[Path], memo: Path | None = None) -> list[str]:
             known = {k: v for k, v in read_json_object(memo).items() if isinstance(v, str)}
     hashes, fresh = [], {}
     for path in files:
+        if is_remote(path):
+            hashes.append(content_of(path))
+            continue
         stat = path.stat()
         key = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ino}"
         value = known.get(key)

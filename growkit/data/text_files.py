@@ -23,6 +23,7 @@ from growkit.core.errors import UsageError, nearest
 from growkit.core.os_errors import system_failed
 from growkit.data.chat import conversation_text
 from growkit.data.data_kinds import advice, conversion, holds, remedy
+from growkit.data.remote_files import files_at, is_remote, open_binary, url_of
 
 KINDS = (".txt", ".jsonl", ".parquet")
 COMPRESSED = (".gz", ".zst")
@@ -49,7 +50,15 @@ def find_files(entries: Iterable[Path]) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for entry in entries:
-        if entry.is_dir():
+        if is_remote(entry):
+            at = files_at(entry)
+            below = at if at == [entry] else [path for path in at if kind_of(path)]
+            if not below:
+                raise UsageError(
+                    f"{url_of(entry)!r} stands for no text files.",
+                    f"Known kinds: {', '.join(ALL_KINDS)}. Check the address and its bucket.",
+                )
+        elif entry.is_dir():
             below = sorted(path for path in entry.rglob("*") if path.is_file() and kind_of(path))
             if not below:
                 others = sorted(path for path in entry.rglob("*") if path.is_file())
@@ -81,7 +90,7 @@ def check_files(files: Iterable[Path]) -> None:
                 f"The data file {str(path)!r} is of an unknown kind.",
                 f"Known kinds: {', '.join(ALL_KINDS)}. {conversion(path)}".rstrip(),
             )
-        if not path.is_file():
+        if not is_remote(path) and not path.is_file():
             raise UsageError(
                 f"The data file {str(path)!r} does not exist.",
                 "Paths are relative to the current folder.",
@@ -120,11 +129,12 @@ def valid_text(text: str) -> str:
 def _open(path: Path) -> IO[bytes]:
     suffix = path.suffix.lower()
     if suffix == ".gz":
-        return cast(IO[bytes], gzip.open(path, "rb"))
+        return cast(IO[bytes], gzip.open(open_binary(path), "rb"))
     if suffix == ".zst":
-        stream = _pyarrow("pyarrow", path).input_stream(str(path), compression="zstd")
-        return io.BufferedReader(stream)
-    return path.open("rb")
+        arrow = _pyarrow("pyarrow", path)
+        source = open_binary(path) if is_remote(path) else str(path)
+        return io.BufferedReader(arrow.input_stream(source, compression="zstd"))
+    return open_binary(path)
 
 
 def _pyarrow(module: str, path: Path) -> Any:
@@ -262,7 +272,7 @@ def _table(path: Path, field: str, key: str) -> Any:
     """A parquet file that has a column."""
     parquet = _pyarrow("pyarrow.parquet", path)
     try:
-        table = parquet.ParquetFile(path)
+        table = parquet.ParquetFile(open_binary(path) if is_remote(path) else path)
     except Exception as error:
         raise UsageError(
             f"{str(path)!r} is not a parquet file: {error}.", "Give a whole .parquet file."

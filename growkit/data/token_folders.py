@@ -26,6 +26,7 @@ import numpy as np
 
 from growkit.core.errors import GrowkitError, UsageError, shown
 from growkit.core.json_files import parse_json_object, read_json_object
+from growkit.data.remote_files import is_remote, url_of
 from growkit.data.token_formats import TokenFile, damaged, open_bin, open_ds
 
 KINDS = (
@@ -66,6 +67,11 @@ def find_token_files(entries: Iterable[Path], dtype: str | None = None) -> list[
 
 
 def _paths(entry: Path) -> list[Path]:
+    if is_remote(entry):
+        raise UsageError(
+            f"The token files {url_of(entry)!r} are on an object store, and are memory-mapped.",
+            "Copy them to a disk first; text is read from there as it is (data.files).",
+        )
     if (entry / "index.json").is_file():
         return [entry]
     if entry.is_dir():
