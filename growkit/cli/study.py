@@ -70,6 +70,14 @@ def study(
             "from its study.json alone.",
         ),
     ] = False,
+    race: Annotated[
+        bool,
+        typer.Option(
+            "--race",
+            help="Halve the arms by short runs first; the survivors run to the budget with all "
+            "seeds.",
+        ),
+    ] = False,
     flops_per_second: FlopsPerSecondOption = None,
     json_mode: JsonOption = False,
     quiet: QuietOption = False,
@@ -105,16 +113,29 @@ def study(
     if plan:
         with TemporaryDirectory(prefix="growkit-plan-") as scratch:
             one = Study(loaded, out, runs or out / "runs", output, scratch=Path(scratch))
-            output.result(show_plan(output, one, choice, flops_per_second))
+            shown = show_plan(output, one, choice, flops_per_second)
+            if race:
+                one.start_race(choice)
+                assert one.race is not None
+                short = one.race.section.shares
+                output.show(
+                    f"--race: {one.race.runs()} runs in place of "
+                    f"{len(choice.arms) * len(choice.seeds)}, halved after parts of the steps: "
+                    f"{', '.join(f'{share:g}' for share in short)} (bases and rates beside them)."
+                )
+            output.result(shown)
         return
     one = Study(loaded, out, runs or out / "runs", output)
     changes = [word for override in overrides or [] for word in ("--set", override)]
     command = shlex.join(["growkit", "study", str(recipe), *changes, "--out", str(out)])
+    command += " --race" if race else ""
     if report:
+        if race:
+            one.start_race(choice)
         result = one.result()
     else:
         try:
-            result = one.run(choice, devices=places, workers=workers)
+            result = one.run(choice, devices=places, workers=workers, race=race)
         except BaseException:  # Ctrl-C, too: what is finished is written
             if (one.out / RECIPE).is_file():
                 write_study(one.result(), one.out, command=command)

@@ -69,6 +69,10 @@ def show_result(output: Output, result: StudyResult, written: Sequence[Path]) ->
     output.show(*rich_tables(result))
     for verdict in verdicts(result):
         output.show(verdict)
+    if result.race is not None:
+        from growkit.study.race import race_lines
+
+        output.show(*race_lines(result.race, {arm.name: arm.label for arm in result.arms}))
     page = next((path for path in written if path.suffix == ".html"), None)
     output.note("Written: " + ", ".join(path.name for path in written))
     if page is not None:

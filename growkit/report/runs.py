@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from growkit.record.manifest import (
     trained_tokens,
 )
 from growkit.record.plan_report import main_dtype, stored_dtypes
-from growkit.training.checkpoints import newest_whole
+from growkit.training.checkpoints import list_checkpoints, newest_whole
 from growkit.training.metrics import read_metrics
 
 MAX_LENGTH = 2**40
@@ -128,6 +129,8 @@ def _read(folder: Path, name: str) -> Run:
     recipe = _recipe(stored)
     checkpoint = (recipe.get("model") or {}).get("checkpoint")
     source = Path(checkpoint).resolve() if checkpoint else None
+    if source is not None and not source.exists() and (folder.parent / source.name).exists():
+        source = folder.parent / source.name  # the report is made in another folder than the run
     return Run(
         name=name,
         folder=folder,
@@ -177,17 +180,51 @@ def _flops_per_token(folder: Path, source: Path | None, recipe: dict[str, Any]) 
     return training_flops(cost_of(family, sizes, dtype, length).flops_per_token)
 
 
-def _parent(run: Run, runs: Sequence[Run]) -> Run | None:
-    """The run whose result this one starts from: by its folder, or through a growth of it."""
+def _parent(run: Run, runs: Sequence[Run]) -> tuple[Run, int] | None:
+    """The run that this one starts from, and the tokens of that run that it continues: by its
+    folder or one of its checkpoints, directly or through a growth, wherever the grown folder lies
+    (growkit.json knows its parent by config and tokens)."""
     if run.source is None:
         return None
     candidates = [run.source]
     if run.folder.parent.name == "stages":
         candidates.append(run.folder.parent / str(int(run.folder.name) - 1))
+    manifest = (read_manifest(run.source) or {}) if run.grown else {}
+    recorded = manifest.get("parent") or {}
     if run.grown:
-        manifest = read_manifest(run.source) or {}
-        candidates.append(run.source.parent / str((manifest.get("parent") or {}).get("name")))
-    return next((other for path in candidates for other in runs if other.folder == path), None)
+        candidates.append(run.source.parent / str(recorded.get("name")))
+    others = [other for other in runs if other is not run]
+    for path in candidates:
+        for other in others:
+            if path in (other.folder, *_checkpoints(other)):
+                return other, _tokens_at(other, path)
+    for other in others if recorded else ():
+        for path in (other.folder, *_checkpoints(other)):
+            if _is_recorded(path, recorded):
+                return other, _tokens_at(other, path)
+    return None
+
+
+def _checkpoints(run: Run) -> list[Path]:
+    return list_checkpoints(run.folder / "training" / "checkpoints")[::-1]
+
+
+def _is_recorded(folder: Path, recorded: Mapping[str, Any]) -> bool:
+    """The folder has the config and the tokens of a growth's recorded parent."""
+    config = folder / CONFIG
+    if not config.is_file() or folder.name != recorded.get("name"):
+        return False
+    same = hashlib.sha256(config.read_bytes()).hexdigest() == recorded.get("config_sha256")
+    return same and trained_tokens(folder) == recorded.get("trained_tokens")
+
+
+def _tokens_at(run: Run, path: Path) -> int:
+    """Tokens of the run at a checkpoint of it; all of them in its own folder."""
+    step = re.fullmatch(r"checkpoint-([0-9]{1,12})", path.name) if path != run.folder else None
+    if step is None:
+        return run.tokens
+    until = [row["tokens"] for row in run.rows if row.get("step", 0) <= int(step[1])]
+    return max(until, default=run.first_tokens) - run.first_tokens
 
 
 def _placed(runs: list[Run]) -> list[Run]:
@@ -196,14 +233,15 @@ def _placed(runs: list[Run]) -> list[Run]:
 
     def place(run: Run) -> Run:
         if run.folder not in done:
-            parent = _parent(run, runs)
-            if parent is not None:
+            found = _parent(run, runs)
+            if found is not None:
+                parent, tokens = found
                 before = place(parent)
-                flops = before.flops_before + before.tokens * (before.flops_per_token or 0.0)
+                flops = before.flops_before + tokens * (before.flops_per_token or 0.0)
                 run = replace(
                     run,
                     parent=before.name,
-                    tokens_before=before.tokens_before + before.tokens,
+                    tokens_before=before.tokens_before + tokens,
                     flops_before=flops,
                 )
             elif run.source is not None:

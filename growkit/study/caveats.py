@@ -26,13 +26,16 @@ def limits(result: StudyResult) -> list[str]:
 def _of_runs(result: StudyResult) -> list[str]:
     said = []
     missing, alone, diverged = [], [], []
+    kept = result.race.rungs[-1].kept if result.race and result.race.rungs else None
+    out = [arm.label for arm in result.arms if kept is not None and arm.name not in kept]
     for arm in result.arms:
         done = {run.seed for run in arm.runs}
         for seed, why in sorted(arm.failed.items()):
             said.append(f"{arm.label}: the run of seed {seed} failed: {why}")
         open_ = [seed for seed in result.seeds if seed not in done and seed not in arm.failed]
         infinite = [run.seed for run in arm.runs if not isfinite(run.final_loss)]
-        missing += [f"{arm.label} ({seeds_text(open_)})"] if open_ else []
+        if arm.label not in out:
+            missing += [f"{arm.label} ({seeds_text(open_)})"] if open_ else []
         diverged += [f"{arm.label} ({seeds_text(infinite)})"] if infinite else []
         alone += [arm.label] if len(done) == 1 else []
         off = [run for run in arm.runs if abs(run.flops / result.budget - 1) > OFF_BUDGET]
@@ -46,6 +49,7 @@ def _of_runs(result: StudyResult) -> list[str]:
     ]
     for text, arms in (
         ("Not finished", missing),
+        ("Put out by the race, so not run to the budget", out),
         ("One seed, so the spread is not known", alone),
         ("The loss is not finite", diverged),
         ("The best learning rate is at the edge of its sweep, a better one may lie outside", edges),

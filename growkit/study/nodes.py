@@ -174,6 +174,15 @@ class Nodes:
         """
         return self._node(name, self.study.sweep.seed, rate, self.study.sweep.share)
 
+    def short(self, name: str, seed: int, share: float) -> Node:
+        """A run of a part of an arm's steps, with a decay of its own.
+
+        Raises:
+            Waiting: a learning rate is not chosen yet.
+            SweepDiverged: no learning rate can be used.
+        """
+        return self._node(name, seed, self.learning_rate(name), share)
+
     def _node(self, name: str, seed: int, rate: float, share: float = 1.0) -> Node:
         start = self.study.start(name)
         parent = self.node(start.base, seed) if start.base is not None else None
@@ -192,21 +201,25 @@ class Nodes:
             key=content_key(recipe, start, self.study, self.fingerprints, origin),
         )
 
-    def check(self, name: str) -> None:
-        """The runs of a base or an arm have a length, and warm-up and decay fit into it.
+    def check(self, name: str, short: float | None = None) -> None:
+        """The runs of a base or an arm have a length, and warm-up and decay fit into it; ``short``:
+        a run of this part of its steps.
 
         Raises:
             UsageError: naming the base or arm.
         """
         shares = [1.0]
-        if isinstance(self.rates(name), list):
+        if short is not None:
+            shares = [short]
+        elif isinstance(self.rates(name), list):
             shares.append(self.study.sweep.share)
+        what = "trial of a rate" if short is None else f"short run of {short:g} of its steps"
         for share in shares:
             # Neither rate nor seed matter here; what a child starts from is not there yet.
             recipe = self._recipe(name, 0, 1.0, share)
             if "config" not in recipe["model"]:
                 recipe["model"] |= {"checkpoint": "."}
-            make_recipe(recipe, f"{name!r}" + ("" if share == 1.0 else ", trial of a rate"))
+            make_recipe(recipe, f"{name!r}" + (f", {what}" if share < 1.0 else ""))
 
     def _recipe(self, name: str, seed: int, rate: float, share: float) -> dict[str, Any]:
         """The training recipe of a run."""

@@ -29,6 +29,7 @@ from growkit.report.page import (
 )
 from growkit.study.caveats import limits
 from growkit.study.figures import SERIES
+from growkit.study.race import race_lines
 from growkit.study.results import STUDY_FILE, Arm, StudyResult, read_result, start_of
 from growkit.study.savings import arm_figures
 from growkit.study.statistics import findings, seeds_text, verdicts
@@ -98,7 +99,7 @@ def write_pages(folder: Path, out: Path) -> list[Path]:
 
 def markdown(result: StudyResult) -> str:
     """``table.md``: the verdicts in words, the tables and the limits."""
-    listed = "\n".join(f"* {markdown_text(line)}" for line in verdicts(result))
+    listed = "\n".join(f"* {markdown_text(line)}" for line in (*verdicts(result), *_race(result)))
     cannot = "\n".join(f"* {markdown_text(line)}" for line in limits(result))
     shown = "\n".join(table.markdown() for table in tables(result))
     name, question = markdown_text(result.name), markdown_text(result.question)
@@ -162,12 +163,19 @@ def study_page(
             + _folded("At equal parameters", alike)
             + "".join(_folded(table.title, [table]) for table in rest),
         )
+        + (section_html("The race", list_html(_race(result))) if result.race else "")
         + section_html("Figures", plots)
         + section_html("What it cannot say", list_html(limits(result)))
         + section_html("What was run", list_html(run_text(result)) + _table(arms_table(result)))
         + section_html("Reproduce it", f"<pre>{escape(command)}</pre>\n{recipe}")
     )
     return page_html(f"Study: {result.name}", body)
+
+
+def _race(result: StudyResult) -> list[str]:
+    """How arms were put out by short runs, and how far those can be trusted."""
+    labels = {arm.name: arm.label for arm in result.arms}
+    return race_lines(result.race, labels) if result.race else []
 
 
 def _conclusions(result: StudyResult) -> str:

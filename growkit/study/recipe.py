@@ -69,6 +69,27 @@ class SweepSection(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 
+class RaceSection(Section):
+    """How ``growkit study --race`` puts arms out, by short runs of one seed.
+
+    Attributes:
+        shares: parts of an arm's steps that the short runs take, rising; after each the better half
+            goes on.
+        survivors: how many run to the budget, at least.
+    """
+
+    shares: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(min_length=1)] = Field(
+        default_factory=lambda: [0.1, 0.3]
+    )
+    survivors: Annotated[int, Field(ge=2)] = 2
+
+    @model_validator(mode="after")
+    def _rising(self) -> RaceSection:
+        if self.shares != sorted(set(self.shares)):
+            raise ValueError(f"'shares' are {self.shares}: each has to be larger than the last")
+        return self
+
+
 class Start(Section):
     """Where a model comes from, what is done to it, and what differs in its training.
 
@@ -195,6 +216,7 @@ class StudyRecipe(Section):
         arms: what is compared, by name.
         compare: pairs of arms; absent: every arm against from-scratch in its shape and the first.
         sweep: how a learning rate is chosen from a list.
+        race: how arms are put out with ``--race``; absent: after 0.1 and 0.3 of the steps.
         evaluations: held-out evaluations over the budget.
         target_loss: whose FLOPs are compared; absent: the final loss from scratch.
         measures: ``[attention]``: the attention suite on every final model.
@@ -212,6 +234,7 @@ class StudyRecipe(Section):
     arms: Annotated[dict[str, Start], Field(min_length=1)]
     compare: list[Question] = Field(default_factory=list)
     sweep: SweepSection = Field(default_factory=SweepSection)
+    race: RaceSection | None = None
     evaluations: Positive = 20
     target_loss: Above0 | None = None
     measures: list[Literal["attention"]] = Field(default_factory=list)

@@ -158,6 +158,36 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Rung:
+    """One halving of a race.
+
+    Attributes:
+        share: part of an arm's steps that its short runs took.
+        losses: arm -> held-out loss at the end of its short run; absent: it has none.
+        kept: arms that went on.
+    """
+
+    share: float
+    losses: dict[str, float]
+    kept: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RaceResult:
+    """How ``--race`` chose the arms that ran to the budget.
+
+    Attributes:
+        seed: of the short runs.
+        agreement: of every rung, (pairs of arms in the order of the final losses, pairs whose two
+            arms both ran to the budget).
+    """
+
+    seed: int
+    rungs: tuple[Rung, ...]
+    agreement: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
 class StudyResult:
     """Everything that tables, plots and the page are made from.
 
@@ -173,6 +203,7 @@ class StudyResult:
         target: loss whose FLOPs are compared; None: the final loss of the from-scratch arm of the
             same shape, seed by seed.
         recipe: as it ran.
+        race: how arms were put out by short runs; None: they were not.
     """
 
     name: str
@@ -187,6 +218,7 @@ class StudyResult:
     comparisons: tuple[Comparison, ...]
     target: float | None
     recipe: dict[str, Any]
+    race: RaceResult | None = None
 
     def arm(self, name: str) -> Arm:
         """The arm of a name."""
@@ -219,6 +251,8 @@ class StudyResult:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able values; the loss of a trial that diverged, NaN, is null there."""
         values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        if self.race is None:
+            del values["race"]
         for arm in values["arms"]:
             if arm["sweep"] is not None:
                 losses = arm["sweep"]["losses"]

@@ -13,6 +13,7 @@ and in the folder of runs (default OUT/runs) the trained models and the packed t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -21,7 +22,8 @@ from growkit.core.errors import UsageError
 from growkit.core.progress import Reporter, Silent
 from growkit.core.writing import write_whole
 from growkit.study.nodes import Node, Nodes, SweepDiverged, Waiting, finished
-from growkit.study.recipe import StudyRecipe
+from growkit.study.race import Race
+from growkit.study.recipe import RaceSection, StudyRecipe
 from growkit.study.results import Arm, Comparison, Phase, Point, Run, StudyResult
 from growkit.study.run_records import Record, Records
 from growkit.study.runner import Runner, slots
@@ -73,11 +75,19 @@ class Study:
             self.runs / "data",
         )
         self.failed: dict[str, str] = {}
+        self.race: Race | None = None
 
     def run(
-        self, choice: Choice, *, devices: Sequence[str] = ("auto",), workers: int = 1
+        self,
+        choice: Choice,
+        *,
+        devices: Sequence[str] = ("auto",),
+        workers: int = 1,
+        race: bool = False,
     ) -> StudyResult:
         """Make what is missing, and return all that is there.
+
+        ``race``: arms are put out by short runs first (:mod:`growkit.study.race`).
 
         A run that fails does not stop the others; ``Arm.failed`` says why it failed.
         """
@@ -93,11 +103,29 @@ class Study:
             self._write_result,
         )
         self.failed = runner.failed
+        if race:
+            self.start_race(choice)
+            assert self.race is not None
+            runner.run(lambda: self._wanted_in_race(choice), self.race.runs())
+            return self.result()
         done, planned = self.progress(choice)
         if done:
             self.reporter.note(f"{done} of {planned} runs are there already.")
         runner.run(lambda: self.wanted(choice), planned - done)
         return self.result()
+
+    def start_race(self, choice: Choice) -> None:
+        """The arms of ``choice`` race; :meth:`result` has what came of it so far."""
+        section = self.recipe.race or RaceSection()
+        self.race = Race(self.nodes, choice, section, self.failed)
+
+    def _wanted_in_race(self, choice: Choice) -> list[Node]:
+        assert self.race is not None
+        short, survivors = self.race.wanted()
+        if survivors is not None:
+            return self.wanted(survivors)
+        first = (self._first_missing(node) for node in short)
+        return list({node.key: node for node in first if node is not None}.values())
 
     def _write_result(self) -> None:
         self.result().write(self.out)
@@ -166,7 +194,8 @@ class Study:
 
     def result(self) -> StudyResult:
         """All finished runs."""
-        return Outcome(self.nodes, self.failed).result(self.out.name)
+        found = Outcome(self.nodes, self.failed).result(self.out.name)
+        return found if self.race is None else replace(found, race=self.race.result())
 
 
 def _claim(out: Path, runs: Path) -> None:

@@ -151,6 +151,33 @@ def test_runs_are_placed_behind_each_other(runs: list[Path]) -> None:
     assert reversed_[0].tokens_before == 192
 
 
+def test_a_parent_is_found_wherever_its_growth_lies(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loss against compute begins after the parent: in another folder, from a checkpoint of it,
+    or read from elsewhere than where the run was started."""
+    base, _ = runs
+    text = base.parent / "king.txt"
+    grown = grow(base, tmp_path / "elsewhere" / "grown")
+    far = train(continue_recipe(text, grown, max_steps=1), tmp_path / "far").out
+    checkpoint = base / "training" / "checkpoints" / "checkpoint-3"
+    part = grow(checkpoint, tmp_path / "part-grown")
+    monkeypatch.chdir(tmp_path)
+    recipe = continue_recipe(text, Path("part-grown"), max_steps=1)
+    part_run = train(recipe, tmp_path / "part").out
+    monkeypatch.chdir("/")
+    first, *rest = read_runs([base, far, part_run])
+    assert first.flops_per_token is not None and part.is_dir()
+    for run in rest:
+        assert run.parent == "base" and run.tokens_before == 192
+        assert run.flops_before == first.flops_per_token * 192 > 0
+    manifest = far.parent / "elsewhere" / "grown" / "growkit.json"
+    values = json.loads(manifest.read_text())
+    values["parent"]["config_sha256"] = "0" * 64  # negative control: grown from another model
+    manifest.write_text(json.dumps(values))
+    assert read_runs([base, far])[1].parent is None
+
+
 def test_stages_of_one_run(runs: list[Path], tmp_path: Path) -> None:
     """A run that grows while it trains: its stages behind each other, growths where they were."""
     from stage_runs import staged_values
