@@ -27,6 +27,7 @@ from growkit.families.derived import SHIPPED, file_stem
 # What a class needs and does not put itself: from the model's published config.
 _LACKING: dict[str, dict[str, Any]] = {
     "dbrx": {"attn_config": {"clip_qkv": 8, "kv_n_heads": 8, "rope_theta": 500_000.0}},
+    "dots1": {"n_routed_experts": 128, "n_shared_experts": 2, "num_experts_per_tok": 6},
 }
 # What nearly every model file of transformers imports.
 _SHARED = (
