@@ -1,4 +1,4 @@
-"""SmolLM2 through the table that is derived from its class: the bytes that the written one gives."""
+"""SmolLM2 through the table derived from its class: the bytes that the written one gives."""
 
 from __future__ import annotations
 
