@@ -32,7 +32,8 @@ class Closings:
 
     Attributes:
         values: (role's place in the list of roles) -> value that closes it: 0 or -1.
-        counts: config field that counts layers of a kind -> ``leading`` or ``trailing``.
+        counts: config field that counts layers of a kind -> ``leading`` or ``trailing``; that the
+            class divides by the root of their number -> ``root``.
         period: layers that have to be inserted together, after a multiple of themselves; 1: any.
         first: layers at the beginning that are of a kind of their own and are not copied.
         refusal: why depth cannot grow, or empty.
@@ -223,6 +224,12 @@ def _counted(
     best: tuple[dict[str, str], list[Inserted], list[str]] | None = None
     rules: list[dict[str, str]] = [{}]
     rules += [{name: rule} for name in counters for rule in ("leading", "trailing")]
+    rules += [
+        {name: "root"}
+        for name, value in inner.items()
+        if isinstance(value, int | float) and ("scale" in name or "depth" in name)
+        if not isinstance(value, bool)
+    ]
     for rule in rules:
         works, fails = [], []
         for layer in _places(insertion):

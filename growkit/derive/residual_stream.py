@@ -70,6 +70,7 @@ def find_stream(probe: WidthProbe, path: Path, taken: set[Key], fresh: Arrays) -
     plain = {key for key, parts in found.inside.items() if parts == 1}
     vectors = {key for key in plain if len(axes.roles[key[0]].shape) == 1}
     _find_gains(axes, found, {place for place, _ in vectors}, fresh)
+    _find_final(probe, found)
     found.centred = _centred(probe)
     # Heads that share key/value heads have fewer rows than the stream has channels.
     near = {key for key in probe.dims(path) if key not in taken and _equal_parts(axes, key)}
@@ -118,9 +119,6 @@ def find_stream(probe: WidthProbe, path: Path, taken: set[Key], fresh: Arrays) -
     for place, _ in found.inner & vectors:
         found.gains.pop(place, None)
         found.biases.discard(place)
-    outside = [place for place in found.gains if not axes.roles[place].per_layer]
-    outside.sort(key=lambda place: -probe.position.get(axes.roles[place].instance(), -1))
-    found.final = next((place for place in outside if _ends(probe, place, found)), None)
     return found
 
 
@@ -165,6 +163,19 @@ def _find_gains(axes: Axes, found: Stream, vectors: set[int], fresh: Arrays) -> 
         for place, name in names.items()
         if name.endswith("bias") and name.rpartition(".")[0] in stems
     }
+
+
+def _find_final(probe: WidthProbe, found: Stream) -> None:
+    """The norm that ends the stream; it tells whether gains are w or 1 + w in any case."""
+    roles, guessed = probe.axes.roles, dict(found.gains)
+    outside = [place for place in guessed if not roles[place].per_layer]
+    outside.sort(key=lambda place: -probe.position.get(roles[place].instance(), -1))
+    for others in (False, True):
+        found.gains = {p: 1.0 - offset if others else offset for p, offset in guessed.items()}
+        found.final = next((place for place in outside if _ends(probe, place, found)), None)
+        if found.final is not None:
+            return
+    found.gains = guessed
 
 
 def _ends(probe: WidthProbe, place: int, found: Stream) -> bool:

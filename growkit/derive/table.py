@@ -580,7 +580,9 @@ def layer_rule(
             words = sorted({str(value[layer]) for layer in layers})
             if tuple(i for i in range(count) if str(value[i]) in words) == layers:
                 return ["list", name, words]
-    for name in closings.counts:
+    for name, rule in closings.counts.items():
+        if rule == "root":
+            continue
         value = inner[name]
         if layers == tuple(range(min(value, count))):
             return ["below", name]
@@ -616,7 +618,7 @@ def _defaults(
     kept = {}
     for name in sorted(used):
         value = leaf(inner, tuple(name.split(".")))
-        if isinstance(value, bool | int | str):
+        if isinstance(value, bool | int | str) or name in found.closings.counts:
             kept[name] = value
     if place and isinstance(plain.get("tie_word_embeddings"), bool):
         kept["^tie_word_embeddings"] = plain["tie_word_embeddings"]

@@ -251,6 +251,8 @@ class Family:
             formats that compute lambda_init from the layer index; None where it is stored.
         full_copies_only: axes on which only whole copies are exact (a norm runs over the axis).
         prefix: of the names of the model's body; files without it are read too.
+        scaled_by_depth: the class scales what a block adds by a root of the number of layers, and a
+            config field makes up for it.
         map_layers: what the config (grown so far) says of single layers of a stack once they are
             made of these old ones, where that is more than ``per_layer_fields``.
         layer_period: layers that are inserted together, behind a multiple of as many.
@@ -299,6 +301,7 @@ class Family:
     prefix: str = ""
     map_layers: Callable[[Config, Sequence[int], str], dict[str, Any]] | None = None
     layer_period: int = 1
+    scaled_by_depth: bool = False
     first_copied: Mapping[str, int] = field(default_factory=dict)
     origin: str = ""
 

@@ -272,6 +272,7 @@ class _Reader:
             full_copies_only=lambda sizes: tuple(table["whole"]),
             map_layers=self._map_layers,
             layer_period=table["layers"]["period"],
+            scaled_by_depth="root" in table["layers"]["counts"].values(),
             first_copied={
                 stack: first
                 for stack, part in (("layer", table["layers"]), ("decoder_layer", self.second))

@@ -69,18 +69,21 @@ def move_entry(value: Any, layers: int, sources: Sequence[int]) -> Any:
 
 def move_counts(
     config: Mapping[str, Any], rules: Mapping[str, str], layers: int, sources: Sequence[int]
-) -> dict[str, int]:
-    """Fields that count layers of one kind, after the layers have moved.
+) -> dict[str, Any]:
+    """Fields that count layers of one kind, or are divided by a root of their number, moved along.
 
     Args:
         config: of a model with ``layers`` layers.
-        rules: field -> ``leading`` (it counts the first layers) or ``trailing`` (the last ones).
+        rules: field -> ``leading`` (it counts the first layers), ``trailing`` (the last ones) or
+            ``root`` (the class divides it by the square root of the number of layers).
         sources: old layer of each new one.
     """
-    moved = {}
+    moved: dict[str, Any] = {}
     for name, rule in rules.items():
         value = config.get(name)
-        if isinstance(value, int):
+        if rule == "root" and isinstance(value, int | float):
+            moved[name] = value * (len(sources) / layers) ** 0.5
+        elif isinstance(value, int):
             leading = rule == "leading"
             edge = value if leading else layers - value
             moved[name] = sum((source < edge) == leading for source in sources)

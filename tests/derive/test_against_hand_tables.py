@@ -17,7 +17,7 @@ from growkit.families import FAMILIES  # noqa: E402
 from growkit.families.base import Dim, Family  # noqa: E402
 from growkit.families.derived import _Reader  # noqa: E402
 
-AXES = ("query_head", "kv_head", "ffn")
+AXES = ("query_head", "kv_head", "ffn", "hidden")
 SMALL = {
     "vocab_size": 96,
     "hidden_size": 64,
@@ -81,10 +81,10 @@ def test_the_derived_table_says_what_the_written_one_says(model_type: str) -> No
             expected = elements(theirs, sizes)
             assert elements(mine, derived_sizes) == expected, name
             if any(axis in AXES for axis, _ in expected):
-                assert mine.consumes == theirs.consumes, name
+                assert (mine.consumes, mine.normed) == (theirs.consumes, theirs.normed), name
     for mine_link, their_link in zip(derived.links, written.links, strict=True):
         assert (mine_link.source, mine_link.target) == (their_link.source, their_link.target)
         assert np.array_equal(mine_link.indices(derived_sizes), their_link.indices(sizes))
-    for option in ("--layers", "--ffn", "--query-heads", "--heads", "--kv-heads"):
+    for option in ("--layers", "--ffn", "--query-heads", "--heads", "--kv-heads", "--hidden"):
         if option in table["operators"] and option not in written.refused:
             assert "error" in table["operators"][option], table["operators"][option]

@@ -139,3 +139,5 @@ def test_entries_of_layers_move_with_them() -> None:
     assert move_entry("word", 3, sources) is None and move_entry([1.0, 2.0], 3, sources) is None
     assert move_counts({"dense": 1, "last": 1}, {"dense": "leading"}, 3, sources) == {"dense": 2}
     assert move_counts({"last": 1}, {"last": "trailing"}, 3, sources) == {"last": 2}
+    # A class that divides by the root of the number of layers reads a number that makes up for it.
+    assert move_counts({"depth": 1.5}, {"depth": "root"}, 3, [*range(3)] * 4) == {"depth": 3.0}

@@ -100,6 +100,7 @@ class Depth:
         target = self.amount.resolve(layers, self.option, label)
         first = shape.family.first_copied.get(self.stack, 0)
         exact = self.method == "identity"
+        same = Exactness.EXACT if shape.family.scaled_by_depth else Exactness.BIT_EXACT
         if self.method == "random" or not layers:
             check_starts(shape, self.stack)
         if not layers:
@@ -117,7 +118,7 @@ class Depth:
             stacks={self.stack: sources},
             kinds_by_rule=by_rule,
             fresh_state=self.fresh_state,
-            exactness=Exactness.BIT_EXACT if exact else Exactness.NOT_EXACT,
+            exactness=same if exact else Exactness.NOT_EXACT,
             reason=REASONS.get(self.method)
             or f"{self.method} repeats computing layers: another function, to be trained",
             warnings=(
