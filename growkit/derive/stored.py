@@ -63,6 +63,8 @@ class StoredModel:
         self.builder, self.values = builder, values
         self.model: Any = builder.build(values)
         self.state = state_of(self.model)
+        # Tables that the class computes and does not save (sinusoidal positions of Marian).
+        self.constant = set(getattr(self.model, "_keys_to_ignore_on_save", None) or ())
         starts, total = {}, 0
         for name, value in self.state.items():
             starts[name] = total
@@ -75,7 +77,8 @@ class StoredModel:
         self.unread = [
             name
             for name, start in starts.items()
-            if not held[start + 1 : start + 1 + self.state[name].numel()].all()
+            if name not in self.constant
+            and not held[start + 1 : start + 1 + self.state[name].numel()].all()
         ]
 
     def _numbered(self) -> tuple[Arrays, Arrays, dict[str, tuple[int, ...]]]:
@@ -141,7 +144,11 @@ class StoredModel:
             seed: of tokens and sum.
             order: gets the names of the module's parameters in the order of the forward pass.
         """
-        parameters = [v for v in self.state.values() if isinstance(v, torch.nn.Parameter)]
+        parameters = [
+            value
+            for name, value in self.state.items()
+            if isinstance(value, torch.nn.Parameter) and name not in self.constant
+        ]
         names = {id(value): name for name, value in self.state.items()}
         hooks = []
         for value in parameters:
@@ -173,8 +180,8 @@ class StoredModel:
         """
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            for value in self.state.values():
-                if not isinstance(value, torch.nn.Parameter):
+            for name, value in self.state.items():
+                if not isinstance(value, torch.nn.Parameter) or name in self.constant:
                     continue
                 noise = torch.randn(value.shape, generator=generator)
                 if value.dim() < 2 or not torch.isfinite(value).all():

@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from growkit.core.errors import GrowkitError
-from growkit.families.layer_fields import leaf, move_entry, with_values
+from growkit.families.layer_fields import LABELS, leaf, move_entry, with_values
 from growkit.verification.loading import class_of, reason
 from growkit.verification.model_inputs import outputs
 
@@ -178,7 +178,7 @@ class Layers:
         changes: dict[Path, Any] = {}
         for name, value in ({} if self.alone else inner).items():
             moved = move_entry(value, self.count, sources)
-            if moved is not None and name not in self.other:
+            if moved is not None and name not in self.other and name != LABELS:
                 path = (*self.place, name)
                 changes[path] = moved
         if self.field:

@@ -28,7 +28,7 @@ from growkit.core.errors import UsageError
 from growkit.core.json_files import read_json_object
 from growkit.families.base import Config, Dim, Family, Link, Norm, Stack, Tensor, every_layer
 from growkit.families.head_dim_rules import HeadDimRule
-from growkit.families.layer_fields import leaf, move_counts, move_entry, with_values
+from growkit.families.layer_fields import LABELS, leaf, move_counts, move_entry, with_values
 from growkit.families.unit_layout import IntArray, Layout, Sizes, Units
 
 FORMAT = 1
@@ -399,7 +399,7 @@ class _Reader:
         moved = {
             name: entry
             for name, value in inner.items()
-            if (entry := move_entry(value, old, sources)) is not None
+            if name != LABELS and (entry := move_entry(value, old, sources)) is not None
         }
         moved |= move_counts(inner, self.second["counts"], old, sources)
         grown = with_values(config, {(*place, name): value for name, value in moved.items()})
@@ -419,7 +419,8 @@ class _Reader:
         moved = {
             name: entry
             for name, value in inner.items()
-            if (entry := move_entry(value, old, sources)) is not None
+            if name != LABELS
+            and (entry := move_entry(value, old, sources)) is not None
             and name not in self.table["layers"].get("other", ())
         }
         for name, period in self.table["layers"]["lists"].items():

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Path = tuple[str, ...]
+# A dict keyed by numbers that are no layers.
+LABELS = "id2label"
 
 
 def leaf(config: Mapping[str, Any], path: Path) -> Any:
