@@ -95,6 +95,12 @@ def test_two_stacks_are_told_apart_and_a_first_layer_of_its_own_kind_is_not_copi
     assert [layer.source for layer in made] == [0, 1, 1]
 
 
+def test_names_of_labels_are_no_layers_however_many_there_are() -> None:
+    values = {"num_hidden_layers": 2, "kinds": ["x", "y"], "id2label": {"0": "cat", "1": "dog"}}
+    moved = Layers((), "num_hidden_layers", 2).moved(values, [0, 0, 1])
+    assert moved["kinds"] == ["x", "x", "y"] and moved["id2label"] == values["id2label"]
+
+
 def test_training_an_encoder_is_refused_in_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
