@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from grown_runs import continue_recipe, make_source
 from training_runs import figures, make, weights
@@ -180,3 +181,27 @@ def test_the_card_of_a_trained_model(text_file: Path, tmp_path: Path) -> None:
     losses = [row for row in read_metrics(out / "training" / "metrics.jsonl") if "eval_loss" in row]
     assert [f"| {row['eval_loss']:.4f} |" in card for row in losses] == [True] * 3
     assert "| data | 256 |" in card
+
+
+def test_tasks_stand_on_every_second_evaluation(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The harness itself is stood in for; it is tried in tests/evaluation/test_harness.py."""
+    from growkit.evaluation import harness
+
+    asked = []
+
+    def run_tasks(loaded: Any, tasks: list[str], **options: Any) -> dict[str, dict[str, Any]]:
+        asked.append((tasks, options["limit"], loaded.model.training))
+        torch.manual_seed(1234)  # as the harness does
+        return {"copa": {"samples": 3, "acc": 0.5, "note": "text"}}
+
+    monkeypatch.setattr(harness, "check_installed", lambda what: None)
+    monkeypatch.setattr(harness, "run_tasks", run_tasks)
+    common = {"max_steps": 4, "decay_steps": 1, "eval_steps": 1, "save_steps": 4}
+    tasks = {"tasks": ["copa"], "every": 2, "limit": 3}
+    out = train(make(text_file, **common, eval_tasks=tasks), tmp_path / "run").out
+    rows = [r for r in read_metrics(out / "training" / "metrics.jsonl") if "eval_loss" in r]
+    assert [row["step"] for row in rows if "eval_task/copa/acc" in row] == [0, 2, 4]
+    assert asked == [(["copa"], 3, False)] * 3
+    assert weights(out) == weights(train(make(text_file, **common), tmp_path / "plain").out)
