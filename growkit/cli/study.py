@@ -119,9 +119,8 @@ def study(
                 assert one.race is not None
                 short = one.race.section.shares
                 output.show(
-                    f"--race: {one.race.runs()} runs in place of "
-                    f"{len(choice.arms) * len(choice.seeds)}, halved after parts of the steps: "
-                    f"{', '.join(f'{share:g}' for share in short)} (bases and rates beside them)."
+                    f"--race: at most {one.race.runs()} runs, halved after parts of the steps: "
+                    f"{', '.join(f'{share:g}' for share in short)} (trials of rates beside them)."
                 )
             output.result(shown)
         return

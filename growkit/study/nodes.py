@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from growkit.core.errors import UsageError
+from growkit.core.quantities import percent
 from growkit.study.recipe import Start, StudyRecipe
 from growkit.study.results import Sweep
 from growkit.study.run_records import Record, Records
@@ -181,7 +182,8 @@ class Nodes:
             Waiting: a learning rate is not chosen yet.
             SweepDiverged: no learning rate can be used.
         """
-        return self._node(name, seed, self.learning_rate(name), share)
+        node = self._node(name, seed, self.learning_rate(name), share)
+        return replace(node, name=f"{name}, seed {seed}, {percent(share)} of the steps")
 
     def _node(self, name: str, seed: int, rate: float, share: float = 1.0) -> Node:
         start = self.study.start(name)

@@ -62,12 +62,23 @@ class Race:
         return [], Choice(rungs[-1].kept, self.choice.seeds)
 
     def runs(self) -> int:
-        """How many there will be, bases and trials of rates left out."""
-        arms, total = len(self.choice.arms), 0
+        """How many there will be at most, trials of rates left out."""
+        arms = len(self.choice.arms)
+        total = len(self._bases()) * len(self.choice.seeds)
         for _ in self.section.shares:
-            total += arms
-            arms = self._survivors(arms)
+            if arms > self.section.survivors:
+                total += arms
+                arms = self._survivors(arms)
         return total + arms * len(self.choice.seeds)
+
+    def _bases(self) -> set[str]:
+        found: set[str] = set()
+        for arm in self.choice.arms:
+            base = self.nodes.study.start(arm).base
+            while base is not None:
+                found.add(base)
+                base = self.nodes.study.start(base).base
+        return found
 
     def result(self) -> RaceResult:
         """The rungs so far, and how often their order was the final one."""
@@ -82,6 +93,8 @@ class Race:
         arms = self.choice.arms
         rungs: list[Rung] = []
         for share in self.section.shares:
+            if len(arms) <= self.section.survivors:
+                break  # nothing is left to choose
             losses, missing = self._losses(arms, share)
             if missing:
                 return rungs, missing
