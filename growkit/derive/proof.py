@@ -98,7 +98,6 @@ def _folder() -> Iterator[Path]:
 
 def _never(table: Mapping[str, Any]) -> dict[str, str]:
     """Options that no derived table offers yet, or not this one."""
-    not_yet = "it is not derived yet"
     return {
         "--layers": "its layers cannot be told apart",
         "--ffn": "no width of its FFN was found in the config",
@@ -106,7 +105,8 @@ def _never(table: Mapping[str, Any]) -> dict[str, str]:
         "--heads": "its config cannot change the number of heads at a fixed head size",
         "--kv-heads": "it has no key/value heads of their own number",
         "--hidden": "no field of its config was found that sizes the residual stream",
-        "--head-dim": not_yet,
+        "--head-dim": "position encodings and norms inside a head depend on its size, and which "
+        "channels could stand beside them is not derived",
         "--experts": "no number of experts and of those a token is sent to was found in its config",
         "--vocab": "no field of its config sizes the vocabulary alone",
         "--untie-embeddings": "its class has no output projection of its own to untie or to tie",

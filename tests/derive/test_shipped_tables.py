@@ -128,7 +128,7 @@ def test_what_is_not_proven_is_refused_and_torch_stays_out(gpt_oss: Path) -> Non
     code = (
         "import sys; from growkit.cli.main import main; "
         f"first = main(['inspect', {str(gpt_oss)!r}]); "
-        f"second = main(['plan', {str(gpt_oss)!r}, '--vocab', 'x2']); "
+        f"second = main(['plan', {str(gpt_oss)!r}, '--head-dim', 'x2']); "
         "assert 'torch' not in sys.modules; sys.exit(10 * first + second)"
     )
     done = subprocess.run(
@@ -136,7 +136,7 @@ def test_what_is_not_proven_is_refused_and_torch_stays_out(gpt_oss: Path) -> Non
     )
     assert done.returncode == 2, done.stderr
     assert "derived, proven on a twin" in done.stdout
-    assert "--vocab cannot grow a gpt_oss checkpoint" in done.stderr
+    assert "--head-dim cannot grow a gpt_oss checkpoint" in done.stderr
 
 
 def test_a_config_of_another_kind_fits_no_table() -> None:
