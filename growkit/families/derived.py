@@ -163,6 +163,17 @@ def read_with(table: Mapping[str, Any], config: Config, names: Collection[str] =
     return _Reader(table, config, names).family()
 
 
+def layers_fed(config: Config) -> int:
+    """First layers of a language model behind which features of images are added (Qwen3-VL), as
+    the configs of its towers say."""
+    for part in (config, *(part for part in config.values() if isinstance(part, Mapping))):
+        if isinstance(stated := part.get("deepstack_visual_indexes"), list):
+            return len(stated)
+        if part.get("deepstack_layer_map"):
+            return sys.maxsize
+    return 0
+
+
 def misfit(table: Mapping[str, Any], config: Config) -> str:
     """The field in which a config is not of the kind that a table was derived for; or empty."""
     named = (config.get("architectures") or [table["class"]])[0]
@@ -415,6 +426,13 @@ class _Reader:
         if stack != "layer":
             return self._map_second(config, sources)
         old = self.layer_count(self.config)
+        fed = min(old, layers_fed(self.config))
+        if self.table["operators"] and list(sources[:fed]) != list(range(fed)):
+            raise UsageError(
+                f"{self.table['class']} adds features of images behind its first {fed} layers "
+                "(deepstack), so that no layer can be inserted between them.",
+                f"Insert behind them: --layer-placement end, or indices from {fed - 1} on.",
+            )
         inner = leaf(self.config, self.place)
         moved = {
             name: entry

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from growkit.cli.main import main
-from growkit.families.derived import SHIPPED
+from growkit.families.derived import SHIPPED, layers_fed
 
 pytestmark = pytest.mark.skipif(not list(SHIPPED.glob("llava-*")), reason="no table of llava")
 
@@ -123,3 +123,9 @@ def test_the_text_part_is_trained_and_the_towers_are_kept(llava: Path, tmp_path:
     assert before.keys() == after.keys()
     same = {name for name in before if torch.equal(before[name], after[name])}
     assert all(("vision" in name or "projector" in name) == (name in same) for name in before)
+
+
+def test_no_layer_comes_between_those_that_images_are_added_behind() -> None:
+    vision = {"model_type": "qwen3_vl_vision", "deepstack_visual_indexes": [8, 16, 24]}
+    assert layers_fed({"model_type": "qwen3_vl", "vision_config": vision}) == 3
+    assert layers_fed({"model_type": "llava", "vision_config": {}}) == 0
