@@ -177,6 +177,7 @@ def recipe_page() -> str:
                 ("`bases`, each", study.Base),
                 ("`compare`, each", study.Question),
                 ("`sweep`", study.SweepSection),
+                ("`race`", study.RaceSection),
                 ("`convert` of an arm", ConversionRequest),
             ],
         ),
