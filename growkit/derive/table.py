@@ -311,7 +311,7 @@ class _Words:
             init = self._init(role)
             if init != "normal":
                 entry["init"] = init
-            fused = len(role.shape) > 1 and entry["dims"][0][1][0][0] == "expert"
+            fused = len(role.shape) > 2 and entry["dims"][0][1][0][0] == "expert"
             if "{expert}" in role.name or (fused and "expert" in role.name):
                 entry["of_experts"] = True
             stack = self.stack(role)
