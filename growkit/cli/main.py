@@ -122,8 +122,12 @@ def _run(build_app: Callable[[], Any], given: list[str]) -> None:
         from growkit.cli import common
         from growkit.cli.derive import derive_once
 
+        from growkit.derive.derivation import OldForm
+
         try:
             derive_once(error.config, common.current)
+        except OldForm:
+            raise
         except GrowkitError as reason:
             own = "auto_map" in error.config  # its remedy says how to run the folder's code
             remedy = reason.remedy if own else error.remedy

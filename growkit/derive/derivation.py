@@ -106,6 +106,10 @@ def _settle_ties(table: dict[str, Any], builder: Builder, found: Findings, step:
         table["stream"]["norm"] = trial["stream"]["norm"]
 
 
+class OldForm(CheckpointError):
+    """A config.json from before its class had a part for the language model."""
+
+
 def read_config(config: Mapping[str, Any], folder: Path | None = None) -> Any:
     """The config object of transformers for the content of a config.json.
 
@@ -113,8 +117,23 @@ def read_config(config: Mapping[str, Any], folder: Path | None = None) -> Any:
         folder: the checkpoint, whose own code is run; None: a class of transformers.
 
     Raises:
+        OldForm: the language model's fields stand outside the section that the class has for them.
         CheckpointError: transformers knows no such class, or the class refuses the config.
     """
+    read = _read(config, folder)
+    text = read.get_text_config()
+    section = next((name for name, part in vars(read).items() if part is text), None)
+    if section is not None and section not in config and "hidden_size" in config:
+        raise OldForm(
+            f"config.json is of an older form: {section} is missing, and the fields of the "
+            "language model stand beside it.",
+            'Let transformers write it anew: python -c "from transformers import AutoConfig as C; '
+            "C.from_pretrained('FOLDER').save_pretrained('FOLDER')\"",
+        )
+    return read
+
+
+def _read(config: Mapping[str, Any], folder: Path | None) -> Any:
     from transformers import AutoConfig
 
     model_type = str(config.get("model_type"))

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from growkit.cli.main import main
+from growkit.derive.derivation import OldForm, read_config
 from growkit.families.derived import SHIPPED, layers_fed
 
 pytestmark = pytest.mark.skipif(not list(SHIPPED.glob("llava-*")), reason="no table of llava")
@@ -129,3 +130,14 @@ def test_no_layer_comes_between_those_that_images_are_added_behind() -> None:
     vision = {"model_type": "qwen3_vl_vision", "deepstack_visual_indexes": [8, 16, 24]}
     assert layers_fed({"model_type": "qwen3_vl", "vision_config": vision}) == 3
     assert layers_fed({"model_type": "llava", "vision_config": {}}) == 0
+
+
+def test_a_config_of_the_older_form_is_told_how_to_be_written_anew() -> None:
+    """As Qwen2-VL's folders on the Hub have it: the text fields beside vision_config."""
+    flat = {"model_type": "qwen2_5_vl", "hidden_size": 64, "num_hidden_layers": 2}
+    with pytest.raises(OldForm, match="text_config is missing") as raised:
+        read_config(flat)
+    assert "save_pretrained" in raised.value.remedy
+    nested = {"model_type": "qwen2_5_vl", "text_config": {"hidden_size": 64}}
+    assert read_config(nested).text_config.hidden_size == 64
+    assert read_config({"model_type": "llama", "hidden_size": 64}).hidden_size == 64
