@@ -121,7 +121,6 @@ def _run(build_app: Callable[[], Any], given: list[str]) -> None:
             raise
         from growkit.cli import common
         from growkit.cli.derive import derive_once
-
         from growkit.derive.derivation import OldForm
 
         try:
