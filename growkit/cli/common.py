@@ -145,13 +145,17 @@ def next_steps(out: Path, manifest: dict[str, Any]) -> list[str]:
     """The last line of a growth or conversion: the command that trains the folder on."""
     import shlex
 
+    from growkit.core.errors import GrowkitError
     from growkit.core.json_files import read_json_object
     from growkit.core.names import CONFIG
     from growkit.families import is_encoder
 
     plan = manifest["plan"]
-    # Training is for decoders.
-    if "decoder_layer" in plan["axes"] or is_encoder(read_json_object(out / CONFIG)):
+    try:
+        # Training is for decoders.
+        if "decoder_layer" in plan["axes"] or is_encoder(read_json_object(out / CONFIG)):
+            return []
+    except (OSError, GrowkitError):  # the folder is written: a hint cannot make a failure of that
         return []
     if plan["after"]["parameters"] < TOY_PARAMETERS:
         key = shlex.quote(f"model.checkpoint={out}")

@@ -67,7 +67,7 @@ def nearest(word: str, choices: Iterable[str]) -> str:
 def nearest_version(word: str, choices: Iterable[str]) -> str:
     """The same for names whose numbers tell versions apart: qwen3_5 is no misspelt qwen3."""
     numbers = re.findall(r"\d+", word)
-    near = difflib.get_close_matches(word.lower(), list(choices), n=3, cutoff=0.8)
+    near = difflib.get_close_matches(word.lower(), list(choices), n=3, cutoff=0.85)
     same = [name for name in near if re.findall(r"\d+", name) == numbers]
     return f"Did you mean {same[0]!r}? " if same else ""
 

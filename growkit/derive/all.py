@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from growkit.core.writing import write_whole
@@ -262,7 +263,9 @@ def _row(entry: dict[str, Any]) -> str:
         why = entry.get("operators", {}).get(option, {}).get("why")
         if why:
             reasons.append(f"{option}: {why}")
-    text = "; ".join(reasons).replace("|", "\\|").replace("<", "\\<")
+    # The report has them in full.
+    text = "; ".join(shorten(reason, 160, placeholder=" ...") for reason in reasons)
+    text = text.replace("|", "\\|").replace("<", "\\<")
     return f"| `{entry['model_type']}` | {' | '.join(marks)} | {text} |"
 
 

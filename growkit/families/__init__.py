@@ -116,7 +116,8 @@ def _family_of(config: Config, names: Collection[str]) -> Family:
         explained.cause if explained else f"growkit has no family for model_type {model_type!r}.",
         explained.remedy
         if explained
-        else f"{nearest_version(str(model_type), known)}Known model types: {', '.join(known)}; "
+        else f"{nearest_version(str(model_type), known)}Known model types: "
+        f"{', '.join(sorted(written))}, and {len(known) - len(written)} whose derived tables ship; "
         "`growkit derive` makes a table for any other that transformers has a class of.",
         config,
     )
