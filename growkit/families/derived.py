@@ -515,7 +515,10 @@ class _Reader:
 
     def _tensor(self, entry: Mapping[str, Any]) -> Tensor:
         pattern = entry.get("layers")
-        predicate = every_layer if pattern is None else _in_mask(f"layers:{pattern}")
+        predicate = every_layer
+        if pattern is not None:
+            rule = self.table["patterns"][pattern]["rule"]
+            predicate = _in_mask(f"layers:{pattern}", str(rule[1]) if rule else "", entry["name"])
         tied = entry["role"] == "lm_head" and self.table["tied"] in ("flag", "^flag")
         closes = entry.get("closes")
         return Tensor(
@@ -544,8 +547,18 @@ class _Reader:
         return Dim(_layout(segments, single=single), consumes=reads == 1, normed=reads == 2)
 
 
-def _in_mask(name: str) -> Callable[[Sizes, int], bool]:
-    return lambda sizes, layer: bool(sizes[name] >> layer & 1)
+def _in_mask(mask: str, field: str, tensor: str) -> Callable[[Sizes, int], bool]:
+    def has(sizes: Sizes, layer: int) -> bool:
+        if mask not in sizes:
+            raise UsageError(
+                f"config.json does not say which layers have {tensor}"
+                + (f": {field} is missing." if field else "."),
+                "Give the folder with its weights, or let transformers write the config anew: "
+                "AutoConfig.from_pretrained(FOLDER).save_pretrained(FOLDER).",
+            )
+        return bool(sizes[mask] >> layer & 1)
+
+    return has
 
 
 def _mask(
