@@ -515,7 +515,7 @@ class _Reader:
 
     def _tensor(self, entry: Mapping[str, Any]) -> Tensor:
         pattern = entry.get("layers")
-        predicate = every_layer
+        predicate: Callable[[Sizes, int], bool] = every_layer
         if pattern is not None:
             rule = self.table["patterns"][pattern]["rule"]
             predicate = _in_mask(f"layers:{pattern}", str(rule[1]) if rule else "", entry["name"])
