@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from growkit.cli.output import Output
 
 PANEL = "Grow"
+MEMORY = "24GB"
 BUDGET = "Tokens or training FLOPs: 2e9tokens, 20Mtokens, 3e17flops."
 
 
@@ -34,7 +35,7 @@ def advise(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write the staged recipe, in a new file.")
     ] = None,
-    memory: Annotated[str, typer.Option(help="Of the accelerator, for the batch.")] = "24GB",
+    memory: Annotated[str, typer.Option(help="Of the accelerator, for the batch.")] = MEMORY,
     revision: RevisionOption = None,
     json_mode: JsonOption = False,
     quiet: QuietOption = False,

@@ -141,21 +141,18 @@ def wrote(out: Path, manifest: dict[str, Any]) -> str:
 TOY_PARAMETERS = 10_000_000  # below: made for a first try, as the built-in text is
 
 
-def next_steps(out: Path, manifest: dict[str, Any]) -> list[str]:
-    """The last line of a growth or conversion: the command that trains the folder on."""
+def next_steps(out: Path, manifest: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    """The last line of a growth: the command that trains the folder on.
+
+    ``config``: what was written, as the plan has it; nothing is read again, so that a hint cannot
+    make a failure of a written folder.
+    """
     import shlex
 
-    from growkit.core.errors import GrowkitError
-    from growkit.core.json_files import read_json_object
-    from growkit.core.names import CONFIG
     from growkit.families import is_encoder
 
     plan = manifest["plan"]
-    try:
-        # Training is for decoders.
-        if "decoder_layer" in plan["axes"] or is_encoder(read_json_object(out / CONFIG)):
-            return []
-    except (OSError, GrowkitError):  # the folder is written: a hint cannot make a failure of that
+    if "decoder_layer" in plan["axes"] or is_encoder(config):  # training is for decoders
         return []
     if plan["after"]["parameters"] < TOY_PARAMETERS:
         key = shlex.quote(f"model.checkpoint={out}")

@@ -54,13 +54,13 @@ def derive_once(config: Mapping[str, Any], output: Output | None) -> None:
     """Derive a table for a config that no table fits, for the command that found so."""
     from growkit.derive.derivation import derive_from_json, read_config
 
-    read_config(config)  # a type that transformers does not know ends here, with nothing announced
+    read = read_config(config)  # an unknown type ends here, with nothing announced
     if output is not None:
         output.note(
             f"growkit has no table for {config.get('model_type')!r}: it is derived from the class "
             "now, once (a minute or two), and kept"
         )
-    _, path = derive_from_json(config, _steps(output))
+    _, path = derive_from_json(config, _steps(output), read=read)
     if output is not None:
         output.note(f"derived: {path}")
 

@@ -84,7 +84,7 @@ def grow(
 
         given = read_text(text)
     before = len(output.warnings)
-    _, manifest = grow_checkpoint(
+    plan, manifest = grow_checkpoint(
         folder,
         out,
         request,
@@ -108,5 +108,5 @@ def grow(
             output.show(manifest["optimizer_state"]["summary"])
     for message in manifest["plan"]["warnings"]:
         output.warn(message)
-    output.show(wrote(out, manifest), *next_steps(out, manifest))
+    output.show(wrote(out, manifest), *next_steps(out, manifest, plan.config))
     output.result({"out": str(out), "warnings": warnings, **manifest})

@@ -136,7 +136,7 @@ def plan(
 def _propose(
     output: Output, folder: Path, budget: str, request: GrowthRequest, out: Path | None
 ) -> None:
-    from growkit.cli.advise import show_proposal
+    from growkit.cli.advise import MEMORY, show_proposal
     from growkit.core.errors import UsageError
 
     if asked := request.flags():
@@ -144,4 +144,4 @@ def _propose(
             f"--budget proposes a growth, and {', '.join(asked)} asks for one.",
             "Leave one of them out.",
         )
-    show_proposal(output, folder, budget, None, out, "24GB")
+    show_proposal(output, folder, budget, None, out, MEMORY)

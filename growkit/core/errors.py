@@ -72,6 +72,24 @@ def nearest_version(word: str, choices: Iterable[str]) -> str:
     return f"Did you mean {same[0]!r}? " if same else ""
 
 
+def require_extra(module: str, library: str, extra: str, what: str) -> None:
+    """Raise UsageError unless the library of an optional extra is installed; nothing is imported.
+
+    Args:
+        module: that the library brings.
+        library: its name in words.
+        extra: of growkit, that installs it.
+        what: needs it, as the subject of the sentence.
+    """
+    import importlib.util
+
+    if importlib.util.find_spec(module) is None:
+        raise UsageError(
+            f"{what} needs {library}, which is not installed.",
+            f"Run: pip install 'growkit[{extra}]'.",
+        )
+
+
 def shown(value: Any, limit: int = 80) -> str:
     """``repr`` of a value from a file, cut to ``limit`` characters."""
     text = repr(value)

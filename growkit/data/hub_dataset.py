@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from growkit.core.errors import GrowkitError, UsageError, nearest
+from growkit.core.errors import GrowkitError, UsageError, nearest, require_extra
 from growkit.data.chat import conversation_text
 from growkit.data.data_kinds import holds, remedy
 from growkit.data.recipe import DatasetSection
@@ -15,13 +15,7 @@ from growkit.data.text_files import valid_text
 
 def check_installed() -> None:
     """Raise UsageError when the ``datasets`` library is not there."""
-    import importlib.util
-
-    if importlib.util.find_spec("datasets") is None:
-        raise UsageError(
-            "Reading a dataset needs Hugging Face datasets, which is not installed.",
-            "Run: pip install 'growkit[data]'.",
-        )
+    require_extra("datasets", "Hugging Face datasets", "data", "Reading a dataset")
 
 
 def local_files(section: DatasetSection) -> list[Path]:

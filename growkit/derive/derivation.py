@@ -183,19 +183,25 @@ def class_of_folder(config: Any, folder: Path) -> NamedClass | None:
 
 
 def derive_from_json(
-    config: Mapping[str, Any], step: Step = lambda text: None, *, folder: Path | None = None
+    config: Mapping[str, Any],
+    step: Step = lambda text: None,
+    *,
+    folder: Path | None = None,
+    read: Any = None,
 ) -> tuple[dict[str, Any], Path]:
     """The table for the content of a config.json, and where it was kept.
 
     Args:
         folder: the checkpoint, whose own code is run; None: a class of transformers.
+        read: what :func:`read_config` gave for it, where that is at hand.
 
     Raises:
         Underivable: with what was tried.
         CheckpointError: transformers knows no such class.
     """
     model_type = str(config.get("model_type"))
-    read = read_config(config, folder)
+    if read is None:
+        read = read_config(config, folder)
     own = class_of_folder(read, folder) if folder is not None else None
     table = derive(read, step, own)
     if not any("error" in proof for proof in table["operators"].values()):

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from growkit.core.errors import UsageError, nearest
+from growkit.core.errors import UsageError, nearest, require_extra
 from growkit.evaluation.model import LoadedModel
 
 
 def check_installed(what: str = "--tasks") -> None:
     """Raises UsageError when the harness is not installed; ``what`` asks for it."""
-    if importlib.util.find_spec("lm_eval") is None:
-        raise UsageError(
-            f"{what} needs lm-evaluation-harness, which is not installed.",
-            "Run: pip install 'growkit[eval]'.",
-        )
+    require_extra("lm_eval", "lm-evaluation-harness", "eval", what)
 
 
 def run_tasks(

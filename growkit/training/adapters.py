@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from growkit.checkpoint.header import read_header
 from growkit.checkpoint.hub import origin
-from growkit.core.errors import CheckpointError, UsageError
+from growkit.core.errors import CheckpointError, UsageError, require_extra
 from growkit.core.names import README
 
 if TYPE_CHECKING:
@@ -27,16 +27,6 @@ if TYPE_CHECKING:
 
 ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX, _COPY = "base_model.model.", ".modules_to_save.default"
-
-
-def check_installed() -> None:
-    """Raises UsageError when peft is not installed."""
-    import importlib.util
-
-    if importlib.util.find_spec("peft") is None:
-        raise UsageError(
-            "training.lora needs peft, which is not installed.", "Run: pip install 'growkit[lora]'."
-        )
 
 
 def has_adapter(folder: Path) -> bool:
@@ -57,7 +47,7 @@ def with_adapters(model: Any, recipe: Recipe) -> Any:
     Raises:
         UsageError: new slots lie where peft cannot save them, or nothing is left for adapters.
     """
-    check_installed()
+    require_extra("peft", "peft", "lora", "training.lora")
     import peft
     import torch
 

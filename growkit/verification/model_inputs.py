@@ -229,7 +229,7 @@ def _candidates(model: Any) -> Iterator[Shapes]:
         yield {name: (4, flat), "pixel_attention_mask": (4,), "spatial_shapes": (2, 2)}
         frames = first_number(inner, "num_frames") or 2
         yield {name: (frames, channels, *image)}
-    bins = first_number(config, "num_mel_bins", "input_feat_per_channel", "num_mel_bins")
+    bins = first_number(config, "num_mel_bins", "input_feat_per_channel")
     long = first_number(config, "max_source_positions")
     inside = first_number(config, "feature_projection_input_dim", "input_dim") or bins
     if name == "input_features":

@@ -74,13 +74,16 @@ class Pair:
         """Layers of the deeper model."""
         return max(inputs.depth(self.model_a), inputs.depth(self.model_b))
 
-    def allowed(self, scale: float) -> float:
-        """The rule between A and B, for logits of root mean square ``scale``."""
+    def allowed(self, scale: float, depth: int | None = None) -> float:
+        """The rule between A and B, for logits of root mean square ``scale``.
+
+        ``depth``: layers that the signal passes; absent: those of the deeper model.
+        """
         if self.given is not None:
             return self.given
         return tolerance(
             scale,
-            self.depth,
+            self.depth if depth is None else depth,
             self.compute,
             storage=self.b.storage_dtype,
             storage_rounding=self.rounded,

@@ -31,7 +31,6 @@ from growkit.verification.report import (
 )
 from growkit.verification.routing import RepeatedChoices, Ties, same_choices
 from growkit.verification.stored_values import compare_configs, rows_by_plan, rows_of_a
-from growkit.verification.tolerance import tolerance
 from growkit.verification.written_folder import dtype_name
 
 Whole = dict[str, tuple[torch.Tensor, RepeatedChoices]]
@@ -103,13 +102,7 @@ def compare_towers(pair: Pair, part: str) -> str:
         )
     difference = float(torch.nan_to_num((found - wanted).abs(), nan=torch.inf).max())
     scale = float(wanted.square().mean().sqrt())
-    allowed = pair.given or tolerance(
-        scale,
-        inputs.depth(towers[1]),
-        pair.compute,
-        storage=pair.b.storage_dtype,
-        storage_rounding=pair.rounded,
-    )
+    allowed = pair.allowed(scale, inputs.depth(towers[1]))
     sentence = (
         f"{part} tower on noise: max |d| {difference:.3g} of features of size {scale:.3g} "
         f"(tolerance {allowed:.3g})"
