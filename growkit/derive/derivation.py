@@ -144,8 +144,10 @@ def _read(config: Mapping[str, Any], folder: Path | None) -> Any:
                     folder, trust_remote_code=True, local_files_only=True
                 )
             # Read as a file: numbers that JSON has no word for (infinity) are written as objects.
+            # Without the folder its own code is not there, and need not be spoken of.
+            text = json.dumps({name: config[name] for name in config if name != "auto_map"})
             with TemporaryDirectory(prefix="growkit-config-") as place:
-                Path(place, CONFIG).write_text(json.dumps(dict(config)), encoding="utf-8")
+                Path(place, CONFIG).write_text(text, encoding="utf-8")
                 return AutoConfig.from_pretrained(
                     place, trust_remote_code=False, local_files_only=True
                 )

@@ -223,6 +223,7 @@ def test_code_of_a_folder_is_never_run_without_the_flag(
     assert main([command, str(brought), *more.get(command, [])]) in (1, 2)
     told = capsys.readouterr()
     assert "--trust-remote-code" in told.err and "brought_class" in told.err
+    assert "growkit-config-" not in told.err, "a path of ours says nothing to a user"
     assert "Traceback" not in told.err and not told.out
     assert not (tmp_path / "marker").exists() and not (tmp_path / "out").exists()
 
