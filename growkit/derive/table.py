@@ -5,12 +5,14 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import Any
 
 import numpy as np
+import torch
 
 from growkit.derive.axes import (
     EXPERTS,
@@ -22,14 +24,29 @@ from growkit.derive.axes import (
     WIDTHS,
     Polynomial,
     Role,
+    evaluate,
 )
 from growkit.derive.studied import Findings
-from growkit.derive.twin import Builder, Layers, Path, Underivable, find_layers, integers
+from growkit.derive.twin import (
+    Builder,
+    Layers,
+    Path,
+    Underivable,
+    find_layers,
+    integers,
+    token_ids,
+)
 from growkit.derive.widths import DEAD, FIXED, MIXED, Segment, blocks_of, segments_of
 from growkit.families.derived import FORMAT, GROUPS
 from growkit.families.layer_fields import leaf, with_values
-from growkit.verification.model_inputs import can_generate, is_encoder_decoder
+from growkit.verification.model_inputs import (
+    arguments,
+    cache_keyword,
+    can_generate,
+    is_encoder_decoder,
+)
 
+_HEAD_DIM = re.compile(r"head_dim|d_kv")
 # Flags that change what is computed in no forward pass of a loaded model, or nothing at all.
 _IDLE = [
     "use_cache",
@@ -95,7 +112,7 @@ def make_table(builder: Builder, config: Any, found: Findings) -> dict[str, Any]
     inner = leaf(found.values, place)
     kind = kind_of(found.model.model)
     words = _Words(found)
-    tensors = words.tensors()
+    tensors, cost = words.tensors(), words.cost()
     layers = found.layers
     flags, kinds = flags_of(inner, found)
     table: dict[str, Any] = {
@@ -123,7 +140,7 @@ def make_table(builder: Builder, config: Any, found: Findings) -> dict[str, Any]
         "tensors": tensors,
         "patterns": words.patterns,
         "whole": words.whole,
-        "cost": words.cost(),
+        "cost": cost,
         "operators": {},
         "carried": words.carried(),
         "stream": words.stream(),
@@ -552,7 +569,72 @@ class _Words:
                     cached = [*cached, *self.size(terms)]
             if not kv:
                 cached = [[2 * product[0], *product[1:]] for product in attended]
+        elif (kept := self._kept_by_a_cache()) is not None:
+            cached = self.size(kept)
+            attended = self.size(self._of_all_heads(kept))
         return {"attended": attended, "kv_elements": cached}
+
+    def _kept_by_a_cache(self) -> Polynomial | None:
+        """Elements of a cache a layer and token where no axis of heads was found: as measured, in
+        the fields that change it."""
+        builder, stack = self.found.model.builder, self.found.layers.second or self.found.layers
+        if self.kind == "encoder" or not (base := cached_elements(builder, self.values)):
+            return None
+        top: list[Path] = []
+        below: list[Path] = []
+        sizes = dict(integers(self.values))
+        own = [p for p in sizes if p[:-1] == stack.place]
+        for path in own:
+            if any(p.fullmatch(path[-1]) for p in (HIDDEN, HEADS, KV_HEADS, _HEAD_DIM)):
+                found = cached_elements(builder, with_values(self.values, {path: 2 * sizes[path]}))
+                if found in (2 * base, base // 2):
+                    (top if found == 2 * base else below).append(path)
+        wide = [path for path in own if HIDDEN.fullmatch(path[-1])]
+        heads = [path for path in own if HEADS.fullmatch(path[-1])]
+        kept = base // max(1, evaluate({tuple(top): 1}, sizes))
+        told = below or any(_HEAD_DIM.fullmatch(path[-1]) for path in top)
+        # A class that refuses another width of heads: it is that of all over their number.
+        whole = wide and heads and kept % (sizes[wide[0]] // sizes[heads[0]]) == 0
+        if whole and not told and wide[0] not in top:
+            top, below = [*top, wide[0]], [heads[0]]
+        key = (*sorted(top), *((PER, *path) for path in sorted(below)))
+        one = evaluate({key: 1}, sizes)
+        return {key: base // one} if one and base % one == 0 else None
+
+    def _of_all_heads(self, kept: Polynomial) -> Polynomial:
+        """Width of the query heads, from the elements that a cache keeps of key/value heads."""
+        result: Polynomial = {}
+        for key, value in kept.items():
+            paths = [path for path in key if path[0] != PER]
+            for number, path in enumerate(paths):
+                if KV_HEADS.fullmatch(path[-1]):
+                    near = leaf(self.values, path[:-1])
+                    heads = next((n for n in near if HEADS.fullmatch(n)), path[-1])
+                    paths[number] = (*path[:-1], heads)
+            paths += [path for path in key if path[0] == PER]
+            result[tuple(paths)] = value // 2
+        return result
+
+
+def cached_elements(builder: Builder, values: Mapping[str, Any]) -> int | None:
+    """Elements that a cache keeps of a token in the first layer that has one, as a forward pass
+    fills it; None where the class keeps none."""
+    try:
+        model = builder.build(values)
+        given = {**arguments(model, token_ids(model)), "use_cache": True}
+        with torch.no_grad():
+            result = model(**given)
+        cache: Any = getattr(result, cache_keyword(model), None)
+        layers = getattr(cache, "self_attention_cache", cache).layers
+        kept = next(layer for layer in layers if getattr(layer, "keys", None) is not None)
+        read = given["decoder_input_ids"] if "decoder_input_ids" in given else given["input_ids"]
+        length = read.shape[1]
+        parts = (kept.keys, kept.values)
+        if any(part.shape[-2] != length for part in parts):
+            return None
+        return sum(part[0].numel() for part in parts) // length
+    except Exception:  # a class without a cache, or with one of its own kind
+        return None
 
 
 def _embedding_of(model: Any) -> Any:

@@ -94,6 +94,8 @@ class Tensor:
             ``zeros`` or ``thirds`` (1/3).
         own_start: the class starts it in a way that growkit does not know, so that no layer with
             it can be made from scratch.
+        values: numbers of the model in a stored element: two where it packs values of four bits,
+            none in a scale of quantised weights.
         stack: the axis that counts the layers it belongs to (see :class:`Stack`).
         layers: whether a layer of a model of these sizes has it (layers with and without experts).
         of_experts: weights of the experts, of which a token meets only those it is routed to.
@@ -114,6 +116,7 @@ class Tensor:
     uses: Callable[[Sizes], int] = once
     expert: int | None = None
     own_start: bool = False
+    values: int = 1
 
     @property
     def per_layer(self) -> bool:

@@ -169,6 +169,7 @@ def _part(tensor: Tensor, suffix: str, shape: Sequence[int]) -> Tensor:
         writes_residual=tensor.writes_residual and suffix == PACKED[0],
         gain_offset=0.0,
         init="zeros",
+        values=2 if suffix == PACKED[0] else 0,
     )
 
 

@@ -16,7 +16,8 @@ class Cost:
     """Figures of one model.
 
     Attributes:
-        parameters: all stored parameters (a tied output projection counts once).
+        parameters: all stored parameters (a tied output projection counts once; of quantised
+            weights the values that they stand for).
         non_embedding_parameters: without the embedding and an output projection of its own.
         active_parameters: without the experts that a token is not routed to.
         flops_per_token: forward pass, at ``context`` tokens of context: 2 per weight that a token
@@ -67,7 +68,7 @@ def cost_of(
     for tensor in family.tensors:
         if not tensor.when(sizes):
             continue
-        count = prod(tensor.shape(sizes))
+        count = prod(tensor.shape(sizes)) * tensor.values
         if tensor.per_layer:
             layers = range(sizes[tensor.stack])
             count *= sum(tensor.layers(sizes, layer) for layer in layers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from family_checkpoints import T5_SIZES, family_config, write_checkpoint
@@ -69,3 +69,35 @@ def test_encoder_decoder() -> None:
     assert cost.kv_cache_bytes_per_token == 3 * 2 * 2 * heads * 4
     attention = 4 * heads * 64 * (2 * 1.0 + 3 * 1.5)
     assert cost.flops_per_token == 2 * cost.parameters + attention
+
+
+def test_a_decoder_whose_heads_fill_its_width_keeps_keys_and_values() -> None:
+    """Whisper: of each target token its own, of each source token those of cross-attention."""
+    config = {"model_type": "whisper", "d_model": 64, "encoder_layers": 2, "decoder_layers": 3}
+    table = family_of(config)
+    cost = cost_of(table, table.sizes(config), "F16", 32)
+    assert cost.kv_cache_bytes_per_token == 3 * 2 * (2 * 64) * 2
+
+
+def test_packed_values_count_and_their_scales_do_not() -> None:
+    """MXFP4 stores two values of four bits in a byte, and a scale for 32 of them."""
+    config = family_config("llama")
+    name = "model.layers.{}.mlp.down_proj.weight"
+    plain = family_of(config)
+    width, hidden = plain.sizes(config)["ffn"], plain.sizes(config)["hidden"]
+    names = {n: NameShape(s) for n, s in plain.declared(plain.sizes(config))}
+    for layer in range(config["num_hidden_layers"]):
+        del names[name.format(layer)]
+        names[name.format(layer) + "_blocks"] = NameShape((hidden, width // 2))
+        names[name.format(layer) + "_scales"] = NameShape((hidden, width // 8))
+    packed = family_of(config, names)
+    counts = [
+        cost_of(family, family.sizes(config), "BF16", 8).parameters for family in (plain, packed)
+    ]
+    assert counts[0] == counts[1]
+
+
+class NameShape(NamedTuple):
+    """A header entry, as families read it."""
+
+    shape: tuple[int, ...]
