@@ -8,7 +8,7 @@ from typing import Any
 
 from growkit.checkpoint import open_checkpoint
 from growkit.core.progress import SILENT, Reporter
-from growkit.growing import WriteOptions, publish_plan
+from growkit.growing import WriteOptions, publish_plan, verifier
 from growkit.surgery.effect import ModelShape
 from growkit.surgery.plan import Plan, build_conversion_plan
 from growkit.surgery.source_checks import check_tied_head
@@ -48,7 +48,7 @@ def convert_checkpoint(
     """
     options = WriteOptions(**writing)
     side_files: dict[str, bytes] = {}
-    with open_checkpoint(source) as checkpoint:
+    with verifier(options) as worker, open_checkpoint(source) as checkpoint:
         plan = build_conversion_plan(
             checkpoint, request.conversion(), symmetry=request.symmetry_choice()
         )
@@ -65,7 +65,9 @@ def convert_checkpoint(
             plan = replace(plan, warnings=(*plan.warnings, *measured))
         check_tied_head(checkpoint, plan.source_family, plan.source_sizes)
         asked = {"convert": request.to_dict()}
-        manifest = publish_plan(plan, out, asked, options, reporter=reporter, side_files=side_files)
+        manifest = publish_plan(
+            plan, out, asked, options, worker, reporter=reporter, side_files=side_files
+        )
     return plan, manifest
 
 

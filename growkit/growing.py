@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,8 @@ from growkit.checkpoint.unchanged import Unchanged
 from growkit.core.errors import UsageError
 from growkit.core.files import output_path
 from growkit.core.names import CONFIG, README
-from growkit.core.progress import SILENT, Progress, Reporter
+from growkit.core.progress import SILENT, Reporter
+from growkit.core.worker import Worker
 from growkit.core.writing import write_file
 from growkit.finished import finished_output
 from growkit.model_code.exported import MODEL_TYPES, export_code
@@ -100,7 +101,7 @@ def grow_checkpoint(
     """
     options = WriteOptions(**writing)
     parse_size(options.max_shard_size)
-    with open_checkpoint(source) as checkpoint:
+    with verifier(options) as worker, open_checkpoint(source) as checkpoint:
         plan = plan_growth(checkpoint, request)
         layers = plan.source_sizes["layer"]
         lambdas = layer_lambdas(checkpoint, plan.source_family, layers)
@@ -112,10 +113,16 @@ def grow_checkpoint(
             out,
             request.recorded(),
             options,
+            worker,
             reporter=reporter,
             optimizer=optimizer,
         )
     return plan, manifest
+
+
+def verifier(options: WriteOptions) -> Worker:
+    """What verification needs is imported while the folder is planned and written."""
+    return Worker("transformers.modeling_utils", "growkit.verification", wanted=options.verify)
 
 
 def publish_plan(
@@ -123,6 +130,7 @@ def publish_plan(
     out: Path,
     request: dict[str, Any],
     options: WriteOptions,
+    worker: Worker | None = None,
     *,
     reporter: Reporter = SILENT,
     optimizer: GrownState | None = None,
@@ -130,9 +138,9 @@ def publish_plan(
 ) -> dict[str, Any]:
     """Write a plan, verify the files and publish the folder; returns the manifest.
 
-    Errors are those of :func:`grow_checkpoint`; ``request`` goes into the manifest, ``optimizer``
-    is the grown optimizer state to write beside the weights, ``side_files`` further files (name ->
-    content).
+    Errors are those of :func:`grow_checkpoint`; ``request`` goes into the manifest, ``worker`` is
+    the :func:`verifier`, ``optimizer`` the grown optimizer state to write beside the weights,
+    ``side_files`` are further files (name -> content).
     """
     shard_bytes = parse_size(options.max_shard_size)
     content = None
@@ -181,7 +189,10 @@ def publish_plan(
             write_file(folder / file, data)
         if options.verify:
             with reporter.progress("verify", 100, unit="%") as bar:
-                manifest["verification"] = _verify(source, folder, out.name, options.text, bar)
+                compared = {"a": source, "b": folder, "name": out.name, "text": options.text}
+                here = worker or Worker(wanted=False)
+                proof = here.call("growkit.verification:verification_record", compared, bar)
+                manifest["verification"] = proof
             _write_manifest_and_card(plan, folder, manifest, out.name)
         plan.checkpoint.check_unchanged(manifest["copied_files"])
         if optimizer is not None:
@@ -306,14 +317,3 @@ def _write_manifest_and_card(plan: Plan, folder: Path, manifest: dict[str, Any],
     write_file(folder / MANIFEST, manifest_text(manifest))
     card = model_card(plan.checkpoint.path, manifest, name)
     write_file(folder / README, card)
-
-
-def _verify(
-    source: Path, folder: Path, name: str, text: str | None, bar: Progress
-) -> dict[str, Any]:
-    from growkit.verification import verify_checkpoints
-
-    report = verify_checkpoints(source, folder, text=text, progress=bar)
-    report = replace(report, b=name, cause=report.cause.replace(folder.name, name))
-    report.raise_if_failed()
-    return {**report.to_dict(), "summary": report.summary()}

@@ -70,8 +70,11 @@ def verify(
     """
     output = open_output(json_mode, quiet, verbose)
     a, b = local_folders((a, b), revision, output)
-    from growkit.verification import verify_checkpoints
-    from growkit.verification.windows import read_text
+    from growkit.core.worker import importing
+
+    with importing():
+        from growkit.verification import verify_checkpoints
+        from growkit.verification.windows import read_text
 
     given = None if text is None else read_text(text)
     with output.progress("verify", 100, unit="%") as progress:

@@ -17,15 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from growkit.core.process import available_cores as available_cores
+
 Encode = Callable[[list[str]], list[list[int]]]
 _encode: Encode | None = None
-
-
-def available_cores() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def encoder(tokenizer: Any) -> Encode:

@@ -14,6 +14,7 @@ from growkit.verification import model_inputs as inputs
 from growkit.verification.long_window import plan_reach
 from growkit.verification.pair import Pair, common_vocabulary
 from growkit.verification.report import CachedSteps, LayerDifference, VerificationReport
+from growkit.verification.shared_layers import SharedLayers
 from growkit.verification.steps import (
     compare_caches,
     compare_long,
@@ -120,10 +121,7 @@ def verify_checkpoints(
     part = folder_b.manifest.get("request", {}).get("part")
     if part not in (None, "text"):
         notes.append(compare_towers(pair, part))
-    tokenizers = [
-        loading.load_tokenizer(folder, trust_remote_code=trust_remote_code)
-        for folder in (folder_a, folder_b)
-    ]
+    tokenizers = loading.load_tokenizers(folder_a, folder_b, trust_remote_code=trust_remote_code)
     vocab_size = common_vocabulary(pair)
     if pair.view is not None:
         pair.view.start((pair.model_a, pair.model_b), tokenizers, text, tokens, window)
@@ -137,6 +135,8 @@ def verify_checkpoints(
         only=(lambda encode: encode) if pair.view is None else pair.view.encoder,
     )
     pair.sample = windows.split(len(windows) if by_layer else batch_size)
+    if not by_layer and (len(pair.sample) > 1 or generate_tokens):
+        pair.shared = SharedLayers((pair.model_a, pair.model_b))
     progress.advance(20)
 
     if not inputs.reads_tokens(pair.model_a):
@@ -188,7 +188,9 @@ def verify_checkpoints(
         notes.append(f"model classes differ: {names[0]} and {names[1]}")
     output = "" if inputs.can_generate(pair.model_a) else inputs.described(pair.model_a)
     depths = (inputs.depth(pair.model_a), inputs.depth(pair.model_b))
+    shared = len(pair.shared.proven)
     pair.model_a = pair.model_b = None
+    pair.shared = SharedLayers()
 
     progress.describe("16-bit compute")
     half = half_precision(pair, pair.sample[0])
@@ -234,6 +236,7 @@ def verify_checkpoints(
         config=config,
         cached=cached,
         amplification=amplification,
+        shared_layers=shared,
         output=output,
         vocabulary=None if pair.view is None else pair.view.figures(),
     )

@@ -23,6 +23,7 @@ from growkit.verification.loading import reason
 from growkit.verification.model_inputs import cache_keyword, is_encoder_decoder, start_token
 from growkit.verification.report import CachedSteps, Generation
 from growkit.verification.routing import RepeatedChoices
+from growkit.verification.shared_layers import SharedLayers
 
 STEPS = 4  # single tokens behind the prefill
 KINDS = ("dynamic", "static")
@@ -130,6 +131,7 @@ def compare_generation(
     tolerance: float,
     cache_tolerance: Callable[[torch.Tensor], float],
     choices: RepeatedChoices,
+    shared: SharedLayers,
 ) -> Generation:
     """Generate ``tokens`` greedy tokens with B's cache after ``prompt`` ``[1, length]``.
 
@@ -143,6 +145,7 @@ def compare_generation(
         tolerance: largest rounding between a logit of A and of B.
         cache_tolerance: the same between B's logits with and without a cache, from the latter.
         choices: experts of B, where it has any.
+        shared: layers of B that are layers of A.
 
     Raises:
         VerificationFailed: B cannot generate at all.
@@ -159,11 +162,12 @@ def compare_generation(
         given = 1 if is_encoder_decoder(model_b) else prompt.shape[1]
         chosen = sequence[0, given:]
         choices.following = 0
-        uncached = _uncached(model_b, prompt, sequence, len(chosen))
+        with shared.pass_of("b", first=True):
+            uncached = _uncached(model_b, prompt, sequence, len(chosen))
+    with shared.pass_of("a", first=False):
+        other = _uncached(model_a, prompt, sequence, len(chosen))
     cache_at, cache_margin = _first_disagreement(uncached, chosen)
-    other_at, other_margin = _first_disagreement(
-        _uncached(model_a, prompt, sequence, len(chosen)), chosen
-    )
+    other_at, other_margin = _first_disagreement(other, chosen)
     margins = [margin for margin in (cache_margin, other_margin) if margin is not None]
     difference = torch.nan_to_num((cached.double() - uncached.double()).abs(), nan=torch.inf)
     return Generation(

@@ -13,9 +13,11 @@ import torch
 from torch import nn
 
 from growkit.core.errors import CheckpointError, GrowkitError, VerificationFailed
+from growkit.core.worker import importing
 from growkit.families import family_of
 from growkit.variants.catalogue import config_reader
 from growkit.verification.written_folder import Folder
+from growkit.vocabulary.tokenizer_files import tokenizer_contents
 
 
 @contextlib.contextmanager
@@ -113,9 +115,10 @@ def load_model(folder: Folder, dtype: torch.dtype, *, trust_remote_code: bool = 
         CheckpointError: transformers cannot read the folder.
         VerificationFailed: tensors are missing, unexpected or of the wrong shape.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    with importing():
+        from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    register_own_models()
+        register_own_models()
     with quiet_transformers():
         try:
             config = read_config(folder, trust_remote_code=trust_remote_code)
@@ -228,3 +231,14 @@ def load_tokenizer(folder: Folder, *, trust_remote_code: bool = False) -> Any | 
             )
         except Exception:  # a damaged tokenizer must not stop the comparison: bytes are used
             return None
+
+
+def load_tokenizers(a: Folder, b: Folder, *, trust_remote_code: bool = False) -> list[Any | None]:
+    """The tokenizers of two folders; one object where their files are the same."""
+    first = load_tokenizer(a, trust_remote_code=trust_remote_code)
+    types = [folder.config.get("model_type") for folder in (a, b)]
+    if not trust_remote_code and types[0] == types[1]:
+        with contextlib.suppress(GrowkitError):  # one that is too large, or no regular file
+            if tokenizer_contents(a.path) == tokenizer_contents(b.path):
+                return [first, first]
+    return [first, load_tokenizer(b, trust_remote_code=trust_remote_code)]

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-ROWS = 64  # positions a step: bounds the float64 copies to 64 rows of the vocabulary
+# Logits a step, whose float64 copies stay in a processor's cache: a third of the time.
+ELEMENTS = 1 << 18
 
 
 @dataclass
@@ -36,14 +37,17 @@ class LogitFigures:
         vocab = a.shape[-1]
         if ids is None:
             a, b = a.reshape(-1, vocab), b.reshape(-1, vocab)
-            for rows in torch.arange(len(a)).split(ROWS):
-                self._add_differences(a[rows].double(), b[rows].double())
+            for left, right in zip(_steps(a), _steps(b), strict=True):
+                self._add_differences(left.double(), right.double())
             return
         targets = torch.full_like(ids, -1)
         targets[:, :-1] = ids[:, 1:]
         a, b, targets = a.reshape(-1, vocab), b.reshape(-1, vocab), targets.reshape(-1)
-        for rows in torch.arange(len(a)).split(ROWS):
-            self._add_rows(a[rows].double(), b[rows].double(), targets[rows])
+        done = 0
+        for left, right in zip(_steps(a), _steps(b), strict=True):
+            known = targets[done : done + len(left)]
+            self._add_rows(left.double(), right.double(), known)
+            done += len(left)
 
     def _add_differences(self, a: torch.Tensor, b: torch.Tensor) -> None:
         difference = (a - b).abs()
@@ -90,3 +94,8 @@ class LogitFigures:
     @property
     def perplexity_b(self) -> float:
         return math.exp(min(700.0, self.loss_b / self.predictions)) if self.predictions else 0.0
+
+
+def _steps(logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """``[positions, vocab]`` in blocks of a few positions."""
+    return logits.split(max(1, ELEMENTS // logits.shape[-1]))

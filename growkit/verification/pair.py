@@ -19,6 +19,7 @@ from growkit.verification.amplification import (
     stored_rounding,
 )
 from growkit.verification.layerwise import load_layerwise
+from growkit.verification.shared_layers import SharedLayers
 from growkit.verification.tolerance import root_mean_square, tolerance
 from growkit.verification.vocabulary_view import VocabularyView
 from growkit.verification.written_folder import Folder
@@ -36,6 +37,8 @@ class Pair:
         sample: the windows on which amplification is measured.
         view: the tokens that both have, where their vocabularies differ; models are loaded so that
             they know these alone.
+        shared: what the loaded models have in common.
+        first: logits of ``a`` and ``b`` on the first of the windows, unless they are very large.
     """
 
     a: Folder
@@ -50,6 +53,8 @@ class Pair:
     model_a: Any = None
     model_b: Any = None
     view: VocabularyView | None = None
+    shared: SharedLayers = field(default_factory=SharedLayers)
+    first: dict[str, torch.Tensor] = field(default_factory=dict)
     _factors: dict[str, float] = field(default_factory=dict)
 
     def load(self, folder: Folder, dtype: torch.dtype) -> Any:

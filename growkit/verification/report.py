@@ -180,8 +180,10 @@ class VerificationReport:
 
     ``tokens`` are compared in windows of ``window``; ``verified_length`` is the longest text on
     which the logits are. ``amplification`` is 1 unless the tolerance was widened because A itself
-    amplifies rounding (see :mod:`growkit.verification.amplification`). ``output``: what an encoder
-    gives, which predicts no next token: then KL and perplexities are 0 and say nothing.
+    amplifies rounding (see :mod:`growkit.verification.amplification`). ``shared_layers``: so many
+    layers of B are layers of A, by bytes and by a window, and were computed once for both
+    (:mod:`growkit.verification.shared_layers`). ``output``: what an encoder gives, which predicts
+    no next token: then KL and perplexities are 0 and say nothing.
     """
 
     passed: bool | None
@@ -221,6 +223,7 @@ class VerificationReport:
     config: ConfigFields
     cached: tuple[CachedSteps, ...]
     amplification: float
+    shared_layers: int = 0
     vocabulary: VocabularyFigures | None = None
     output: str = ""
 
@@ -237,6 +240,7 @@ class VerificationReport:
         figures["notes"] = list(self.notes)
         figures["cached"] = [{**asdict(steps), "within": steps.within} for steps in self.cached]
         figures["compared"] = self.compared
+        del figures["shared_layers"]  # said in "compared"
         if self.vocabulary is None:
             del figures["vocabulary"]
         if not self.output:
@@ -276,6 +280,9 @@ class VerificationReport:
         if self.rows.total:
             said = against.get(self.rows.against, " (those read)")
             parts.append(f"{rows} {self.rows.total:,} rows{said}")
+        if self.shared_layers:
+            of = f"{self.shared_layers} of {self.layers_b}"
+            parts.append(f"{of} layers computed once for both (same bytes)")
         if self.cached:
             kinds = " and ".join(dict.fromkeys(steps.cache for steps in self.cached))
             prefill = self.cached[0].prefill_tokens

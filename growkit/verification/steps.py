@@ -29,12 +29,13 @@ from growkit.verification.report import (
     LongWindow,
     TableRows,
 )
-from growkit.verification.routing import RepeatedChoices, Ties, same_choices
+from growkit.verification.routing import RepeatedChoices, Ties, routers, same_choices
 from growkit.verification.stored_values import compare_configs, rows_by_plan, rows_of_a
 from growkit.verification.written_folder import dtype_name
 
 Whole = dict[str, tuple[torch.Tensor, RepeatedChoices]]
 CACHED_TOKENS = 64  # behind which caches are compared where no config field asks for more
+KEPT_BYTES = 1 << 28  # logits that are kept for what else is held to them
 LAYER_BYTES = 1 << 30  # residual streams of a long window that are worth keeping to name a layer
 
 
@@ -52,7 +53,12 @@ def compare_windows(pair: Pair, advance: Callable[[], None]) -> LogitFigures:
     figures = LogitFigures()
     with _choices(pair) as ties:
         for ids in pair.sample:
-            logits_a, logits_b = pair.logits("a", ids), pair.logits("b", ids)
+            with pair.shared.pass_of("a", first=True):
+                logits_a = pair.logits("a", ids)
+            with pair.shared.pass_of("b", first=False):
+                logits_b = pair.logits("b", ids)
+            if not figures.positions and logits_a.nbytes <= KEPT_BYTES:
+                pair.first = {"a": logits_a, "b": logits_b}
             follows = inputs.can_generate(pair.model_a)
             predicted = inputs.predicted_ids(pair.model_a, ids) if follows else None
             figures.add(logits_a, logits_b, predicted)
@@ -163,11 +169,8 @@ def compare_caches(
     for folder in ("b", "a"):
         if found and all(steps.within for steps in found):
             break
-        if ids is not long:
-            positions = inputs.predicted_ids(pair.model(folder), ids).shape[1]
-            whole = {folder: _whole(pair, folder, ids, positions)}
-        model, (logits, choices) = pair.model(folder), whole[folder]
-        allowed = pair.allowed_cached(folder, logits)
+        model = pair.model(folder)
+        begun = None if ids is long else _begun(pair, folder, ids)
         for kind in KINDS:
             if not supports(model, kind):
                 if folder == "b":
@@ -175,13 +178,44 @@ def compare_caches(
                         f"no {kind} cache: {type(model).__name__} does not support one"
                     )
                 continue
-            steps = cached_steps(
-                model, ids, logits, kind, folder=folder, tolerance=allowed, choices=choices
-            )
+            if begun is not None:
+                steps = _steps(pair, folder, ids, kind, begun)
+                if steps.within:
+                    found.append(steps)
+                    continue
+                begun = None  # a class that reads ahead: what follows the text is to be left out
+            if folder not in whole:
+                positions = inputs.predicted_ids(model, ids).shape[1]
+                whole = {folder: _whole(pair, folder, ids, positions)}
+            steps = _steps(pair, folder, ids, kind, whole[folder])
             if not steps.within and not steps.error:
-                steps = replace(steps, tolerance=allowed * pair.amplification(folder))
+                steps = replace(steps, tolerance=steps.tolerance * pair.amplification(folder))
             found.append(steps)
     return tuple(found)
+
+
+def _steps(
+    pair: Pair,
+    folder: str,
+    ids: torch.Tensor,
+    kind: str,
+    whole: tuple[torch.Tensor, RepeatedChoices],
+) -> CachedSteps:
+    logits, choices = whole
+    allowed = pair.allowed_cached(folder, logits)
+    model = pair.model(folder)
+    return cached_steps(model, ids, logits, kind, folder=folder, tolerance=allowed, choices=choices)
+
+
+def _begun(
+    pair: Pair, folder: str, ids: torch.Tensor
+) -> tuple[torch.Tensor, RepeatedChoices] | None:
+    """Logits of the tokens that the first window begins with, from the pass over all of it; None
+    where there are none, or experts that were chosen in it would be needed."""
+    model, logits = pair.model(folder), pair.first.get(folder)
+    if logits is None or inputs.is_encoder_decoder(model) or routers(model):
+        return None
+    return logits[:1, : ids.shape[1]], RepeatedChoices(model, pair.compute)
 
 
 def generate(pair: Pair, windows: torch.Tensor, tokens: int, allowed: float) -> Generation:
@@ -198,6 +232,7 @@ def generate(pair: Pair, windows: torch.Tensor, tokens: int, allowed: float) -> 
         allowed,
         partial(pair.allowed_cached, "b"),
         RepeatedChoices(pair.model_b, pair.compute),
+        pair.shared,
     )
     if generation.max_cache_difference > generation.cache_tolerance:
         widened = generation.cache_tolerance * pair.amplification("b")
@@ -245,11 +280,12 @@ def half_precision(pair: Pair, ids: torch.Tensor) -> HalfPrecision | None:
     if pair.layerwise:
         pair.notes.append(f"effect of {dtype_name(half)} compute not measured layer by layer")
         return None
-    logits = []
-    for folder, dtype in ((pair.a, pair.compute), (pair.a, half), (pair.b, half)):
-        model = pair.load(folder, dtype)
-        logits.append(inputs.outputs(model, ids).double())
-    exact, half_a, half_b = logits
+    passes = [(pair.a, half), (pair.b, half)]
+    if "a" not in pair.first:
+        passes.append((pair.a, pair.compute))
+    logits = [inputs.outputs(pair.load(folder, dtype), ids).double() for folder, dtype in passes]
+    half_a, half_b = logits[:2]
+    exact = pair.first["a"].double() if "a" in pair.first else logits[2]
     effect = HalfPrecision(
         dtype=dtype_name(half),
         max_difference=float((half_a - half_b).abs().max()),
