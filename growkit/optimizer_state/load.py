@@ -10,6 +10,7 @@ from typing import Any
 from growkit.core.errors import CheckpointError
 from growkit.optimizer_state.parameter_names import plain_name
 from growkit.optimizer_state.source import COUNTER, RESET, OptimizerState, ParameterState
+from growkit.optimizer_state.stacked import joined, stored_layout
 from growkit.optimizer_state.torch_files import as_tensor
 
 _FLOATING = {"F64", "F32", "BF16", "F16"}
@@ -48,7 +49,9 @@ def load_into(optimizer: Any, model: Any, state: OptimizerState) -> Loaded:
     optimizer = getattr(optimizer, "optimizer", optimizer)
     content = optimizer.state_dict()
     loaded, fresh = [], []
-    for position, name, parameter, group in _parameters(optimizer, model):
+    known = list(_parameters(optimizer, model))
+    state = _by_parameters(state, model, {name for _, name, *_ in known})
+    for position, name, parameter, group in known:
         found = state.parameters.get(name)
         if found is None or not _fits(group, optimizer, found):
             fresh.append(name)
@@ -58,6 +61,17 @@ def load_into(optimizer: Any, model: Any, state: OptimizerState) -> Loaded:
     optimizer.load_state_dict(content)
     unused = sorted(set(state.parameters) - set(loaded) - set(fresh))
     return Loaded(tuple(loaded), tuple(fresh), tuple(unused))
+
+
+def _by_parameters(state: OptimizerState, model: Any, names: set[str]) -> OptimizerState:
+    """State of tensors as they are stored (one an expert) under the parameters' own names."""
+    if state.parameters.keys() <= names:
+        return state
+    for wrapper in ("module", "_orig_mod"):  # DDP, torch.compile
+        model = getattr(model, wrapper, model)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    layout = stored_layout(model, shapes) if hasattr(model, "config") else None
+    return state if layout is None else joined(state, layout)
 
 
 def _parameters(optimizer: Any, model: Any) -> Iterator[tuple[int, str, Any, Mapping[str, Any]]]:

@@ -49,6 +49,16 @@ def model_parameters(folder: Path, *, trust_remote_code: bool = False) -> Named:
     Raises:
         CheckpointError: transformers cannot make the model.
     """
+    model = empty_model(folder, trust_remote_code=trust_remote_code)
+    return [(name, tuple(p.shape)) for name, p in model.named_parameters()]
+
+
+def empty_model(folder: Path, *, trust_remote_code: bool = False) -> Any:
+    """The model of a folder, without memory.
+
+    Raises:
+        CheckpointError: transformers cannot make it.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
@@ -69,7 +79,7 @@ def model_parameters(folder: Path, *, trust_remote_code: bool = False) -> Named:
             f"cannot make the model: {reason(error)}.",
             f"Its optimizer state is stored by position alone. {RESET}",
         ) from error
-    return [(name, tuple(p.shape)) for name, p in model.named_parameters()]
+    return model
 
 
 def names_of_positions(

@@ -22,6 +22,7 @@ from growkit.checkpoint.writer import DifferentError, ShardComparison
 from growkit.core.process import signals_held_back
 from growkit.optimizer_state.rules import LAYER_COPY, DimRule, StateRule, state_rules
 from growkit.optimizer_state.source import SECOND_MOMENTS, Array, OptimizerState, ParameterState
+from growkit.optimizer_state.stacked import split
 from growkit.optimizer_state.store import INDEX, as_stored, index_of, write_index
 from growkit.surgery.axis_map import NEW
 from growkit.surgery.plan import Plan
@@ -100,6 +101,7 @@ class GrownState:
     """
 
     def __init__(self, plan: Plan, state: OptimizerState, mode: str = "grow") -> None:
+        state = split(state, plan.checkpoint)
         state.check_shapes({name: info.shape for name, info in plan.checkpoint.tensors.items()})
         self.state, self.mode = state, mode
         self.rules = state_rules(plan)

@@ -11,8 +11,14 @@ import torch
 
 from growkit.checkpoint import Checkpoint, open_checkpoint
 from growkit.core.errors import CheckpointError
+from growkit.optimizer_state.stacked import Layout, Stored, plain_layout, stored_layout
 from growkit.training.checkpoints import damage, list_checkpoints
-from growkit.training.parallel.sharded_files import local_part, read_rows
+from growkit.training.parallel.sharded_files import (
+    local_part,
+    read_rows,
+    shapes_of,
+    stored_tensors,
+)
 
 
 def last_whole(folder: Path, count: int) -> list[Path]:
@@ -41,7 +47,7 @@ def average_into(model: Any, folders: Sequence[Path]) -> None:
     Sums are in float64 and the mean is rounded once, to the parameter's dtype (float32 unless the
     recipe trains bfloat16 weights), so values that all checkpoints share come out as they are. One
     tensor is in memory at a time, of a sharded one the rows that this process holds; where
-    parameters have other names on the disk (stacked experts), one more model for each checkpoint.
+    parameters are no rows of what is on the disk, one more model for each checkpoint.
     """
     with ExitStack() as stack:
         sources = [_reader(model, folder, stack) for folder in folders]
@@ -58,16 +64,19 @@ def _reader(
 ) -> Callable[[str, int, torch.Tensor], torch.Tensor]:
     """From a parameter's name, its first row here and its rows to their values in a checkpoint."""
     checkpoint = stack.enter_context(open_checkpoint(folder))
-    names = {name for name, _ in model.named_parameters()}
-    if names <= checkpoint.tensors.keys():
-        return lambda name, first, rows: _rows(checkpoint, name, first, rows)
+    shapes = shapes_of(stored_tensors(model))
+    layout: Layout | None = plain_layout(shapes)
+    if not shapes.keys() <= checkpoint.tensors.keys():
+        layout = stored_layout(model, shapes)
+    if layout is not None:
+        return lambda name, first, rows: _rows(checkpoint, layout[name], first, rows)
     loaded = dict(type(model).from_pretrained(folder, dtype="auto").named_parameters())
     return lambda name, first, rows: loaded[name].detach().double()
 
 
-def _rows(checkpoint: Checkpoint, name: str, first: int, like: torch.Tensor) -> torch.Tensor:
+def _rows(checkpoint: Checkpoint, stored: Stored, first: int, like: torch.Tensor) -> torch.Tensor:
     """Rows of a stored tensor in float64, which holds everything (torch has numpy's)."""
     values = torch.empty(like.numel(), dtype=torch.float64)
-    for position, piece in read_rows(checkpoint, name, first, tuple(like.shape)):
+    for position, piece in read_rows(checkpoint, stored, first, tuple(like.shape)):
         values[position : position + piece.size] = torch.from_numpy(piece.astype("float64"))
     return values.view(like.shape)

@@ -7,7 +7,7 @@ parameter's step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from torch import Tensor
 from growkit.checkpoint import open_checkpoint
 from growkit.core.errors import UsageError, nearest
 from growkit.core.names import MANIFEST
+from growkit.optimizer_state.stacked import Layout, stored_layout
 
 Part = Literal["old", "new", "mixed"]
 
@@ -182,7 +183,10 @@ def _slots(
 
 
 def converted_slots(new_parameters: Mapping[str, Any], source: Path, model: Any) -> SlotMap:
-    """The map by the model's own names. Needs memory for two copies of the model in bfloat16.
+    """The map by the model's own names; entry by entry where parameters are stored in parts.
+
+    Where they are no rows of what is stored, transformers converts a model of zeros and ones, which
+    needs memory for two copies of the model in bfloat16.
 
     Raises:
         UsageError: the map is of another checkpoint.
@@ -190,6 +194,10 @@ def converted_slots(new_parameters: Mapping[str, Any], source: Path, model: Any)
     with open_checkpoint(source) as checkpoint:
         shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     stored = map_slots(new_parameters, shapes, str(source / MANIFEST))
+    own = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    layout = stored_layout(model, own)
+    if layout is not None and {p.name for s in layout.values() for p in s.parts} >= shapes.keys():
+        return SlotMap(dict(_by_parts(stored, layout)))
     state = {name: _mask(stored, name, shape) for name, shape in shapes.items()}
     loaded, info = type(model).from_pretrained(
         None,
@@ -203,14 +211,24 @@ def converted_slots(new_parameters: Mapping[str, Any], source: Path, model: Any)
             f"The new-parameter map of {str(source)!r} does not fit the model.",
             "Train everything with train: all and no multipliers.",
         )
-    slots: dict[str, Slots | EntrySlots | None] = {}
-    for name, values in loaded.named_parameters():
-        entries = values.detach() != 0
-        if bool(entries.all()):
-            slots[name] = None
-        elif bool(entries.any()):
-            slots[name] = _vectors(entries) or EntrySlots(entries)
-    return SlotMap(slots)
+    found = ((name, values.detach() != 0) for name, values in loaded.named_parameters())
+    return SlotMap({name: _new_of(entries) for name, entries in found if bool(entries.any())})
+
+
+def _by_parts(stored: SlotMap, layout: Layout) -> Iterator[tuple[str, Slots | EntrySlots | None]]:
+    for name, parameter in layout.items():
+        if all(stored.part(part.name) == "old" for part in parameter.parts):
+            continue
+        entries = torch.zeros(parameter.shape, dtype=torch.bool)
+        for part in parameter.parts:
+            mask = _mask(stored, part.name, part.shape, torch.bool)
+            entries.view(-1)[part.first : part.end] = mask.reshape(-1)
+        yield name, _new_of(entries)
+
+
+def _new_of(entries: Tensor) -> Slots | EntrySlots | None:
+    """Of which some are new; None: all are."""
+    return None if bool(entries.all()) else _vectors(entries) or EntrySlots(entries)
 
 
 def _vectors(entries: Tensor) -> Slots | None:
@@ -223,8 +241,10 @@ def _vectors(entries: Tensor) -> Slots | None:
     return Slots(rows, columns) if torch.equal(rows[:, None] | columns, entries) else None
 
 
-def _mask(stored: SlotMap, name: str, shape: tuple[int, ...]) -> Tensor:
+def _mask(
+    stored: SlotMap, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.bfloat16
+) -> Tensor:
     part = stored.part(name)
     if part == "mixed":
-        return stored.slots(name).mask().to(torch.bfloat16)
-    return torch.full(shape, float(part == "new"), dtype=torch.bfloat16)
+        return stored.slots(name).mask().to(dtype)
+    return torch.full(shape, part == "new", dtype=dtype)

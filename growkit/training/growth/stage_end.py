@@ -1,4 +1,5 @@
-"""When a stage ends: at its step, at a plateau of the loss, or by hand; decided once.
+"""When a stage ends: at its step, at a plateau of the loss, or by hand; decided once, by the first
+of several processes.
 
 The decision is written to ``stop.json`` of the stage before anything depends on it
 (:func:`read_stop`), so a run that is killed afterwards ends the stage at the same step. Before
@@ -23,6 +24,7 @@ from growkit.core.names import METRICS
 from growkit.core.progress import Reporter
 from growkit.core.records import read_record
 from growkit.training.metrics import read_metrics
+from growkit.training.parallel.processes import Processes
 from growkit.training.published import published
 from growkit.training.recipe_stages import Plateau, Trigger
 from growkit.training.run_files import StageStop
@@ -60,19 +62,24 @@ class StageEnd(TrainerCallback):
         trigger: of the growth that follows.
         folder: of the stage's run.
         request: a file whose existence asks for the growth now.
+        processes: all end the stage at one step, whoever of them sees the files when.
     """
 
-    def __init__(self, trigger: Trigger, folder: Path, request: Path) -> None:
+    def __init__(
+        self, trigger: Trigger, folder: Path, request: Path, processes: Processes | None = None
+    ) -> None:
         self.trigger, self.folder, self.request = trigger, folder, request
+        self.processes = processes or Processes()
         self.metrics = folder / "training" / METRICS
 
     def _end(self, step: int, control: Any, why: str) -> Any:
-        write_stop(self.folder, step, why)
+        self.processes.from_first(lambda: write_stop(self.folder, step, why))
         control.should_save = control.should_training_stop = True
         return control
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        if take_request(self.request, self.folder):
+        first = self.processes.first
+        if self.processes.any(first and take_request(self.request, self.folder)):
             self._end(state.global_step, control, "by hand")
         return control
 
@@ -87,7 +94,10 @@ class PlateauEnd(StageEnd):
         rule = self.trigger.plateau
         if rule is None or "loss" not in (given.get("logs") or {}):
             return control
-        if control.should_training_stop or not on_plateau(read_metrics(self.metrics), rule):
+        if control.should_training_stop:
+            return control
+        flat = self.processes.from_first(lambda: on_plateau(read_metrics(self.metrics), rule))
+        if not flat:
             return control
         return self._end(state.global_step, control, "plateau")
 

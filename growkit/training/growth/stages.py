@@ -12,21 +12,27 @@ What it leaves in OUT, beside the final model as any run leaves it::
 There is no other state: every part appears under its name when it is whole, and what is missing is
 made next. Steps and tokens count through all stages, so the sample order (a pure function of the
 step), the schedule and the mixture continue over a growth, and no sample is read twice for it.
+
+Under torchrun every process runs the stages; the first one decides from what is on disk, grows (a
+streamed pass over files) and publishes. The others wait, without a limit but the first one's life,
+then look at the grown folder themselves and read their part of it.
 """
 
 from __future__ import annotations
 
+import gc
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from growkit.core.errors import UsageError
+from growkit.checkpoint import identity, open_checkpoint
+from growkit.core.errors import GrowkitError, UsageError
 from growkit.core.names import METRICS, README, TRAINING_RECORD
-from growkit.core.progress import Reporter
+from growkit.core.progress import Reporter, Silent
 from growkit.families import family_of
 from growkit.growing import grow_checkpoint
 from growkit.record.card import training_card
@@ -52,6 +58,8 @@ from growkit.training.growth.stage_metrics import (
 )
 from growkit.training.leftovers import remove
 from growkit.training.metrics import read_metrics
+from growkit.training.parallel.launch import check_launch
+from growkit.training.parallel.processes import Processes, join
 from growkit.training.published import move_into, published
 from growkit.training.read_recipe import make_recipe
 from growkit.training.recipe import Recipe
@@ -87,11 +95,7 @@ def train_stages(
             the same command tries again.
     """
     started = time.monotonic()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError(
-            "A recipe with stages was started as several processes, which it does not support yet.",
-            "Start it once, or train and grow by commands of their own.",
-        )
+    count = check_launch(recipe)
     if resume not in ("auto", "never"):
         raise UsageError(
             f"--resume {resume!r} with a recipe of stages.",
@@ -99,37 +103,51 @@ def train_stages(
         )
     rehearse(recipe)
     folder = out / "training"
-    with says_what_is_kept(folder), open_run(recipe, out, folder, resume, overwrite, reporter):
-        run = _StagedRun(recipe, out, train_one, reporter)
+    with ExitStack() as stack:
+        stack.enter_context(says_what_is_kept(folder))
+        processes = join(recipe, count)
+        reporter = reporter if processes.first else Silent()
+        opened = open_run(recipe, out, folder, resume, overwrite, reporter)
+        processes.from_first(lambda: stack.enter_context(opened))
+        run = _StagedRun(recipe, out, train_one, processes, reporter)
         record = run.run()
-        plot(folder, run.stages, len(recipe.stages), out.name, reporter)
+        processes.from_first(
+            lambda: plot(folder, run.stages, len(recipe.stages), out.name, reporter)
+        )
         return make_result(record, out, folder, started, None)
 
 
 class _StagedRun:
-    def __init__(self, recipe: Recipe, out: Path, train_one: TrainOne, reporter: Reporter) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        out: Path,
+        train_one: TrainOne,
+        processes: Processes,
+        reporter: Reporter,
+    ) -> None:
         self.recipe, self.out, self.reporter = recipe, out, reporter
-        self.train_one = train_one
+        self.train_one, self.processes = train_one, processes
         self.folder = out / "training"
         self.stages = self.folder / "stages"
 
     def run(self) -> dict[str, Any]:
         """All stages; the record of the run."""
-        self.stages.mkdir(exist_ok=True)
+        self.processes.from_first(lambda: self.stages.mkdir(exist_ok=True))
         last = 0
         for stage in range(len(self.recipe.stages) + 1):
             if stage:
                 self._grow(stage)
             record = self._train(stage)
             last = stage
-            self._merge_metrics()
+            self.processes.from_first(self._merge_metrics)
             if record["steps"] >= self.recipe.total_steps:
                 break
         if last < len(self.recipe.stages):
             self.reporter.warn(
                 f"the run ended before growth {last + 1}: its trigger was never reached"
             )
-        return self._publish(last, record)
+        return self.processes.from_first(lambda: self._publish(last, record))
 
     # -- one stage ------------------------------------------------------------------------------
 
@@ -148,25 +166,32 @@ class _StagedRun:
         return self._stage(stage) / "training" / "checkpoints" / f"checkpoint-{record['steps']}"
 
     def _train(self, stage: int) -> dict[str, Any]:
-        folder, recipe = self._stage(stage), self.recipe
-        end = recipe.total_steps
+        done, first, end, loss = self.processes.from_first(lambda: self._where_to_begin(stage))
+        if done is not None:
+            return done
+        self.reporter.note(f"Stage {stage}: steps {first} to {end}.")
+        one = self._stage_recipe(stage, first, end)
+        callbacks = self._callbacks(stage, first, loss)
+        self.train_one(one, self._stage(stage), reporter=self.reporter, callbacks=callbacks)
+        del callbacks
+        gc.collect()  # the trainer, its model and optimizer refer to each other
+        record = self.processes.from_first(lambda: self._record(stage))
+        assert record is not None
+        return record
+
+    def _where_to_begin(self, stage: int) -> tuple[dict[str, Any] | None, int, int, float | None]:
+        """Of a stage: its record where it is done, first and last step, the loss before it."""
+        recipe, end, first, loss = self.recipe, self.recipe.total_steps, 0, None
         if stage < len(recipe.stages):
             end = recipe.stages[stage].at.step(recipe.tokens_per_step) or end
-            end = read_stop(folder) or end
-        record = self._record(stage)
-        if record is not None and (record["steps"] >= end or self._grown(stage + 1).is_dir()):
-            return record
-        first = 0
+            end = read_stop(self._stage(stage)) or end
         if stage:
             before = self._record(stage - 1)
             assert before is not None
-            first = before["steps"]
-        self.reporter.note(f"Stage {stage}: steps {first} to {end}.")
-        one = self._stage_recipe(stage, first, end)
-        self.train_one(one, folder, reporter=self.reporter, callbacks=self._callbacks(stage, first))
+            first, loss = before["steps"], before["eval_loss"]
         record = self._record(stage)
-        assert record is not None
-        return record
+        done = record is not None and (record["steps"] >= end or self._grown(stage + 1).is_dir())
+        return record if done else None, first, end, loss
 
     def _stage_recipe(self, stage: int, first: int, end: int) -> Recipe:
         values = self.recipe.to_dict()
@@ -198,15 +223,16 @@ class _StagedRun:
         fields = family.config_fields(family.sizes(config))
         return {name: value for name, value in fields.items() if isinstance(value, int)}
 
-    def _callbacks(self, stage: int, first: int) -> tuple[list[Any], list[Any]]:
-        """Callbacks before and after the one that writes metrics."""
+    def _callbacks(
+        self, stage: int, first: int, before: float | None
+    ) -> tuple[list[Any], list[Any]]:
+        """Callbacks before and after the one that writes metrics; ``before``: a growth's loss."""
         ahead: list[Any] = []
         behind: list[Any] = []
         if stage < len(self.recipe.stages):
             trigger, folder = self.recipe.stages[stage].at, self._stage(stage)
-            ahead.append(StageEnd(trigger, folder, self.out / GROW_NOW))
-            behind.append(PlateauEnd(trigger, folder, self.out / GROW_NOW))
-        before = self._loss_before(stage)
+            ahead.append(StageEnd(trigger, folder, self.out / GROW_NOW, self.processes))
+            behind.append(PlateauEnd(trigger, folder, self.out / GROW_NOW, self.processes))
         if before is not None:
             behind.append(NoJump(before, self._tolerance(stage), stage, first, self.reporter))
         return ahead, behind
@@ -215,6 +241,23 @@ class _StagedRun:
 
     def _grow(self, stage: int) -> None:
         """Grow the last checkpoint of the stage before; whole, verified, or not there."""
+        self.processes.from_first(lambda: self._write_growth(stage))
+        seen = self._seen(self._grown(stage))
+        for rank, other in enumerate(self.processes.gather(seen)):
+            if other != seen:
+                raise GrowkitError(
+                    f"Process {rank} sees another folder {str(self._grown(stage))!r} than process "
+                    f"{self.processes.rank}.",
+                    "Choose an --out on a file system that all machines share.",
+                )
+
+    @staticmethod
+    def _seen(folder: Path) -> tuple[str, dict[str, str]]:
+        """What a process finds there: manifest, config and headers; files have their full size."""
+        with open_checkpoint(folder) as checkpoint:
+            return json.dumps(read_manifest(folder)), identity(checkpoint)
+
+    def _write_growth(self, stage: int) -> None:
         out = self._grown(stage)
         if out.is_dir():
             return
@@ -222,12 +265,7 @@ class _StagedRun:
         request = self.recipe.stages[stage - 1].request()
         self.reporter.note(f"Growth {stage}, from {source.name} of stage {stage - 1}.")
         self.reporter.log("writing and verifying the grown model")
-        _, manifest = grow_checkpoint(
-            source,
-            out,
-            request,
-            reporter=self.reporter,
-        )
+        _, manifest = grow_checkpoint(source, out, request, reporter=self.reporter)
         self.reporter.note(f"Verification {manifest['verification']['summary']}.")
         if "optimizer_state" in manifest:
             self.reporter.note(f"{manifest['optimizer_state']['summary']}.".capitalize())
@@ -238,11 +276,6 @@ class _StagedRun:
             return None
         reduced = self.recipe.training.bf16 or self.recipe.model.dtype != "float32"
         return TOLERANCE["bfloat16" if reduced else "float32"]
-
-    def _loss_before(self, stage: int) -> float | None:
-        record = self._record(stage - 1) if stage else None
-        loss: float | None = record["eval_loss"] if record is not None else None
-        return loss
 
     # -- the whole run --------------------------------------------------------------------------
 

@@ -1,14 +1,15 @@
 """Weights of a sharded model to and from safetensors: every process moves its own rows, no other.
 
 FSDP2 shards each parameter by its first dimension, so a process's part is one range of bytes of the
-tensor on disk. It is read and written in place: no process ever holds the model, nothing is
-gathered, and the result is an ordinary folder of as many files as its size asks for.
+tensor on disk, or of several that are stored one by one (experts, which transformers stacks). It is
+read and written in place: no process ever holds the model, nothing is gathered, and the result is
+an ordinary folder of as many files as its size asks for.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,13 @@ from growkit.checkpoint import (
     plan_shards,
 )
 from growkit.core.errors import CheckpointError
+from growkit.optimizer_state.stacked import (
+    Layout,
+    Stored,
+    layout_of_folder,
+    plain_layout,
+    stored_layout,
+)
 from growkit.training.growth.slots import is_sharded
 from growkit.training.parallel.processes import Processes
 
@@ -57,22 +65,23 @@ def local_part(parameter: Tensor) -> tuple[Tensor, int]:
 
 
 def read_rows(
-    checkpoint: Checkpoint, name: str, first: int, shape: tuple[int, ...]
+    checkpoint: Checkpoint, stored: Stored, first: int, shape: tuple[int, ...]
 ) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
-    """Consecutive entries of rows ``first`` on of a stored tensor, as (position, flat values).
+    """Consecutive entries of rows ``first`` on of a parameter, as (position, flat values).
 
     Args:
         shape: of the wanted rows; position 0 is the first entry of row ``first``.
     """
-    info = checkpoint.info(name)
-    kind = DTYPES[info.dtype].numpy
-    assert kind is not None, info.dtype
-    start, count = first * math.prod(shape[1:]), math.prod(shape)
-    size = np.dtype(kind).itemsize
-    for position in range(0, count, PIECE):
-        piece = np.empty(min(PIECE, count - position), dtype=kind)
-        checkpoint.read_into(name, piece, (start + position) * size)
-        yield position, piece
+    start = first * math.prod(shape[1:])
+    end = start + math.prod(shape)
+    for part in stored.parts:
+        kind = DTYPES[checkpoint.info(part.name).dtype].numpy
+        assert kind is not None, part.name
+        size, last = np.dtype(kind).itemsize, min(part.end, end)
+        for position in range(max(part.first, start), last, PIECE):
+            piece = np.empty(min(PIECE, last - position), dtype=kind)
+            checkpoint.read_into(part.name, piece, (position - part.first) * size)
+            yield position - start, piece
 
 
 @torch.no_grad()
@@ -84,11 +93,12 @@ def read_model(model: nn.Module, folder: Path) -> None:
     """
     with open_checkpoint(folder) as checkpoint:
         targets = stored_tensors(model)
-        _check_same(targets, checkpoint)
+        layout = layout_of_folder(model, shapes_of(targets), checkpoint.tensors)
+        _check_same(layout, checkpoint)
         for name, tensor in targets.items():
             local, first = local_part(tensor)
             flat = local.view(-1)
-            for position, piece in read_rows(checkpoint, name, first, tuple(local.shape)):
+            for position, piece in read_rows(checkpoint, layout[name], first, tuple(local.shape)):
                 flat[position : position + piece.size].copy_(_to_torch(piece))
 
 
@@ -107,14 +117,20 @@ def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
     return tensors | {n: b for n, b in model.named_buffers() if n in persistent and n not in tied}
 
 
-def _check_same(targets: dict[str, Tensor], checkpoint: Checkpoint) -> None:
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Whole shapes, also of tensors of which a process holds a part."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _check_same(layout: Layout, checkpoint: Checkpoint) -> None:
+    wanted = {part.name: part.shape for stored in layout.values() for part in stored.parts}
     problems = {
-        "lacks": sorted(targets.keys() - checkpoint.tensors.keys()),
-        "has, unknown to the model,": sorted(checkpoint.tensors.keys() - targets.keys()),
+        "lacks": sorted(wanted.keys() - checkpoint.tensors.keys()),
+        "has, unknown to the model,": sorted(checkpoint.tensors.keys() - wanted.keys()),
         "has in another shape": sorted(
             name
-            for name, tensor in targets.items()
-            if name in checkpoint.tensors and checkpoint.tensors[name].shape != tuple(tensor.shape)
+            for name, shape in wanted.items()
+            if name in checkpoint.tensors and checkpoint.tensors[name].shape != shape
         ),
     }
     for problem, names in problems.items():
@@ -122,8 +138,8 @@ def _check_same(targets: dict[str, Tensor], checkpoint: Checkpoint) -> None:
             raise CheckpointError(
                 f"{str(checkpoint.path)!r} {problem} {', '.join(names[:3])}"
                 + (f" and {len(names) - 3} more." if names[3:] else "."),
-                "A sharded model is read tensor by tensor; for a folder whose tensors transformers "
-                "renames or joins, set parallel.strategy: ddp.",
+                "A sharded model is read tensor by tensor; for a folder that transformers reads in "
+                "another way, set parallel.strategy: ddp.",
             )
 
 
@@ -135,9 +151,11 @@ def write_model(model: nn.Module, folder: Path, processes: Processes) -> None:
         folder: on a file system that all processes share, without weights.
     """
     tensors = stored_tensors(model)
+    layout = stored_layout(model, shapes_of(tensors)) or plain_layout(shapes_of(tensors))
     outputs = [
-        OutputTensor(name, _STORED[tensor.dtype], tuple(tensor.shape))
+        OutputTensor(part.name, _STORED[tensor.dtype], part.shape)
         for name, tensor in tensors.items()
+        for part in layout[name].parts
     ]
     plan = plan_shards(outputs, MAX_SHARD_SIZE)
     processes.from_first(lambda: ShardWriter(folder, plan).close())
@@ -146,10 +164,13 @@ def write_model(model: nn.Module, folder: Path, processes: Processes) -> None:
             local, first = local_part(tensor)
             if not is_sharded(tensor) and not processes.first:
                 continue
-            flat = local.reshape(-1)
-            row = math.prod(tensor.shape[1:]) * tensor.element_size()
-            for position in range(0, flat.numel(), PIECE):
-                piece = flat[position : position + PIECE].cpu().contiguous()
-                offset = first * row + position * tensor.element_size()
-                writer.write(name, offset, piece.view(torch.uint8).numpy())
+            flat, size = local.reshape(-1), tensor.element_size()
+            start = first * math.prod(tensor.shape[1:])
+            for part in layout[name].parts:
+                last = min(part.end, start + flat.numel())
+                for position in range(max(part.first, start), last, PIECE):
+                    end = min(position + PIECE, last)
+                    piece = flat[position - start : end - start].cpu().contiguous()
+                    offset = (position - part.first) * size
+                    writer.write(part.name, offset, piece.view(torch.uint8).numpy())
     processes.barrier()
