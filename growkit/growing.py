@@ -37,7 +37,7 @@ from growkit.surgery.plan import Plan, plan_growth
 from growkit.surgery.request import GrowthRequest
 from growkit.surgery.source_checks import check_tied_head
 from growkit.vocabulary.tokenizer_files import TOKENIZER_FILES
-from growkit.vocabulary.tokenizer_size import tokens_of
+from growkit.vocabulary.tokenizer_size import may_have_more_than, tokens_of
 
 if TYPE_CHECKING:
     from growkit.optimizer_state.write import GrownState
@@ -56,7 +56,7 @@ class WriteOptions:
         text: to verify on; default the built-in sample.
         hash_content: record a hash of the source's weights (reads them once more).
         max_shard_size: bytes, or with a unit (``5GB``).
-        threads: workers; default two a core.
+        threads: workers; default two a core that this process may use.
     """
 
     overwrite: Overwrite = False
@@ -202,8 +202,11 @@ def publish_plan(
 
 def _warn_of_missing_rows(plan: Plan, reporter: Reporter) -> None:
     """A tokenizer larger than the embedding is copied as it is; a smaller one is usual."""
-    tokens, rows = tokens_of(plan.checkpoint.path), plan.source_sizes.get("vocab")
-    if tokens is not None and rows is not None and tokens > rows:
+    rows = plan.source_sizes.get("vocab")
+    if rows is None or not may_have_more_than(plan.checkpoint.path, rows):
+        return
+    tokens = tokens_of(plan.checkpoint.path)
+    if tokens is not None and tokens > rows:
         reporter.warn(
             f"the tokenizer has {tokens} tokens and the embedding {rows} rows, so texts with the "
             "others can be neither trained on nor generated: give the embedding rows for them with "

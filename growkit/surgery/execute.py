@@ -7,7 +7,6 @@ change nothing but the time.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ import numpy.typing as npt
 
 from growkit.checkpoint import DTYPES, ShardWriter, TensorInfo
 from growkit.checkpoint.writer import ShardComparison
-from growkit.core.process import signals_held_back
+from growkit.core.process import available_cores, signals_held_back
 from growkit.families.lambda_schedule import LAMBDA_ROLES
 from growkit.surgery.effect import Fill
 from growkit.surgery.expand import (
@@ -72,7 +71,7 @@ def execute(
     Args:
         plan: from :func:`growkit.surgery.plan.build_plan`.
         writer: open on a shard plan of the same tensors.
-        threads: workers; default two a core. Memory grows by a few MB each.
+        threads: workers; default :func:`usual_threads`. Memory grows by a few MB each.
         advance: called with the number of bytes done, from any thread.
         on_non_finite: called once with the name of each source tensor that holds NaN or infinity.
     """
@@ -86,8 +85,7 @@ def execute(
         pieces,
         key=lambda t: (places[t.output.name].shard if writer.many_files else "", -t.nbytes),
     )
-    # Two a core: half of the time a thread waits for the disk.
-    workers = threads or 2 * (os.cpu_count() or 1)
+    workers = threads or usual_threads()
     # Weights that are not finite are reported by name; numpy need not say it once more.
     with ThreadPoolExecutor(workers, initializer=lambda: np.seterr(invalid="ignore")) as pool:
         try:
@@ -99,6 +97,13 @@ def execute(
             work.stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+def usual_threads() -> int:
+    """Two a core that this process may use, since half of the time a thread waits for the disk; at
+    most four more than cores, as a disk has no more than that to do at once."""
+    cores = available_cores()
+    return min(2 * cores, cores + 4)
 
 
 class Stopped(Exception):

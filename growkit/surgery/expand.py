@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,13 +61,19 @@ class ColumnMoves:
 
     def __init__(self, columns: DimMap | None) -> None:
         self.columns = columns
+        self.start: Any = np.empty
         # (copies, units that have so many, [(written units, which of those units)] for each copy)
         self.moves: list[tuple[int, Indices, list[tuple[Indices, Indices]]]] = []
         if columns is None:
             return
+        known = columns.source != NEW
+        self.start = np.empty if known.all() else np.zeros
         if not columns.consumes:
-            known = np.flatnonzero(columns.source != NEW)
-            self.moves = [(1, slice(None), [(_indices(known), _indices(columns.source[known]))])]
+            # Copy by copy: the first ones of a tiling are neighbours, and so are the second ones.
+            ranks = range(int(columns.multiplicity.max(initial=0)))
+            places = [np.flatnonzero(known & (columns.rank == rank)) for rank in ranks]
+            parts = [(_indices(p), _indices(columns.source[p])) for p in places]
+            self.moves = [(1, slice(None), parts)]
             return
         for copies in np.unique(columns.multiplicity[columns.multiplicity > 0]):
             here = columns.multiplicity == copies
@@ -91,13 +97,27 @@ class ColumnMoves:
             return block
         height, width = len(block), self.columns.block
         units = block.reshape(height, -1, width)
-        grown = np.zeros((height, len(self.columns.source), width), block.dtype)
+        grown: Array = self.start((height, len(self.columns.source), width), block.dtype)
         for copies, sources, moves in self.moves:
-            picked = units[:, sources].reshape(height, -1)
-            parts = shares(picked, copies, symmetry, f"{name}#{copies}", position)
+            picked = units[:, sources]
+            key = f"{name}#{copies}"
+            whole = all(_is_whole(order, picked.shape[1]) for _, order in moves)
+            out = [grown[:, places] for places, _ in moves if isinstance(places, slice)]
+            if copies > 1 and symmetry.mode == "split" and whole and len(out) == copies:
+                shares(picked, copies, symmetry, key, position, out)
+                continue
+            parts: Sequence[Array] = [picked] * len(moves)
+            if copies > 1:
+                made = shares(picked.reshape(height, -1), copies, symmetry, key, position)
+                parts = [part.reshape(picked.shape) for part in made]
             for part, (places, order) in zip(parts, moves, strict=True):
-                grown[:, places] = part.reshape(height, -1, width)[:, order]
+                grown[:, places] = part[:, order]
         return grown.reshape(height, -1)
+
+
+def _is_whole(order: Indices, count: int) -> bool:
+    """All units, in order."""
+    return isinstance(order, slice) and order == slice(0, count, 1)
 
 
 def _indices(positions: IntArray) -> Indices:

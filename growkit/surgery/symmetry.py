@@ -25,6 +25,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,16 +84,23 @@ def random_bits(seed: int, name: str, position: int, count: int) -> npt.NDArray[
 
 
 def shares(
-    weights: Array, copies: int, symmetry: Symmetry, name: str, position: int
-) -> list[Array]:
+    weights: Array,
+    copies: int,
+    symmetry: Symmetry,
+    name: str,
+    position: int,
+    out: Sequence[Array] | None = None,
+) -> Sequence[Array]:
     """Share a block of weights among ``copies`` readers.
 
     Args:
-        weights: block [rows, columns] in the checkpoint's dtype.
+        weights: block [rows, columns] in the checkpoint's dtype; for ``split`` of any shape.
         copies: number of copies, at least 1.
         symmetry: how.
         name: name of the written tensor, part of the random key.
         position: index of the block in the tensor, part of the random key.
+        out: where ``split`` writes them, ``copies`` arrays of that shape and dtype; absent: new
+            ones. No other mode looks at it.
 
     Returns:
         ``copies`` arrays of the same shape and dtype; with ``split`` they sum to ``weights``
@@ -107,12 +116,13 @@ def shares(
     count = weights.size * (copies - 1)
     drawn = random_bits(symmetry.seed, name, position, (count + 1) // 2).view(np.uint8)
     drawn = drawn[:count].reshape(copies - 1, *weights.shape)
-    result = []
+    result = [np.empty_like(weights) for _ in range(copies)] if out is None else out
     rest = weights
-    for remaining, random in zip(range(copies, 1, -1), drawn, strict=True):
-        rest, peeled = split(rest, remaining, random)
-        result.append(peeled)
-    return [*result, rest]
+    for place, random in enumerate(drawn):
+        left = result[-1] if place == copies - 2 else np.empty_like(weights)
+        split(rest, copies - place, random, (left, result[place]))
+        rest = left
+    return result
 
 
 def _even(weights: Array, copies: int) -> Array:
@@ -156,7 +166,9 @@ def fraction_range(remaining: int) -> tuple[float, float]:
     return mean - half_width + step / 2, step
 
 
-def split(weights: Array, remaining: int, random: Bytes) -> tuple[Array, Array]:
+def split(
+    weights: Array, remaining: int, random: Bytes, out: tuple[Array, Array] | None = None
+) -> tuple[Array, Array]:
     """Split off one of ``remaining`` copies: (rest, peeled), which sum to ``weights`` exactly.
 
     On average the peeled part is 1 / ``remaining`` of the weight. With two copies left, a random
@@ -166,54 +178,104 @@ def split(weights: Array, remaining: int, random: Bytes) -> tuple[Array, Array]:
         weights: any shape; bfloat16, float16, float32 or float64.
         remaining: copies that still share this weight, at least 2.
         random: one random byte a weight, of the same shape.
+        out: where to write (rest, peeled); absent: new arrays.
     """
     lowest, step = fraction_range(remaining)
     if weights.dtype == ml_dtypes.bfloat16:
         large, small = _split_bfloat16(weights, lowest, step, random)
     else:
         large, small = _split_float(weights, lowest, step, random)
+    rest, peeled = out or (np.empty_like(weights), np.empty_like(weights))
     if remaining > 2:
-        return large, small
-    large_bits, small_bits = _bits(large), _bits(small)
+        _bits(rest)[...], _bits(peeled)[...] = large, small
+        return rest, peeled
     # All ones or all zeros: exchanging bits is several times faster than numpy.where.
-    chosen = -(random & np.uint8(1)).astype(large_bits.dtype)
-    chosen &= large_bits ^ small_bits
-    large_bits ^= chosen
-    small_bits ^= chosen
-    return large, small
+    bits = large.dtype
+    chosen = scratch.array("chosen", weights.shape, np.dtype(f"i{bits.itemsize}"))
+    lowest_bit = scratch.array("byte", weights.shape, np.dtype(np.int8))
+    np.bitwise_and(random.view(np.int8), np.int8(1), out=lowest_bit)
+    np.negative(lowest_bit, out=lowest_bit)
+    np.copyto(chosen, lowest_bit)
+    exchanged = chosen.view(bits)
+    difference = scratch.array("difference", weights.shape, bits)
+    np.bitwise_xor(large, small, out=difference)
+    exchanged &= difference
+    np.bitwise_xor(large, exchanged, out=_bits(rest))
+    np.bitwise_xor(small, exchanged, out=_bits(peeled))
+    return rest, peeled
+
+
+class Scratch(threading.local):
+    """Arrays that one thread uses again and again: their pages stay mapped and in the cache, where
+    new ones of this size are mapped anew each time, which costs more than the arithmetic."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Bytes] = {}
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """An array of any content; the next one of this name is in the same place."""
+        nbytes = math.prod(shape) * dtype.itemsize
+        buffer = self._buffers.get(name)
+        if buffer is None or len(buffer) < nbytes:
+            buffer = self._buffers[name] = np.empty(nbytes, np.uint8)
+        return buffer[:nbytes].view(dtype).reshape(shape)
+
+
+scratch = Scratch()
 
 
 def _bits(values: Array) -> Array:
     return values.view(np.dtype(f"u{values.dtype.itemsize}"))
 
 
+def _fractions(
+    shape: tuple[int, ...], kind: np.dtype[Any], lowest: float, step: float, random: Bytes
+) -> Array:
+    """The part of each weight that is split off, by the seven upper bits of a random byte."""
+    fraction = scratch.array("fraction", shape, kind)
+    upper = scratch.array("byte", shape, np.dtype(np.uint8))
+    np.right_shift(random, np.uint8(1), out=upper)
+    np.copyto(fraction, upper)
+    fraction *= kind.type(step)
+    fraction += kind.type(lowest)
+    return fraction
+
+
 def _split_float(weights: Array, lowest: float, step: float, random: Bytes) -> tuple[Array, Array]:
-    wide = weights.astype(compute_dtype(weights.dtype))
-    fraction = (random >> np.uint8(1)).astype(wide.dtype)
-    fraction *= wide.dtype.type(step)
-    fraction += wide.dtype.type(lowest)
-    fraction *= wide
-    large = fraction.astype(weights.dtype)
-    wide -= large.astype(wide.dtype)
-    return large, wide.astype(weights.dtype)
+    """Bits of (larger part, smaller part), until the next call."""
+    kind = compute_dtype(weights.dtype)
+    part = _fractions(weights.shape, kind, lowest, step, random)
+    rest = scratch.array("rest", weights.shape, kind)
+    if weights.dtype == kind:
+        part *= weights
+        np.subtract(weights, part, out=rest)
+        return _bits(part), _bits(rest)
+    np.copyto(rest, weights)
+    part *= rest
+    large = part.astype(weights.dtype)
+    np.copyto(part, large)
+    rest -= part
+    return _bits(large), _bits(rest.astype(weights.dtype))
 
 
 def _split_bfloat16(
     weights: Array, lowest: float, step: float, random: Bytes
 ) -> tuple[Array, Array]:
     """The same through bits: a bfloat16 is the upper half of a float32; casts are far slower."""
-    pattern = weights.view(np.uint16).astype(np.uint32)
+    pattern = scratch.array("rest", weights.shape, np.dtype(np.uint32))
+    np.copyto(pattern, weights.view(np.uint16))
     pattern <<= np.uint32(16)
     wide = pattern.view(np.float32)
-    product = (random >> np.uint8(1)).astype(np.float32)
-    product *= np.float32(step)
-    product += np.float32(lowest)
+    product = _fractions(weights.shape, wide.dtype, lowest, step, random)
     product *= wide
     rounded = product.view(np.uint32)
     rounded += np.uint32(0x8000)
     rounded &= np.uint32(0xFFFF0000)
     wide -= product
-    rounded >>= np.uint32(16)
-    pattern >>= np.uint32(16)
-    kind = weights.dtype
-    return rounded.astype(np.uint16).view(kind), pattern.astype(np.uint16).view(kind)
+    halves = []
+    for name, bits in (("large", rounded), ("small", pattern)):
+        bits >>= np.uint32(16)
+        half = scratch.array(name, bits.shape, np.dtype(np.uint16))
+        np.copyto(half, bits, casting="unsafe")
+        halves.append(half)
+    return halves[0], halves[1]

@@ -7,15 +7,19 @@ text holds one of the new tokens.
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from typing import Any
 
 from growkit.core.errors import CheckpointError
+from growkit.core.files import read_bytes
 from growkit.core.json_files import read_json
 from growkit.core.names import TOKENIZER
 
 _MAX_BYTES = 500_000_000
+_NUMBERS = re.compile(rb":\s*(\d+)")
+_PIECES = re.compile(rb'"vocab"\s*:\s*\[')
 _TOO_LARGE_TO_LOOK = 64_000_000  # a warning is not worth the memory
 
 
@@ -35,6 +39,24 @@ def tokens_of(folder: Path) -> int | None:
     except CheckpointError:  # the tokenizer's own loader says what is wrong
         pass
     return None
+
+
+def may_have_more_than(folder: Path, rows: int) -> bool:
+    """Whether a folder's tokenizer may have a token id of ``rows`` or more: False is certain.
+
+    Every id is a number behind a colon, so the largest such number bounds them all; finding it
+    takes a tenth of the time of reading the file as JSON. A list of pieces has no ids.
+    """
+    path = folder / TOKENIZER
+    try:
+        if not path.is_file() or path.stat().st_size > _TOO_LARGE_TO_LOOK:
+            return True
+        content = read_bytes(path, limit=_TOO_LARGE_TO_LOOK)
+    except (CheckpointError, OSError):
+        return True
+    if _PIECES.search(content):
+        return True
+    return any(len(n) > len(str(rows)) or int(n) >= rows for n in _NUMBERS.findall(content))
 
 
 def _read(path: Path) -> Any:

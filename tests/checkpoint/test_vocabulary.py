@@ -11,7 +11,7 @@ import pytest
 import tiny_checkpoints as tiny
 
 from growkit.core.errors import CheckpointError
-from growkit.vocabulary.tokenizer_size import check_ids, tokens_of
+from growkit.vocabulary.tokenizer_size import check_ids, may_have_more_than, tokens_of
 
 BPE = {"model": {"vocab": {"a": 0, "b": 9}}, "added_tokens": [{"id": 11, "content": "<x>"}]}
 UNIGRAM = {"model": {"vocab": [["a", 0.0], ["b", -1.0]]}}
@@ -34,6 +34,10 @@ def test_size_of_a_tokenizer(tmp_path: Path, files: dict[str, Any], size: int | 
     for name, content in files.items():
         (tmp_path / name).write_text(json.dumps(content))
     assert tokens_of(tmp_path) == size
+    for rows in (1, 2, 5, 6, 11, 12, 100):  # never a False where there are more
+        assert may_have_more_than(tmp_path, rows) or size is None or size <= rows
+    if "tokenizer.json" in files and files["tokenizer.json"] is BPE:
+        assert may_have_more_than(tmp_path, 11) and not may_have_more_than(tmp_path, 12)
 
 
 @pytest.mark.parametrize(("last", "warned"), [(255, False), (99, False), (256, True)])

@@ -122,3 +122,25 @@ def _runs(pid: int) -> bool:
         return False
     status = Path(f"/proc/{pid}/stat")
     return not (status.is_file() and status.read_text().rsplit(")", 1)[1].split()[0] == "Z")
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(1, 2), (2, 4), (4, 8), (8, 12), (64, 68)])
+def test_threads_follow_the_cores_that_may_be_used(
+    cores: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from growkit.surgery import execute
+
+    monkeypatch.setattr(execute, "available_cores", lambda: cores)
+    assert execute.usual_threads() == threads
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity on this system")
+def test_cores_are_those_of_the_affinity() -> None:
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        from growkit.core.process import available_cores
+
+        assert available_cores() == 1
+    finally:
+        os.sched_setaffinity(0, before)
