@@ -1,18 +1,19 @@
-"""What a user waits for: growth with its proof, and width growth. python benchmarks/waiting.py FOLDER
+"""What a user waits for: growth with its proof, and width growth.
+
+    python benchmarks/waiting.py FOLDER --json benchmarks/results/waiting.json
 
 FOLDER is a checkpoint in float32 or bfloat16 (``python tests/real/smollm2.py FOLDER`` makes one).
-Three questions, each answered by ratios within one run, every round beginning with another command:
+Answered by ratios within one run, every round beginning with another command:
 
-* ``proof``: ``growkit grow`` with verification, against the same growth with ``--no-verify`` plus one
-  forward pass over the same 512 tokens in each model. Of the passes, ``whole`` counts the process that
-  makes them (import of torch and transformers, both models loaded by transformers), ``passes`` counts
-  the passes alone.
-* ``width``: growth of the hidden size in this process's library, at 1 to 4 threads and the default,
-  against a durable copy of as many bytes; on both cores and on one (affinity).
-* ``kernels``: bytes a second that the exact split writes, against a copy in memory.
+* ``proof``: ``growkit grow`` with verification, against the same growth with ``--no-verify`` plus
+  one forward pass over the same 512 tokens in each model. ``whole`` counts the process that makes
+  the passes (torch and transformers imported, both models loaded), ``passes`` the passes alone.
+* ``width``: growth of the hidden size as a library, at 1 to 4 threads and the default, against a
+  durable copy of as many bytes; on one core and on two (affinity).
+* ``kernels``: bytes a CPU second that column maps write, against a copy in memory.
 
-CPU seconds are what a command and its children used; seconds are from outside. On a machine that
-others use, only the CPU seconds and their ratios say something.
+CPU seconds are those of a command and its children; seconds are from outside, and say little on a
+machine that others use.
 """
 
 from __future__ import annotations
