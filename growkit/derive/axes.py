@@ -197,6 +197,7 @@ def find_axes(builder: Builder, values: Values, layers: Layers) -> Axes:
     plain = variations.module_shapes({})
     assert plain is not None
     counters = {layers.counter, layers.second.counter if layers.second else layers.counter}
+    counters |= {(*layers.place, name) for name in layers.mates}
     other: dict[Path, int] = {}
     together: dict[Path, tuple[Path, ...]] = {}
     structural: list[Path] = []

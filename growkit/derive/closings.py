@@ -12,7 +12,7 @@ gradient would be amplified by 1 / sqrt(eps).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,8 @@ class Closings:
     """How depth grows.
 
     Attributes:
-        values: (role's place in the list of roles) -> value that closes it: 0 or -1.
+        values: (role's place in the list of roles) -> value that closes it: 0, -1, or 1 of a scale
+            of the residual stream.
         counts: config field that counts layers of a kind -> ``leading`` or ``trailing``; that the
             class divides by the root of their number -> ``root``.
         period: layers that have to be inserted together, after a multiple of themselves; 1: any.
@@ -69,6 +70,7 @@ class LayerInsertion:
         axes: its roles.
         weights: its file.
         logits: what it computes.
+        fresh: its file as the class begins it.
     """
 
     def __init__(
@@ -79,9 +81,22 @@ class LayerInsertion:
         axes: Axes,
         weights: Arrays,
         logits: torch.Tensor,
+        fresh: Arrays,
     ) -> None:
         self.builder, self.values, self.layers = builder, values, layers
         self.axes, self.weights, self.logits = axes, weights, logits
+        self.fresh = fresh
+        self.keeps_ones = False
+
+    def closed(self, found: Inserted) -> dict[int, float]:
+        """Every role of the new layers, with the value that closes it."""
+        roles = {role for _, source in found.new for role in self.roles_of(source)}
+        return {role: float(self.keeps_ones and self._begins_as_one(role)) for role in roles}
+
+    def _begins_as_one(self, place: int) -> bool:
+        """A vector that multiplies: a gain, or a scale of the residual stream itself."""
+        array = self.fresh.get(self.axes.roles[place].instance())
+        return array is not None and array.ndim < 2 and bool((array == 1).all())
 
     def insert(
         self, sources: Sequence[int], new: Sequence[int], counts: dict[str, str]
@@ -190,20 +205,62 @@ def find_closings(insertion: LayerInsertion, order: Sequence[str], dead: set[int
     else:
         trials = places
     position = {name: place for place, name in enumerate(order)}
+    each: list[dict[int, float]] = []
     for found in trials:
         try:
-            closed = _given_back(insertion, found, position)
+            each.append(_given_back(insertion, found, position))
         except Underivable as error:
             result.refusal = error.cause
             return result
-        for role, value in closed.items():
-            result.values[role] = min(value, result.values.get(role, 0.0))
-    for found in trials:
-        dead_names = _without_gradient(insertion, found, result.values, dead)
-        if dead_names:
-            result.refusal = f"No gradient reaches {dead_names[0]!r} of a new layer in two steps."
-            return result
+        for role, value in each[-1].items():
+            known = result.values.get(role, value)
+            result.values[role] = value if value > 0 else min(value, known)
+    lacking = _lacking(insertion, trials, result.values, dead)
+    if lacking and result.period == 1 and _split(insertion, trials, each, result.values, dead):
+        lacking = _lacking(insertion, trials, result.values, dead)
+    if lacking:
+        result.refusal = f"No gradient reaches {lacking!r} of a new layer in two steps."
     return result
+
+
+def _lacking(
+    insertion: LayerInsertion, trials: Sequence[Inserted], closed: dict[int, float], dead: set[int]
+) -> str:
+    """A tensor of new layers without a gradient in two steps, or empty."""
+    for found in trials:
+        if names := _without_gradient(insertion, found, closed, dead):
+            return names[0]
+    return ""
+
+
+def _split(
+    insertion: LayerInsertion,
+    trials: Sequence[Inserted],
+    each: Sequence[dict[int, float]],
+    closed: dict[int, float],
+    dead: set[int],
+) -> bool:
+    """Tell apart what closes layers of one kind and not of another: a norm before a block here and
+    behind it there. True if there was anything to tell."""
+    shapes = {name: array.shape for name, array in insertion.weights.items()}
+    kinds = layer_kinds(shapes, insertion.layers, insertion.values) or []
+    closing: dict[int, set[Any]] = {}
+    leaving: dict[int, set[Any]] = {}
+    for found, mine in zip(trials, each, strict=True):
+        for _, source in found.new:
+            for place in insertion.roles_of(source):
+                (closing if place in mine else leaving).setdefault(place, set()).add(kinds[source])
+    roles, told = insertion.axes.roles, False
+    for place in [p for p in closing if leaving.get(p, set()) - closing[p]]:
+        role = roles[place]
+        shut = tuple(layer for layer in role.layers if kinds[layer] in closing[place])
+        roles.append(replace(role, layers=shut))
+        role.layers = tuple(layer for layer in role.layers if layer not in shut)
+        closed[len(roles) - 1] = closed.pop(place)
+        if place in dead:
+            dead.add(len(roles) - 1)
+        told = True
+    return told
 
 
 def _counted(
@@ -259,9 +316,13 @@ def _places(insertion: LayerInsertion) -> list[int]:
 
 def _close_all(insertion: LayerInsertion, found: Inserted, counts: dict[str, str]) -> None:
     """Raise unless new layers of zeros are identities."""
-    zeros = {role: 0.0 for _, source in found.new for role in insertion.roles_of(source)}
-    error = error_with(insertion, found, zeros)
-    if error > SAME:
+    for ones in dict.fromkeys((insertion.keeps_ones, True)):
+        insertion.keeps_ones = ones
+        error = error_with(insertion, found, insertion.closed(found))
+        if error <= SAME:
+            break
+    else:
+        insertion.keeps_ones = False
         raise Underivable(
             "No zeros make a new layer an identity (a norm over the residual stream itself, or a "
             "scale that depends on the depth)."
@@ -304,15 +365,27 @@ def _given_back(
     insertion: LayerInsertion, found: Inserted, position: dict[str, int]
 ) -> dict[int, float]:
     """Role -> closing value of what has to stay closed."""
-    source_of = {role: source for _, source in found.new for role in insertion.roles_of(source)}
-    roles = set(source_of)
+    sources: dict[int, list[int]] = {}
+    for source in dict.fromkeys(source for _, source in found.new):
+        for role in insertion.roles_of(source):
+            sources.setdefault(role, []).append(source)
+    roles = set(sources)
+    begins: dict[int, int] = {}
+    for place, layers in sources.items():
+        for layer in layers:
+            when = position.get(insertion.axes.roles[place].instance(layer), -1)
+            if when >= 0:
+                begins[layer] = min(when, begins.get(layer, when))
 
     def used(place: int) -> int:
+        """When a role is used within its layer, the latest of the layers that have it."""
         role = insertion.axes.roles[place]
-        return position.get(role.instance(source_of[place]), -1)
+        when = [(position.get(role.instance(layer), -1), layer) for layer in sources[place]]
+        return max((at - begins[layer] for at, layer in when if at >= 0), default=-1)
 
     ordered = sorted(roles, key=lambda place: (used(place) < 0, used(place)))
-    closed = dict.fromkeys(ordered, 0.0)
+    start = insertion.closed(found)
+    closed = {place: start[place] for place in ordered}
     for step, place in enumerate(ordered):
         value = closed.pop(place)
         if error_with(insertion, found, closed) <= SAME:

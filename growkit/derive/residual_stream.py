@@ -98,7 +98,13 @@ def find_stream(probe: WidthProbe, path: Path, taken: set[Key], fresh: Arrays) -
             cache[frozenset(back)] = probe.gradients(changed, 0)
         return cache[frozenset(back)]
 
-    silent = {key for key in plain if gradient({key}, key)[0]}
+    def is_silent(key: Key) -> bool:
+        quiet, along = gradient({key}, key)
+        if not along.any():  # a block that multiplies its parts is dead without half of them
+            quiet, _ = gradient({key} | several, key)
+        return quiet
+
+    silent = {key for key in plain if is_silent(key)}
     # A norm that subtracts the mean gives channels of zeros a value, by its gain and bias.
     back = (silent - vectors if found.centred else silent) | several
     for key in back:

@@ -69,6 +69,20 @@ class Findings:
     stream: Stream | None = None
     filled: bool = False
 
+    def drop(self, names: Sequence[str], why: str) -> None:
+        """These axes do not grow: what they are cannot be said."""
+        for axis in names:
+            known = self.widths.pop(axis, None)
+            paths = self.paths.pop(axis, [])
+            self.failures[f"ffn:{paths[0][-1]}" if axis.startswith("ffn") else axis] = why
+            if axis == "hidden" or (axis == "query_head" and self.filled):
+                self.stream = None
+                self.failures["hidden"] = why
+            if axis == "query_head":
+                self.paths.pop("kv_head", None)
+                self.filled = False
+            assert known is not None or axis == "hidden"
+
     @property
     def head_width(self) -> Path:
         """Stands for the width of heads that fill the hidden size; no field of the config."""
@@ -85,15 +99,18 @@ def explicit(builder: Builder, config: Any) -> Values:
     heads = next((v for n, v in inner.items() if HEADS.fullmatch(n) and isinstance(v, int)), 0)
     if inner.get("head_dim") is None and heads and hidden >= heads:
         unset["head_dim"] = 2 * (hidden // heads)  # many classes read it without declaring it
-    few = layers.moved(values, range(min(2, layers.count)))
     for name, size in unset.items():
         path = (*layers.place, name)
-        try:
-            if builder.shapes(with_values(few, {path: size})) != _shapes_or_none(builder, few):
+        for few in dict.fromkeys(min(count, layers.count) for count in (2, 8)):  # of every kind
+            short = layers.moved(values, range(few))
+            try:
+                told = builder.shapes(with_values(short, {path: size}))
+            except Exception:  # the class wants it so
+                continue
+            if told != _shapes_or_none(builder, short):
                 size = hidden // heads if name == "head_dim" else size
                 values = with_values(values, {path: size})
-        except Exception:  # the class wants it so
-            continue
+                break
     return values
 
 
@@ -181,7 +198,7 @@ def study(builder: Builder, values: Values, step: Step, *, keep_ties: bool = Fal
     dead = {number for number, role in enumerate(axes.roles) if role.name not in alive}
     found = Findings(small, layers, model, axes, weights, fresh, order, dead, untied=may_tie)
     step("depth")
-    insertion = LayerInsertion(builder, small, layers, axes, weights, logits)
+    insertion = LayerInsertion(builder, small, layers, axes, weights, logits, fresh)
     if unseen := _unseen(found):
         found.closings.refusal = unseen
     else:
@@ -189,7 +206,7 @@ def study(builder: Builder, values: Values, step: Step, *, keep_ties: bool = Fal
     if layers.second:
         step("depth of the decoder")
         behind = replace(axes, names=axes.names.of_second())
-        insertion = LayerInsertion(builder, small, layers.second, behind, weights, logits)
+        insertion = LayerInsertion(builder, small, layers.second, behind, weights, logits, fresh)
         found.second = find_closings(insertion, order, dead)
         found.closings.values |= found.second.values
     step("widths")

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -26,7 +26,7 @@ from growkit.derive.axes import (
     Role,
     evaluate,
 )
-from growkit.derive.studied import Findings
+from growkit.derive.studied import TIES, Findings
 from growkit.derive.twin import (
     Builder,
     Layers,
@@ -111,9 +111,10 @@ def make_table(builder: Builder, config: Any, found: Findings) -> dict[str, Any]
     place = found.layers.place
     inner = leaf(found.values, place)
     kind = kind_of(found.model.model)
-    words = _Words(found)
-    tensors, cost = words.tensors(), words.cost()
+    words, tensors = _in_words(found)
+    cost = words.cost()
     layers = found.layers
+    counts = found.closings.counts | dict.fromkeys(layers.mates, "leading")
     flags, kinds = flags_of(inner, found)
     table: dict[str, Any] = {
         "format": FORMAT,
@@ -129,7 +130,7 @@ def make_table(builder: Builder, config: Any, found: Findings) -> dict[str, Any]
         "implied": _implied(builder, found, words),
         "layers": {
             "field": layers.field,
-            "counts": found.closings.counts,
+            "counts": counts,
             "period": found.closings.period,
             "lists": _default_lists(builder, place, inner),
             "other": sorted(layers.other),
@@ -168,6 +169,26 @@ def make_table(builder: Builder, config: Any, found: Findings) -> dict[str, Any]
             if isinstance(value, list) and len(value) == layers.count
         )
     return table
+
+
+class _Unspeakable(Underivable):
+    """A dimension of which these axes cannot be said."""
+
+    def __init__(self, cause: str, axes: Sequence[str]) -> None:
+        super().__init__(cause)
+        self.axes = list(axes)
+
+
+def _in_words(found: Findings) -> tuple[_Words, list[dict[str, Any]]]:
+    """The tensors in words; an axis for which there are none does not grow, the others do."""
+    while True:
+        words = _Words(found)
+        try:
+            return words, words.tensors()
+        except _Unspeakable as error:
+            if not error.axes:
+                raise
+            found.drop(error.axes, error.cause)
 
 
 def kind_of(model: Any) -> str:
@@ -404,10 +425,30 @@ class _Words:
 
     def dim(self, number: int, role: Role, dim: int) -> list[Any]:
         """``[reads, segments]`` of one dimension."""
+        try:
+            return self._said(number, role, dim)
+        except _Unspeakable:
+            raise
+        except Underivable as error:
+            raise _Unspeakable(error.cause, self._axes_at(number, dim)) from error
+
+    def _axes_at(self, number: int, dim: int) -> list[str]:
+        """Axes that grow a dimension."""
+        depends = {path for path in self.found.axes.roles[number].depends[dim]}
+        found = [
+            axis
+            for axis, width in self.found.widths.items()
+            if (number, dim) in {*width.readers, *width.labels}
+            or depends & set(self.found.paths[axis])
+        ]
+        if not found and self.found.stream is not None and self.found.stream.path in depends:
+            found.append("hidden")
+        return found
+
+    def _said(self, number: int, role: Role, dim: int) -> list[Any]:
         size, width = self.size_of(number, dim), role.shape[dim]
         if size is None:
-            grown = {path for paths in self.found.paths.values() for path in paths}
-            if role.per_layer or grown & set(role.depends[dim]):
+            if self._axes_at(number, dim):
                 raise Underivable(f"The size of {role.name} does not follow from the config.")
             return [0, [["", [["fixed", [["stored", role.name, dim]]]]]]]
         codes, names, fields = np.full(width, -1), list(self.found.widths), {}
@@ -694,7 +735,8 @@ def _defaults(
     if not isinstance(inner, Mapping):
         return {}
     used = {name for names in words.axes.values() for name in names} | words.numbers
-    used |= {found.layers.field or "", *found.closings.counts, "tie_word_embeddings"}
+    used |= {found.layers.field or "", *found.closings.counts, *found.layers.mates}
+    used.add(TIES)
     flags, _ = flags_of(leaf(found.values, place), found)
     used |= {*flags, *GROUPS}
     kept = {}

@@ -31,6 +31,7 @@ Values = dict[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
 
 MOST_PARAMETERS = 4_000_000
+LARGEST = 8_000_000  # of a class that cannot be made so small
 MOST_LAYERS = 12
 TOKENS = (2, 12)
 
@@ -152,6 +153,7 @@ class Layers:
         shared: the layers of a model are these ones, again and again.
         alone: the config says nothing else of these layers than their number.
         second: the decoder's stack of an encoder-decoder.
+        mates: other fields that have to say the same number.
     """
 
     place: Path
@@ -162,6 +164,7 @@ class Layers:
     alone: bool = False
     shared: bool = False
     second: Layers | None = None
+    mates: tuple[str, ...] = ()
 
     @property
     def counter(self) -> Path:
@@ -181,9 +184,9 @@ class Layers:
             if moved is not None and name not in self.other and name != LABELS:
                 path = (*self.place, name)
                 changes[path] = moved
-        if self.field:
-            path = (*self.place, self.field)
-            changes[path] = len(sources)
+        for name in (self.field, *self.mates):
+            if name:
+                changes[*self.place, name] = len(sources)
         return with_values(values, changes)
 
 
@@ -212,12 +215,45 @@ def find_layers(builder: Builder, values: Mapping[str, Any]) -> Layers:
             groups = inner.get("num_hidden_groups")
             if isinstance(groups, int) and groups < value:
                 return Layers(place, "num_hidden_groups", groups, shared=True)
-            return Layers(place, name, value)
+            return _with_mates(builder, values, Layers(place, name, value))
     for name, value in inner.items():
         words = isinstance(value, list) and all(isinstance(entry, str) for entry in value)
         if re.search("layer|block", name) and words and value:
             return Layers(place, None, len(value))
     raise Underivable("No field of the config counts its layers.")
+
+
+def _with_mates(builder: Builder, values: Mapping[str, Any], layers: Layers) -> Layers:
+    """The field by which the class makes its layers: one that has to be changed together with
+    another of the same number, or (where the first counts more than the layers, as steps of a loop
+    over them) another one alone."""
+    inner = leaf(values, layers.place)
+    few = min(2, layers.count)
+
+    def makes(changed: Layers) -> bool:
+        try:
+            names = list(builder.shapes(changed.moved(values, range(few))))
+        except Exception:  # a refusal of the class
+            return False
+        return stack_prefix(names, few) is not None
+
+    if makes(layers):
+        return layers
+    others = {
+        name: value
+        for name, value in inner.items()
+        if isinstance(value, int) and not isinstance(value, bool) and 1 < value <= layers.count
+        if name != layers.field and re.search("layer|block", name)
+    }
+    for name, value in others.items():
+        together = replace(layers, mates=(name,))
+        if value == layers.count and makes(together):
+            return together
+    for name, value in others.items():
+        alone = Layers(layers.place, name, value)
+        if value < layers.count and layers.count % value == 0 and makes(alone):
+            return alone
+    return layers
 
 
 def _two_stacks(values: Mapping[str, Any]) -> Layers | None:
@@ -345,8 +381,8 @@ def _few_layers(builder: Builder, values: Values, layers: Layers) -> tuple[Value
                     values, needed = tried, _shortest(other)
                     break
     whole: list[tuple[Values, Layers]] = []
-    periods = sorted({v for _, v in integers(values) if needed + 4 < v <= MOST_LAYERS})
-    for keep in [*range(max(2, needed), needed + 5), *periods]:
+    periods = sorted({v for _, v in integers(values) if needed + 6 < v <= MOST_LAYERS})
+    for keep in [*range(max(2, needed), needed + 7), *periods]:
         if keep > layers.count:
             break
         short = layers.moved(values, range(keep))
@@ -492,6 +528,8 @@ def _halved(builder: Builder, values: Values) -> Values:
             if size < best:
                 best, smaller = size, tried
         if smaller is None or best > 0.97 * total:
+            if total <= LARGEST:
+                break
             raise Underivable(f"The class cannot be made smaller than {total} parameters.")
         values, total = smaller, best
     return values

@@ -183,7 +183,12 @@ class WidthProbe:
         readers: set[tuple[int, int]] = set()
         while left:
             last = max(left, key=lambda key: self._used(key[0]))
-            zeros = {name: np.zeros_like(self.weights[name]) for name in self.members[last[0]]}
+            alike = {key for key in left if self._like(key) == self._like(last)}
+            zeros = {
+                name: np.zeros_like(self.weights[name])
+                for place, _ in alike
+                for name in self.members[place]
+            }
             silent = self.gradients(zeros, 0)
             # A decoder's block that is silent silences the whole encoder.
             stack = self._stack(last[0])
@@ -192,9 +197,13 @@ class WidthProbe:
                 for key in left
                 if self._stack(key[0]) == stack and not self.of_role(silent, *key).any()
             }
-            readers.add(last)
-            left -= group | {last}
+            readers |= alike
+            left -= group | alike
         return readers
+
+    def _like(self, key: tuple[int, int]) -> tuple[str, int]:
+        """What a dimension has in common with those of the same tensor in layers of other kinds."""
+        return self.axes.roles[key[0]].name, key[1]
 
     def _stack(self, place: int) -> str:
         """The stack that a role belongs to; all of them belong together where there is one."""

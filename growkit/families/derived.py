@@ -542,9 +542,18 @@ class _Reader:
         reads, segments = dim
         first = segments[0][1][0][1][0]
         if first[0] == "stored":  # a grid of patches: as the file has it, nothing grows there
-            shape = self.stored.get(first[1])
+            shape = self._shape(first[1])
             return Dim(_fixed(shape[first[2]] if shape else 1))
         return Dim(_layout(segments, single=single), consumes=reads == 1, normed=reads == 2)
+
+    def _shape(self, name: str) -> tuple[int, ...] | None:
+        """The shape of a stored tensor, in a layer the first that has it."""
+        if "{layer}" not in name:
+            return self.stored.get(name)
+        name = name.replace("{expert}", "0")
+        layers = range(self.layer_count(self.config))
+        shapes = (self.stored.get(name.replace("{layer}", str(layer))) for layer in layers)
+        return next((shape for shape in shapes if shape is not None), None)
 
 
 def _in_mask(mask: str, field: str, tensor: str) -> Callable[[Sizes, int], bool]:

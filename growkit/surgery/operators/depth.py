@@ -111,6 +111,8 @@ class Depth:
             sources, by_rule = self._slices(layers, target), False
         if first:
             sources = _of_a_kind(sources, first)
+        if layers and self.stack == "layer":
+            self._check_period(shape, sources)
         return Effect(
             operator=f"{self.stack}s",
             summary=f"{label} {layers} -> {target} ({self.method}"
@@ -155,6 +157,9 @@ class Depth:
         return found, by_rule
 
     def _placed(self, shape: ModelShape, layers: int, target: int) -> tuple[LayerMap, bool]:
+        period = shape.family.layer_period if self.stack == "layer" else 1
+        if period > 1 and self.placement in PLACEMENTS:
+            return self._in_periods(shape, layers, target, period), True
         even = self._after(self._insert_after(layers, target - layers), layers)
         if self.placement not in ("auto", "pattern") or self.stack != "layer":
             return even, False
@@ -168,6 +173,41 @@ class Depth:
                 "Leave --layer-placement out: new layers are spread evenly.",
             )
         return (even, False) if found is None else (found, True)
+
+    def _in_periods(self, shape: ModelShape, layers: int, target: int, period: int) -> LayerMap:
+        """Whole periods of layers, each behind the one that it copies: where nothing in the config
+        but a layer's index says of which kind it is."""
+        groups, whole = layers // period, (target - layers) // period
+        if (target - layers) % period or not groups:
+            raise UsageError(
+                f"{self.option} {self.amount.text} adds {target - layers} layers to {layers}, and "
+                f"{shape.family.name} has its kinds of layers in an order of {period} that config."
+                "json cannot change.",
+                f"Add a multiple of {period} layers.",
+            )
+        end = self.placement == "end"
+        behind = Counter(groups - 1 if end else (i * groups) // whole for i in range(whole))
+        result: list[LayerSource] = []
+        for group in range(groups):
+            here = range(group * period, (group + 1) * period)
+            result += [LayerSource(layer, "kept") for layer in here]
+            result += [LayerSource(layer, "identity") for layer in here] * behind[group]
+        result += [LayerSource(layer, "kept") for layer in range(groups * period, layers)]
+        return tuple(result)
+
+    def _check_period(self, shape: ModelShape, sources: LayerMap) -> None:
+        """Raise unless every layer is made of one of its kind, where its index alone says that."""
+        period = shape.family.layer_period
+        for place, layer in enumerate(sources):
+            partner = layer.source if layer.partner < 0 else layer.partner
+            if (place - layer.source) % period or (partner - layer.source) % period:
+                raise UsageError(
+                    f"{self.option} {self.amount.text} would make layer {place} of layer "
+                    f"{layer.source}, and {shape.family.name} has its kinds of layers in an order "
+                    f"of {period} that config.json cannot change.",
+                    f"Add a multiple of {period} layers, by --new-layers identity or random, and "
+                    "leave out --layer-placement.",
+                )
 
     @staticmethod
     def _after(after: list[int], layers: int) -> LayerMap:
