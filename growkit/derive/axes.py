@@ -10,6 +10,7 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from itertools import combinations
 from typing import Any
 
@@ -238,10 +239,28 @@ def find_axes(builder: Builder, values: Values, layers: Layers) -> Axes:
             if _computes(builder, with_values(values, joint)):
                 other[path], together[path] = 2 * numbers[path], (partner,)
                 break
+    for path in [p for p in numbers if HIDDEN.fullmatch(p[-1])][:1]:
+        if path in other and path not in structural:
+            continue
+        # An embedding of another width than the stream has a projection of its own.
+        for partner in (p for p in numbers if p != path and numbers[p] == numbers[path]):
+            joint = {path: 2 * numbers[path], partner: 2 * numbers[partner]}
+            found = variations.module_shapes(joint)
+            if not found or set(found) != set(plain) or found == plain:
+                continue
+            if _computes(builder, with_values(values, joint)):
+                other[path], together[path] = 2 * numbers[path], (partner,)
+                other.pop(partner, None)
+                structural = [p for p in structural if p not in (path, partner)]
+                break
     other = {path: size for path, size in other.items() if path not in structural}
     experts = {numbers[path] for path in other if EXPERTS.fullmatch(path[-1])}
     names = Names(list(base), layers, experts)
     changes = {path: _with_partners(path, other, together, numbers) for path in other}
+    for path, divisor in _divided(base, variations, changes, numbers).items():
+        part = (*path, f"{PER}{divisor}")
+        numbers[part], other[part] = numbers[path] // divisor, other.pop(path) // divisor
+        changes[part] = changes.pop(path)
     signatures = _signatures(base, variations, changes, names)
     roles = _roles(base, signatures, names)
     fixed = [path for path in refused if path not in other and HEADS.fullmatch(path[-1])]
@@ -255,6 +274,32 @@ def find_axes(builder: Builder, values: Values, layers: Layers) -> Axes:
     used |= {path[1:] for path in used if path[0] == PER}
     fields = {path: numbers[path] for path in [*other, *fixed] if path in used}
     return Axes(roles, fields, together, structural, names, frozenset(fixed))
+
+
+def name_of(path: Path) -> str:
+    """The field's own name; a path may end in the number that the class divides it by."""
+    return path[-2] if path[-1].startswith(PER) else path[-1]
+
+
+def _divided(
+    base: Mapping[str, Shape],
+    variations: _Variations,
+    changes: Mapping[Path, Mapping[Path, int]],
+    numbers: Mapping[Path, int],
+) -> dict[Path, int]:
+    """Widths of which the class makes a part alone (half of them each for a gate and a value)."""
+    found: dict[Path, int] = {}
+    for path, change in changes.items():
+        if not WIDTHS.fullmatch(path[-1]) or len(change) != 1:
+            continue
+        step = change[path] - numbers[path]
+        shapes = variations.shapes(change) or {}
+        for name, shape in base.items():
+            for before, after in zip(shape, shapes.get(name, ()), strict=False):
+                part = Fraction(after - before, step).denominator
+                if 1 < part <= 4 and numbers[path] % part == change[path] % part == 0:
+                    found[path] = max(part, found.get(path, 1))
+    return found
 
 
 def _find_parts_of_layers(
@@ -368,7 +413,8 @@ def _polynomial(
     points = [
         (
             {p: numbers[p] for p in numbers}
-            | {p: v for path in chosen for p, v in changes[path].items()},
+            | {p: v for path in chosen for p, v in changes[path].items()}
+            | {path: other[path] for path in chosen},
             value,
         )
         for chosen, value in corners.items()
@@ -418,8 +464,6 @@ def multilinear(
     Returns:
         Product of fields -> whole coefficient; None where one is not whole.
     """
-    from fractions import Fraction
-
     # In t = (x - number) / (other - number) the coefficients are alternating sums of corners.
     in_t: dict[tuple[Path, ...], Fraction] = {}
     for size in range(len(depends) + 1):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from growkit.derive.axes import HEADS, HIDDEN, KV_HEADS, WIDTHS, Axes, find_axes
+from growkit.derive.axes import HEADS, HIDDEN, KV_HEADS, PER, WIDTHS, Axes, find_axes, name_of
 from growkit.derive.closings import Closings, LayerInsertion, find_closings
 from growkit.derive.residual_stream import Stream, find_padding, find_stream
 from growkit.derive.stored import Arrays, StoredModel, saved
@@ -236,19 +236,19 @@ def _find_widths(found: Findings) -> None:
     """Every axis that a name or an effect tells, and who writes and reads it."""
     stacks = [found.layers, found.layers.second] if found.layers.second else [found.layers]
     fields = [p for p in found.axes.fields if any(p[: len(s.place)] == s.place for s in stacks)]
-    widths = [p for p in fields if WIDTHS.fullmatch(p[-1])]
+    widths = [p for p in fields if WIDTHS.fullmatch(name_of(p))]
     heads = [p for p in fields if HEADS.fullmatch(p[-1]) and p not in found.axes.fixed]
     groups = [p for p in fields if KV_HEADS.fullmatch(p[-1])]
     probe = WidthProbe(found.model, found.axes, found.weights, found.order)
     names = ["ffn", *(f"ffn_{number}" for number in range(2, 9))]
-    widths.sort(key=lambda p: (p[-1] not in ("intermediate_size", "moe_intermediate_size"), p))
+    widths.sort(key=lambda p: (name_of(p) not in ("intermediate_size", "moe_intermediate_size"), p))
     unnamed = iter(names)
     for path in widths:
         try:
             _check_seen(found, path)
             width = probe.find(path)
         except Underivable as error:
-            found.failures[f"ffn:{path[-1]}"] = error.cause
+            found.failures[f"ffn:{name_of(path)}"] = error.cause
             continue
         name = next(unnamed)
         found.widths[name], found.paths[name] = width, [path]
@@ -296,6 +296,11 @@ def _find_stream(
     path = hidden_path(found.model, found.axes)
     if path is None:
         raise Underivable("No field of the config sizes its embedding alone.")
+    shared = [g for g in groups if probe.dims(g)][:1]
+    wanted = bool(heads) and "query_head" not in found.widths
+    if wanted and (fused := _fused(found, path, heads[0])):
+        for reader in _fed_by(found, probe, fused):
+            wanted = wanted and not _fill(found, probe, heads[0], shared, {reader, *fused}, path)
     taken = {key for width in found.widths.values() for key in {*width.labels, *width.readers}}
     stream = find_stream(probe, path, taken, found.fresh)
     found.stream = stream
@@ -305,26 +310,68 @@ def _find_stream(
         stream.no_padding = error.cause
     if not stream.inner:
         return
-    if heads and "query_head" not in found.widths:
-        shared = [g for g in groups if probe.dims(g)][:1]
-        known = dict(found.axes.fields)
-        found.axes.fields[heads[0]] = leaf(found.values, heads[0])
-        try:
-            width = probe.find(heads[0], shared, inside=_of_attention(found, stream.inner))
-        except Underivable:
-            found.axes.fields.clear()
-            found.axes.fields.update(known)
-        else:
-            found.widths["query_head"], found.paths["query_head"] = width, [heads[0]]
-            if shared:
-                found.paths["kv_head"] = shared
-            found.filled = True
-            fields = found.axes.fields
-            fields[found.head_width] = fields[path] // fields[heads[0]]
-            found.failures.pop("query_head", None)
-            stream.inner -= {*width.labels, *width.readers}
+    if wanted:
+        _fill(found, probe, heads[0], shared, _of_attention(found, stream.inner), path)
+        width = found.widths.get("query_head", Width())
+        stream.inner -= {*width.labels, *width.readers}
     if stream.inner:
         stream.readers |= probe.last_readers(stream.inner)
+
+
+def _fill(
+    found: Findings,
+    probe: WidthProbe,
+    heads: Path,
+    shared: list[Path],
+    inside: set[tuple[int, int]],
+    hidden: Path,
+) -> bool:
+    """Heads that fill the hidden size, if they are told apart in these dimensions."""
+    fields = found.axes.fields
+    known = dict(fields)
+    fields[heads] = leaf(found.values, heads)
+    try:
+        width = probe.find(heads, shared, inside=inside)
+        if any(width.readers & {key} for key in _fused(found, hidden, heads)):
+            raise Underivable("It reads what it writes.")
+    except Underivable:
+        fields.clear()
+        fields.update(known)
+        return False
+    found.widths["query_head"], found.paths["query_head"] = width, [heads]
+    if shared:
+        found.paths["kv_head"] = shared
+    found.filled = True
+    fields[found.head_width] = fields[hidden] // fields[heads]
+    found.failures.pop("query_head", None)
+    return True
+
+
+def _fused(found: Findings, hidden: Path, heads: Path) -> set[tuple[int, int]]:
+    """Dimensions of which heads that fill the hidden size are a part (beside shared keys)."""
+    return {
+        (place, dim)
+        for place, role in enumerate(found.axes.roles)
+        for dim, size in enumerate(role.sizes)
+        if size and len(size) > 1 and any(hidden in key and (PER, *heads) in key for key in size)
+    }
+
+
+def _fed_by(
+    found: Findings, probe: WidthProbe, fused: set[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """Dimensions of the first matrix that reads what these tensors make: without them it has no
+    gradient at all."""
+    zeros = {n: np.zeros_like(probe.weights[n]) for place, _ in fused for n in probe.members[place]}
+    base, silent = probe.gradients({}, 0), probe.gradients(zeros, 0)
+    writers = {place for place, _ in fused}
+    return [
+        (place, dim)
+        for place, role in enumerate(found.axes.roles)
+        for dim in (1, 0)
+        if role.per_layer and len(role.shape) == 2 and place not in writers
+        if probe.of_role(base, place, dim).any() and not probe.of_role(silent, place, dim).any()
+    ]
 
 
 def _of_attention(found: Findings, inner: set[tuple[int, int]]) -> set[tuple[int, int]]:

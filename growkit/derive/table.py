@@ -36,7 +36,7 @@ from growkit.derive.twin import (
     integers,
     token_ids,
 )
-from growkit.derive.widths import DEAD, FIXED, MIXED, Segment, blocks_of, segments_of
+from growkit.derive.widths import DEAD, FIXED, MIXED, Segment, Width, blocks_of, segments_of
 from growkit.families.derived import FORMAT, GROUPS
 from growkit.families.layer_fields import leaf, with_values
 from growkit.verification.model_inputs import (
@@ -98,7 +98,10 @@ def class_hash(model: Any) -> str:
 
 
 def _name(path: Path, place: Path) -> str:
-    """A path from the part that speaks of the layers on, or with "^" from the root on."""
+    """A path from the part that speaks of the layers on, or with "^" from the root on; behind "/"
+    the number that the class divides it by."""
+    if path[-1].startswith(PER):
+        return _name(path[:-1], place) + path[-1]
     if path[: len(place)] == place:
         return ".".join(path[len(place) :])
     return "^" + ".".join(path)
@@ -241,7 +244,10 @@ class _Words:
         for axis, paths in (("hidden", hidden), ("vocab", vocab)):
             if paths:
                 self.by_path.setdefault(paths[0], axis)
-                self.axes[axis] = [_name(paths[0], place)]
+                alike = (
+                    [p for p in found.axes.together.get(paths[0], ())] if axis == "hidden" else []
+                )
+                self.axes[axis] = [_name(path, place) for path in (paths[0], *alike)]
         for path in found.axes.fields:
             if path == (*place, "head_dim"):
                 self.by_path[path], self.axes["head_dim"] = "head_dim", ["head_dim"]
@@ -434,7 +440,7 @@ class _Words:
 
     def _axes_at(self, number: int, dim: int) -> list[str]:
         """Axes that grow a dimension."""
-        depends = {path for path in self.found.axes.roles[number].depends[dim]}
+        depends = set(self.found.axes.roles[number].depends[dim])
         found = [
             axis
             for axis, width in self.found.widths.items()
@@ -507,6 +513,8 @@ class _Words:
         units = self.found.axes.fields[self.found.paths[axis][0]]
         if (mine == DEAD).any() or (mine == MIXED).any():
             whole = self._guess(number, dim, axis, units)
+            whole = self._of_sibling(number, dim, axis) if whole is None else whole
+            whole = self._with_fixed(number, dim, axis, mine) if whole is None else whole
             if whole is None:
                 raise Underivable(f"The units of {role.name} cannot be told apart.")
             mine = whole
@@ -538,6 +546,29 @@ class _Words:
             groups = self.found.axes.fields[kv]
             return np.arange(width) // (width // groups)
         return None
+
+    def _of_sibling(self, number: int, dim: int, axis: str) -> Any:
+        """A bias stands in the order of its matrix (a key's own has no gradient at all)."""
+        roles, stem = self.found.axes.roles, self.found.axes.roles[number].name.rpartition(".")[0]
+        for (other, there), labels in self.found.widths[axis].labels.items():
+            alike = other != number and roles[other].name.rpartition(".")[0] == stem
+            if alike and self.size_of(other, there) == self.size_of(number, dim):
+                if (labels == MIXED).any():
+                    labels = self._with_fixed(other, there, axis, labels)
+                if labels is not None and not (labels == DEAD).any():
+                    return labels
+        return None
+
+    def _with_fixed(self, number: int, dim: int, axis: str, mine: Any) -> Any:
+        """Elements that all units use alike (a key/value head that all query heads share), if the
+        size has such a part: they stay."""
+        path = self.found.paths[axis][0]
+        left = {k: v for k, v in (self.size_of(number, dim) or {}).items() if path not in k}
+        if (mine == DEAD).any() or not left:
+            return None
+        if int((mine == MIXED).sum()) != evaluate(left, self.found.axes.fields):
+            return None
+        return np.where(mine == MIXED, FIXED, mine)
 
     def size_of(self, number: int, dim: int) -> Polynomial | None:
         """The size of a dimension; where heads fill the hidden size, in heads."""
@@ -608,12 +639,24 @@ class _Words:
                 if kv and terms and matrix and found.axes.roles[place].name not in seen:
                     seen.add(found.axes.roles[place].name)
                     cached = [*cached, *self.size(terms)]
-            if not kv:
+            if not kv and (left := self._key_values(width)):
+                cached = left
+            elif not kv:
                 cached = [[2 * product[0], *product[1:]] for product in attended]
         elif (kept := self._kept_by_a_cache()) is not None:
             cached = self.size(kept)
             attended = self.size(self._of_all_heads(kept))
         return {"attended": attended, "kv_elements": cached}
+
+    def _key_values(self, width: Width) -> list[list[Any]]:
+        """Sizes of key/value heads that all query heads share, where there are such."""
+        path = self.found.paths["query_head"][0]
+        for number, dim in sorted(width.labels):
+            size = self.size_of(number, dim) or {}
+            left = {key: value for key, value in size.items() if path not in key}
+            if left and len(left) < len(size):
+                return self.size(left)
+        return []
 
     def _kept_by_a_cache(self) -> Polynomial | None:
         """Elements of a cache a layer and token where no axis of heads was found: as measured, in
@@ -737,6 +780,7 @@ def _defaults(
     used = {name for names in words.axes.values() for name in names} | words.numbers
     used |= {found.layers.field or "", *found.closings.counts, *found.layers.mates}
     used.add(TIES)
+    used |= {name.partition(PER)[0] for name in used}
     flags, _ = flags_of(leaf(found.values, place), found)
     used |= {*flags, *GROUPS}
     kept = {}

@@ -186,7 +186,7 @@ class Layers:
                 changes[path] = moved
         for name in (self.field, *self.mates):
             if name:
-                changes[*self.place, name] = len(sources)
+                changes[(*self.place, name)] = len(sources)
         return with_values(values, changes)
 
 

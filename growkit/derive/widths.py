@@ -102,6 +102,9 @@ class WidthProbe:
         assert total is not None
         return total
 
+    def _size(self, key: tuple[int, int]) -> Polynomial:
+        return self.axes.roles[key[0]].sizes[key[1]] or {}
+
     def paths(self, key: tuple[int, int]) -> set[Path]:
         """Fields that a dimension depends on."""
         size = self.axes.roles[key[0]].sizes[key[1]] or {}
@@ -124,7 +127,9 @@ class WidthProbe:
         units = self.axes.fields[path]
         result = Width()
         others = set().union(*(self.dims(other) for other in also)) if also else set()
-        inside = self.dims(path) if inside is None else (inside - others) | self.dims(path)
+        if inside is not None:  # what has units of both kinds belongs to both
+            inside = {k for k in inside if k not in others or len(self._size(k)) > 1}
+        inside = self.dims(path) | (inside or set())
         if not inside:
             raise Underivable(f"No tensor depends on {path[-1]}.")
         result.readers = self.last_readers(inside)

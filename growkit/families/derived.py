@@ -48,7 +48,7 @@ KEYS = {
     "implied": "path -> [rule, paths] where config.json is silent or null",
     "layers": "field, counts (field -> leading, trailing), period, lists (name -> period), other, "
     "first (layers at the beginning of a kind of their own)",
-    "axes": "axis -> paths of the numbers that count it",
+    "axes": "axis -> paths of the numbers that count it; PATH/2: a unit counts twice",
     "numbers": "further paths that sizes depend on",
     "patterns": "which layers have a tensor: a name of one of them, and a rule for its config",
     "cost": "elements of a cache a layer and token, and width of all heads",
@@ -309,6 +309,9 @@ class _Reader:
         Raises:
             UsageError: neither is a whole number.
         """
+        name, _, divisor = name.partition("/")
+        if divisor:
+            return self.number(config, name, depth) // int(divisor)
         inner = config if name.startswith("^") else leaf(config, self.place)
         path = tuple(name.removeprefix("^").split("."))
         value = leaf(inner, path) if isinstance(inner, Mapping) else None
@@ -380,8 +383,10 @@ class _Reader:
         return {f"layers:{i}": mask for i, mask in enumerate(masks) if mask is not None}
 
     def _fields(self, sizes: Sizes) -> dict[str, Any]:
-        changes = {
-            self._path(axis): sizes[name] for name, axes in self.axes.items() for axis in axes
+        changes: dict[tuple[str, ...], Any] = {
+            self._path(field): sizes[name] * int(divisor or 1)
+            for name, fields in self.axes.items()
+            for field, _, divisor in (path.partition("/") for path in fields)
         }
         if self.layer_field:
             changes[self._path(self.layer_field)] = sizes["layer"]
