@@ -244,9 +244,7 @@ class _Words:
         for axis, paths in (("hidden", hidden), ("vocab", vocab)):
             if paths:
                 self.by_path.setdefault(paths[0], axis)
-                alike = (
-                    [p for p in found.axes.together.get(paths[0], ())] if axis == "hidden" else []
-                )
+                alike = found.axes.together.get(paths[0], ()) if axis == "hidden" else ()
                 self.axes[axis] = [_name(path, place) for path in (paths[0], *alike)]
         for path in found.axes.fields:
             if path == (*place, "head_dim"):

@@ -185,8 +185,9 @@ class Layers:
                 path = (*self.place, name)
                 changes[path] = moved
         for name in (self.field, *self.mates):
+            path = (*self.place, name or "")
             if name:
-                changes[(*self.place, name)] = len(sources)
+                changes[path] = len(sources)
         return with_values(values, changes)
 
 
