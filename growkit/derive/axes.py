@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import combinations
@@ -30,7 +30,7 @@ from growkit.families.layer_fields import leaf, with_values
 
 Shape = tuple[int, ...]
 Polynomial = dict[tuple[Path, ...], int]
-MOST_FIELDS = 4
+MOST_FIELDS = 6
 PER = "/"  # before a path: divided by its number
 
 HEADS = re.compile(r"(num_)?(attention_heads|n_heads?|heads)|decoder_attention_heads|n_heads?")
@@ -40,6 +40,7 @@ WIDTHS = re.compile(
     r"|hidden_dim"
 )
 HIDDEN = re.compile(r"hidden_size|d_model|n_embd|emb_dim|embedding_dim|dim|embed_dim")
+HEAD_WIDTH = re.compile(r".*(head_dim|d_head|headdim|head_size)|d_kv")
 EXPERTS = re.compile(r"(moe_)?(num|n)_(local_|routed_)?experts")
 
 
@@ -150,6 +151,8 @@ class Axes:
         structural: fields of which the set of tensors depends.
         names: reads names.
         fixed: numbers that sizes are divided by, and that the class does not let change.
+        bound: fields whose product the class wants to be another one's (heads x head size): each
+            was changed together with the last of them, which no size is said in.
     """
 
     roles: list[Role]
@@ -158,6 +161,7 @@ class Axes:
     structural: list[Path]
     names: Names
     fixed: frozenset[Path] = frozenset()
+    bound: tuple[Path, ...] = ()
 
     def role(self, name: str) -> list[Role]:
         return [role for role in self.roles if role.name == name]
@@ -169,6 +173,7 @@ class _Variations:
     def __init__(self, builder: Builder, values: Values) -> None:
         self.builder, self.values = builder, values
         self.objection = ""
+        self.slack: tuple[Path, int] = ((), 1)
         self._known: dict[frozenset[tuple[Path, int]], dict[str, Shape] | None] = {}
 
     def shapes(self, changes: Mapping[Path, int]) -> dict[str, Shape] | None:
@@ -181,6 +186,16 @@ class _Variations:
             except Exception as error:  # a refusal of the class
                 self._known[key], self.objection = None, said_by(error)
         return self._known[key]
+
+    def joined(self, changes: Iterable[Mapping[Path, int]]) -> dict[Path, int]:
+        """Several changes at once; of the number that follows from others, all of its factors."""
+        result: dict[Path, int] = {}
+        slack, before = self.slack
+        for change in changes:
+            for path, size in change.items():
+                both = path == slack and path in result
+                result[path] = result[path] * size // before if both else size
+        return result
 
     def module_shapes(self, changes: Mapping[Path, int]) -> dict[str, Shape] | None:
         try:
@@ -216,7 +231,9 @@ def find_axes(builder: Builder, values: Values, layers: Layers) -> Axes:
             found = variations.module_shapes({path: tried})
             if found is not None:
                 break
-        if found is not None and found != plain and HEADS.fullmatch(path[-1]):
+        named = (HEADS, HIDDEN) if found not in (None, plain) else ()
+        named = (HEAD_WIDTH, *named) if found is not None else ()
+        if any(name.fullmatch(path[-1]) for name in named):
             found = found if _computes(builder, with_values(values, {path: tried})) else None
         if found is None:
             refused.append(path)
@@ -253,10 +270,15 @@ def find_axes(builder: Builder, values: Values, layers: Layers) -> Axes:
                 other.pop(partner, None)
                 structural = [p for p in structural if p not in (path, partner)]
                 break
+    stuck = [path for path in refused if path not in other]
+    slack, bound = _bound(builder, variations, values, numbers, stuck)
+    other |= {path: 2 * numbers[path] for path in bound}
     other = {path: size for path, size in other.items() if path not in structural}
     experts = {numbers[path] for path in other if EXPERTS.fullmatch(path[-1])}
     names = Names(list(base), layers, experts)
     changes = {path: _with_partners(path, other, together, numbers) for path in other}
+    changes |= {path: {path: other[path], slack: size} for path, size in bound.items()}
+    variations.slack = slack, numbers.get(slack, 1)
     for path, divisor in _divided(base, variations, changes, numbers).items():
         part = (*path, f"{PER}{divisor}")
         numbers[part], other[part] = numbers[path] // divisor, other.pop(path) // divisor
@@ -273,7 +295,35 @@ def find_axes(builder: Builder, values: Values, layers: Layers) -> Axes:
     used = {path for role in roles for size in role.sizes if size for key in size for path in key}
     used |= {path[1:] for path in used if path[0] == PER}
     fields = {path: numbers[path] for path in [*other, *fixed] if path in used}
-    return Axes(roles, fields, together, structural, names, frozenset(fixed))
+    last = (slack,) if bound else ()
+    return Axes(roles, fields, together, structural, names, frozenset(fixed), (*bound, *last))
+
+
+def _bound(
+    builder: Builder,
+    variations: _Variations,
+    values: Values,
+    numbers: Mapping[Path, int],
+    stuck: Sequence[Path],
+) -> tuple[Path, dict[Path, int]]:
+    """Fields that the class lets change only together with one other (hidden x expand = heads x
+    head size): that one, a head's size where there is such, and what it has to be beside each."""
+    plain = variations.module_shapes({}) or {}
+    best: tuple[Path, dict[Path, int]] = ((), {})
+    for slack in sorted(stuck, key=lambda path: not HEAD_WIDTH.fullmatch(path[-1])):
+        found: dict[Path, int] = {}
+        for path in stuck:
+            for size in (2 * numbers[slack], numbers[slack] // 2):
+                joint = {path: 2 * numbers[path], slack: size}
+                shapes = variations.module_shapes(joint) if size and path != slack else None
+                if shapes is None or shapes == plain or set(shapes) != set(plain):
+                    continue
+                if _computes(builder, with_values(values, joint)):
+                    found[path] = size
+                    break
+        if len(found) > max(1, len(best[1])):
+            best = slack, found
+    return best
 
 
 def name_of(path: Path) -> str:
@@ -390,9 +440,7 @@ def _polynomial(
     name, width = role.instance(), role.shape[dim]
 
     def at(paths: Sequence[Path]) -> int | None:
-        change: dict[Path, int] = {}
-        for path in paths:
-            change.update(changes[path])
+        change = variations.joined(changes[path] for path in paths)
         shape = (variations.shapes(change) or {}).get(name)
         return None if shape is None or len(shape) != len(role.shape) else shape[dim]
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,8 +22,9 @@ from growkit.core.writing import write_whole
 from growkit.derive.proof import prove
 from growkit.derive.studied import TIES, Findings, Step, explicit, study, tied_twin
 from growkit.derive.table import make_table
-from growkit.derive.twin import Builder, Underivable, said_by
-from growkit.families.derived import cache_folder, file_stem, misfit
+from growkit.derive.twin import MOST_LAYERS, Builder, Underivable, said_by
+from growkit.families.derived import cache_folder, file_stem, misfit, read_with
+from growkit.families.layer_fields import Path as ConfigPath
 from growkit.families.layer_fields import leaf
 from growkit.verification.loading import AUTO_CLASSES, NamedClass, quiet_transformers
 
@@ -53,10 +55,65 @@ def _studied(
     builder: Builder, config: Any, values: Any, step: Step, *, keep_ties: bool = False
 ) -> dict[str, Any]:
     found = study(builder, values, step, keep_ties=keep_ties)
+    if other := _of_another_kind(values, found):
+        step("twin of the same kind")  # a smaller number made it smaller, and it another model
+        found = study(builder, values, step, keep_ties=keep_ties, keep=other)
     table = make_table(builder, config, found)
+    _fit_model(table, builder, values, found)
     prove(table, builder, found, step)
     _settle_ties(table, builder, found, step)
     return table
+
+
+def _of_another_kind(values: Any, found: Findings) -> list[ConfigPath]:
+    """Fields of which a table holds for one value alone, and the twin has another."""
+    counted = {*found.closings.counts, *(found.second.counts if found.second else ())}
+    return [
+        path
+        for path in found.axes.structural
+        if path[-1] not in counted and leaf(found.values, path) != leaf(values, path)
+    ]
+
+
+def _fit_model(table: dict[str, Any], builder: Builder, values: Any, found: Findings) -> None:
+    """Compare the table's sizes with those of the model itself, not of its twin: what the twin
+    could not tell from a constant is as large as it is stored.
+
+    Raises:
+        Underivable: a size that grows does not follow.
+    """
+    count = leaf(values, found.layers.counter) or found.layers.count
+    place = replace(found.layers, count=count, second=None)
+    config = values if found.layers.second else place.moved(values, range(min(count, MOST_LAYERS)))
+    try:
+        full = builder.shapes(config)
+        family = read_with(table, {**config, "model_type": table["model_type"]})
+        declared = dict(family.declared(family.sizes_of(config)))
+    except Exception:  # a class that is not built without its numbers, or a config left open
+        return
+    of_twin = {name: tuple(value.shape) for name, value in found.model.model.state_dict().items()}
+    alike = {
+        found.axes.names.role_name(name)[1]
+        for name, shape in found.model.shapes.items()
+        if of_twin.get(name) == shape
+    }
+    entries = {entry["name"]: entry for entry in table["tensors"]}
+    for name, shape in declared.items():
+        template = found.axes.names.role_name(name)[1]
+        wanted = full.get(name)
+        if template not in alike or template not in entries or wanted in (None, shape):
+            continue
+        for dim, (mine, real) in enumerate(zip(shape, wanted, strict=False)):
+            said = entries[template]["dims"][dim]
+            segments = said[1]
+            if mine == real:
+                continue
+            if any(axis != "fixed" for _, items in segments for axis, _ in items):
+                raise Underivable(
+                    f"The size of {template} in the model does not follow from its twin's: "
+                    f"{real}, not {mine}."
+                )
+            entries[template]["dims"][dim] = [0, [["", [["fixed", [["stored", template, dim]]]]]]]
 
 
 @contextlib.contextmanager

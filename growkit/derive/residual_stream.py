@@ -83,6 +83,8 @@ def find_stream(probe: WidthProbe, path: Path, taken: set[Key], fresh: Arrays) -
         return bool(along[off].max(initial=0.0) <= SILENT * along.max(initial=0.0)), along
 
     cache: dict[frozenset[Key], Arrays] = {}
+    # Without gains, what a norm subtracts shows in channels of zeros: the others cancel instead.
+    mirrored = found.centred and not found.gains
 
     def known(back: set[Key]) -> Arrays:
         """Gradients of the twin without half of the channels, but in ``back``."""
@@ -92,7 +94,10 @@ def find_stream(probe: WidthProbe, path: Path, taken: set[Key], fresh: Arrays) -
                 for name in probe.members[place]:
                     array = changed.get(name, probe.weights[name]).copy()
                     off = _half(array.shape[dim], hidden, union=True)
-                    np.moveaxis(array, dim, 0)[off] = -found.gains.get(place, 0.0)
+                    rows = np.moveaxis(array, dim, 0)
+                    rows[off] = -found.gains.get(place, 0.0)
+                    if mirrored:
+                        _mirror(rows, hidden)
                     changed[name] = array
             cache.clear()
             cache[frozenset(back)] = probe.gradients(changed, 0)
@@ -134,6 +139,13 @@ def _half(width: int, hidden: int, *, union: bool) -> npt.NDArray[np.bool_]:
     places = np.arange(width)
     off = places % part < part // 2
     return off | (places < width // 2) if union else off
+
+
+def _mirror(rows: npt.NDArray[Any], hidden: int) -> None:
+    """The last quarter of the channels of every part becomes the third one, negated."""
+    if len(rows) % hidden == 0:
+        for part in np.split(rows, len(rows) // hidden):
+            part[hidden - hidden // 4 :] = -part[hidden // 2 : hidden // 2 + hidden // 4]
 
 
 def _equal_parts(axes: Axes, key: Key) -> bool:

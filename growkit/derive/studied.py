@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -154,6 +154,8 @@ def _honest_head_dim(builder: Builder, values: Values, layers: Layers) -> Values
         return values
     bare = with_values(values, {})
     leaf(bare, layers.place).pop("head_dim")
+    if _constant(builder, bare, path):
+        return values
     try:
         check_forward(builder.build(with_values(values, {path: 2 * size})))
     except Exception:  # a refusal of the class
@@ -164,18 +166,37 @@ def _honest_head_dim(builder: Builder, values: Values, layers: Layers) -> Values
     return values
 
 
-def study(builder: Builder, values: Values, step: Step, *, keep_ties: bool = False) -> Findings:
+def _constant(builder: Builder, bare: Values, path: Path) -> bool:
+    """The class puts the same number for a silent field, whatever its hidden size is."""
+    hidden = [p for p, _ in integers(bare) if HIDDEN.fullmatch(p[-1]) and p[:-1] == path[:-1]]
+    changed = with_values(bare, {p: 2 * leaf(bare, p) for p in hidden[:1]})
+    try:
+        found = leaf(builder.config(bare).to_dict(), path)
+        return isinstance(found, int) and found == leaf(builder.config(changed).to_dict(), path)
+    except Exception:  # a number that does not go with it: it does not follow from it
+        return True
+
+
+def study(
+    builder: Builder,
+    values: Values,
+    step: Step,
+    *,
+    keep_ties: bool = False,
+    keep: Collection[Path] = (),
+) -> Findings:
     """Twin, axes, closings and widths.
 
     Args:
         keep_ties: leave the output projection of the twin tied as the config says. Encoders are
             left so in any case: what their heads tie is more than one matrix.
+        keep: fields that decide what layers are, which the twin has to have as they are.
 
     Raises:
         Underivable: nothing can be said of the class.
     """
     step("twin")
-    small, layers = make_twin(builder, values)
+    small, layers = make_twin(builder, values, keep)
     small = _honest_head_dim(builder, small, layers)
     keep_ties = keep_ties or not can_generate(builder.build(small))
     small, may_tie = (small, None) if keep_ties else untied(builder, small)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -356,8 +356,10 @@ def _repeats(builder: Builder, values: Values, layers: Layers, kinds: Sequence[A
     return found is not None and [k[0] for k in found] == 2 * [k[0] for k in kinds]
 
 
-def _few_layers(builder: Builder, values: Values, layers: Layers) -> tuple[Values, Layers]:
-    """The first layers that have every kind, at least two."""
+def _few_layers(
+    builder: Builder, values: Values, layers: Layers, held: Collection[Path] = ()
+) -> tuple[Values, Layers]:
+    """The first layers that have every kind, at least two; fields of ``held`` stay as they are."""
     kinds = layer_kinds(builder.shapes(values), layers, values)
     if kinds is None:
         raise Underivable("The class has no list of as many layers as the config says.")
@@ -370,7 +372,7 @@ def _few_layers(builder: Builder, values: Values, layers: Layers) -> tuple[Value
     )
     if needed > 4:  # a count of leading layers of one kind, or a period, may be smaller
         for path, value in integers(values):
-            if not 1 < value <= layers.count or path in _counters(layers):
+            if not 1 < value <= layers.count or path in (*_counters(layers), *held):
                 continue
             for smaller in (1, 2):
                 tried = with_values(values, {path: smaller})
@@ -560,8 +562,13 @@ def check_forward(model: Any) -> None:
         raise Underivable("The logits of a random model are not finite.")
 
 
-def make_twin(builder: Builder, values: Mapping[str, Any]) -> tuple[Values, Layers]:
+def make_twin(
+    builder: Builder, values: Mapping[str, Any], keep: Collection[Path] = ()
+) -> tuple[Values, Layers]:
     """Config values of a twin of the model with these, and how it counts layers.
+
+    Args:
+        keep: fields that decide what layers are, and stay as they are.
 
     Raises:
         Underivable: no smaller config is accepted by the class.
@@ -571,9 +578,9 @@ def make_twin(builder: Builder, values: Mapping[str, Any]) -> tuple[Values, Laye
     for sizes in _strategies(values):
         small = with_values(values, sizes)
         try:
-            short, fewer = _few_layers(builder, small, layers)
+            short, fewer = _few_layers(builder, small, layers, keep)
             if layers.second:
-                short, second = _few_layers(builder, short, layers.second)
+                short, second = _few_layers(builder, short, layers.second, keep)
                 fewer = replace(fewer, second=second)
             short = _halved(builder, short)
             check_forward(builder.build(short))

@@ -149,3 +149,41 @@ def test_a_config_of_another_kind_fits_no_table() -> None:
             if isinstance(value, bool):
                 changed = (*place, *name.split("."))
                 assert misfit(table, with_values(config, {changed: not value})) == name
+
+
+JAMBA = {
+    "model_type": "jamba",
+    "architectures": ["JambaForCausalLM"],
+    "vocab_size": 160,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_experts": 4,
+    "mamba_dt_rank": 24,
+    "tie_word_embeddings": False,
+}
+
+
+@pytest.fixture
+def jamba(tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text(json.dumps(JAMBA))
+    return tmp_path
+
+
+@pytest.mark.parametrize("placement", ["auto", "even", "end"])
+def test_layers_of_a_period_are_inserted_as_whole_periods(jamba: Path, placement: str) -> None:
+    found = plan(jamba, GrowthRequest(layers=32, layer_placement=placement))
+    sources = [layer.source for layer in found.growth.stacks["layer"]]
+    assert len(sources) == 32
+    assert all(source % 8 == place % 8 for place, source in enumerate(sources))
+    assert sources[-8:] == list(range(8, 16))
+
+
+@pytest.mark.parametrize(
+    "request_", [{"layers": 20}, {"layers": 24, "layer_placement": "3,3,3,3,3,3,3,3"}]
+)
+def test_layers_that_break_a_period_are_refused_at_plan_time(jamba: Path, request_: dict) -> None:
+    with pytest.raises(UsageError, match="in an order of 8"):
+        plan(jamba, GrowthRequest.from_mapping(request_))
