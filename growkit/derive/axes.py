@@ -204,8 +204,15 @@ class _Variations:
             return None
 
 
-def find_axes(builder: Builder, values: Values, layers: Layers) -> Axes:
-    """Roles of the twin's file, and what their dimensions depend on."""
+def find_axes(
+    builder: Builder, values: Values, layers: Layers, along: Mapping[Path, tuple[Path, ...]]
+) -> Axes:
+    """Roles of the twin's file, and what their dimensions depend on.
+
+    Args:
+        builder, values, layers: of the twin.
+        along: field -> fields that say the same number again.
+    """
     variations = _Variations(builder, values)
     base = variations.shapes({})
     if base is None:
@@ -215,14 +222,15 @@ def find_axes(builder: Builder, values: Values, layers: Layers) -> Axes:
     counters = {layers.counter, layers.second.counter if layers.second else layers.counter}
     counters |= {(*layers.place, name) for name in layers.mates}
     other: dict[Path, int] = {}
-    together: dict[Path, tuple[Path, ...]] = {}
+    together: dict[Path, tuple[Path, ...]] = dict(along)
+    again = {path for paths in along.values() for path in paths}
     structural: list[Path] = []
     # Of a wrapper's other parts nothing grows: their tensors are copied as they are.
     places = [stack.place for stack in (layers, layers.second) if stack is not None]
     numbers = {
         p: v
         for p, v in integers(values)
-        if p not in counters and v > 0
+        if p not in counters | again and v > 0
         if len(p) == 1 or any(p[: len(place)] == place for place in places)
     }
     refused = []
@@ -384,7 +392,10 @@ def _with_partners(
     together: Mapping[Path, tuple[Path, ...]],
     numbers: Mapping[Path, int],
 ) -> dict[Path, int]:
-    return {path: other[path]} | {p: 2 * numbers[p] for p in together.get(path, ())}
+    scale = other[path] // numbers[path] if other[path] % numbers[path] == 0 else 2
+    return {path: other[path]} | {
+        p: scale * numbers.get(p, numbers[path]) for p in together.get(path, ())
+    }
 
 
 def _counts_experts(plain: Mapping[str, Shape], found: Mapping[str, Shape]) -> bool:

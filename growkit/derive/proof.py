@@ -14,7 +14,7 @@ import copy
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from growkit.growing import grow_checkpoint
 from growkit.surgery.request import GrowthRequest
 from growkit.verification.decoding import greedy
 from growkit.verification.model_inputs import outputs
+from growkit.verification.sight import open_eyes
 
 TOLERANCE = 5e-5
 BITES = 1e-3
@@ -135,7 +136,7 @@ def _requests(table: dict[str, Any], found: Any) -> Iterator[tuple[str, dict[str
             if key.startswith("ffn:"):
                 table["operators"]["--ffn"] = {"why": _sentence(why)}
     together = {"hidden": "x2"} if table["fills"] else {}
-    if table["carried"]:
+    if table["carried"] and builder_is_blind(found):
         fixed = ["--hidden", *(("--query-heads", "--heads") if together else ())]
         table["operators"] |= {option: {"why": PROJECTOR} for option in fixed}
     elif found.stream is not None:
@@ -159,6 +160,11 @@ def _requests(table: dict[str, Any], found: Any) -> Iterator[tuple[str, dict[str
         yield "--kv-heads", {"kv_heads": "x2"}
     if "--heads" not in table["operators"]:
         yield "--heads", {"heads": "x2"} | together
+
+
+def builder_is_blind(found: Any) -> bool:
+    """Nothing was found that the towers of the twin can be given."""
+    return found.model.builder.sight is None
 
 
 def _sentence(text: str) -> str:
@@ -306,7 +312,13 @@ class _Prover:
             raise Underivable(f"No gradient reaches {wrong[0]!r} in two steps.")
 
     def _control(self, option: str, grown: StoredModel, weights: Arrays) -> float:
-        """Relative error of the logits when one thing is broken."""
+        """Relative error of the logits when one thing is broken; of several, the smallest."""
+        errors = [self._error_of(grown, self._broken_weights(option, weights))]
+        if option == "--hidden" and (written := list(self._projections())):
+            errors.append(self._error_of(grown, self._moved(weights, written)))
+        return min(errors)
+
+    def _broken_weights(self, option: str, weights: Arrays) -> Arrays:
         broken = dict(weights)
         names, roles = self.found.axes.names, self.found.axes.roles
         if option in ("--layers", "--decoder-layers"):
@@ -318,10 +330,28 @@ class _Prover:
                 if layer is not None and template in closed and flat:
                     broken[name] = generator.normal(0, 0.2, array.shape).astype(array.dtype)
         else:
-            for number, dim, block in self._broken(option):
-                for name, array in weights.items():
-                    if names.role_name(name)[1] == roles[number].name:
-                        broken[name] = np.roll(array, block, axis=dim)
+            broken = self._moved(weights, self._broken(option))
+        return broken
+
+    def _moved(self, weights: Arrays, places: Iterable[tuple[int, int, int]]) -> Arrays:
+        """Weights whose entries stand elsewhere: (role, dimension, by how many elements)."""
+        names, roles = self.found.axes.names, self.found.axes.roles
+        moved = dict(weights)
+        for number, dim, block in places:
+            for name, array in weights.items():
+                if names.role_name(name)[1] == roles[number].name:
+                    moved[name] = np.roll(array, block, axis=dim)
+        return moved
+
+    def _projections(self) -> Iterator[tuple[int, int, int]]:
+        """What a wrapper's towers write into the residual stream."""
+        stream, roles = self.found.stream, self.found.axes.roles
+        for number, dim in stream.inside:
+            other = roles[number].name.startswith(tuple(self.table["carried"]) or ("\0",))
+            if other and (number, dim) not in stream.readers:
+                yield number, dim, 1
+
+    def _error_of(self, grown: StoredModel, broken: Arrays) -> float:
         grown.write(broken)
         rows = self.logits[0].shape[-1]
         return max(
@@ -383,6 +413,8 @@ def load_folder(builder: Builder, folder: Path) -> Any:
         local_files_only=True,
     )
     plain_kernels(model)
+    if builder.sight is not None:
+        open_eyes(model, builder.sight)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if wrong := sorted(map(str, info[kind])):
             raise Underivable(f"The grown twin loads with {kind.replace('_', ' ')}: {wrong[0]}.")

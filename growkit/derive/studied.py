@@ -11,6 +11,7 @@ import numpy as np
 
 from growkit.derive.axes import HEADS, HIDDEN, KV_HEADS, PER, WIDTHS, Axes, find_axes, name_of
 from growkit.derive.closings import Closings, LayerInsertion, find_closings
+from growkit.derive.pictures import grows_along, hidden_of, with_sight
 from growkit.derive.residual_stream import Stream, find_padding, find_stream
 from growkit.derive.stored import Arrays, StoredModel, saved
 from growkit.derive.twin import (
@@ -196,12 +197,14 @@ def study(
         Underivable: nothing can be said of the class.
     """
     step("twin")
-    small, layers = make_twin(builder, values, keep)
+    small, layers = make_twin(builder, values, keep, with_sight)
     small = _honest_head_dim(builder, small, layers)
     keep_ties = keep_ties or not can_generate(builder.build(small))
     small, may_tie = (small, None) if keep_ties else untied(builder, small)
     step("axes")
-    axes = find_axes(builder, small, layers)
+    hidden, _ = hidden_of(small, layers.place)
+    again = grows_along(builder, small, layers)
+    axes = find_axes(builder, small, layers, {hidden: again} if again else {})
     model = StoredModel(builder, small)
     if model.unread:
         raise Underivable(f"The class does not save {model.unread[0]!r}.")
@@ -243,7 +246,10 @@ def _unseen(found: Findings, paths: Sequence[Path] = ()) -> str:
             continue
         fields = {path for size in role.sizes for key in size or () for path in key}
         if fields & set(paths) if paths else role.per_layer:
-            return f"Text alone does not reach {role.name}, which has to grow along."
+            seen = "Text alone does not reach"
+            if found.model.builder.sight is not None:
+                seen = "Neither text nor what its towers were given reaches"
+            return f"{seen} {role.name}, which has to grow along."
     return ""
 
 
@@ -293,8 +299,8 @@ def _find_widths(found: Findings) -> None:
     if found.layers.second or not reads_tokens(found.model.model):
         found.failures["hidden"] = "Its hidden size is derived for models with one stack of tokens."
         return
-    if found.layers.place:  # the towers of a wrapper write the hidden size too: it is refused
-        return
+    if found.layers.place and found.model.builder.sight is None:
+        return  # its towers write the hidden size too, and nothing runs through them
     try:
         counted = [p for p, _ in integers(found.values) if p[:-1] == found.layers.place]
         heads = [p for p in counted if HEADS.fullmatch(p[-1])]
@@ -317,6 +323,13 @@ def _find_stream(
     path = hidden_path(found.model, found.axes)
     if path is None:
         raise Underivable("No field of the config sizes its embedding alone.")
+    _check_seen(found, path)
+    for role in found.axes.roles if found.layers.place else ():
+        unsaid = [
+            d for d, size in enumerate(role.sizes) if size is None and path in role.depends[d]
+        ]
+        if unsaid:
+            raise Underivable(f"The size of {role.name} does not follow from the config.")
     shared = [g for g in groups if probe.dims(g)][:1]
     wanted = bool(heads) and "query_head" not in found.widths
     if wanted and (fused := _fused(found, path, heads[0])):

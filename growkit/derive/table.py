@@ -147,6 +147,7 @@ def make_table(builder: Builder, config: Any, found: Findings) -> dict[str, Any]
         "cost": cost,
         "operators": {},
         "carried": words.carried(),
+        "projected": words.projected(),
         "stream": words.stream(),
         "fills": found.filled,
         "copied": list(getattr(found.model.model, "_keys_to_ignore_on_load_unexpected", ()) or ()),
@@ -297,6 +298,35 @@ class _Words:
             if alone and alone[0] not in found:
                 found.append(alone[0])
         return found
+
+    def projected(self) -> list[list[Any]]:
+        """Of the tensors that are carried along, those with a dimension of the residual stream, as
+        [pattern of names, dimensions or null]. Those of a list of modules that are alike are said
+        at once, however many a model has."""
+        if self.found.stream is None:
+            return []
+        carried = tuple(self.carried()) or ("\0",)
+        said: dict[str, list[Any]] = {}
+        for number, role in enumerate(self.found.axes.roles):
+            if not role.name.startswith(carried):
+                continue
+            said[role.name] = [
+                self._of_stream(number, dim, size or {})
+                if (number, dim) in self.found.stream.inside
+                else None
+                for dim, size in enumerate(role.sizes)
+            ]
+        alike: dict[str, list[str]] = {}
+        for name in said:
+            alike.setdefault(re.sub(r"\.\d+\.", ".#.", name), []).append(name)
+        result: list[list[Any]] = []
+        for pattern, names in alike.items():
+            same = len(names) > 1 and all(said[name] == said[names[0]] for name in names)
+            exact = re.escape(pattern).replace(r"\#", r"\d+") if same else ""
+            for name in names[:1] if same else names:
+                if any(dim is not None for dim in said[name]):
+                    result.append([exact or re.escape(name), said[name]])
+        return result
 
     def ties(self) -> bool:
         """The output projection is the embedding."""

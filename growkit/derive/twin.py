@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -25,6 +25,7 @@ from growkit.core.errors import GrowkitError
 from growkit.families.layer_fields import LABELS, leaf, move_entry, with_values
 from growkit.verification.loading import class_of, reason
 from growkit.verification.model_inputs import outputs
+from growkit.verification.sight import Sight, open_eyes
 
 Path = tuple[str, ...]
 Values = dict[str, Any]
@@ -73,7 +74,10 @@ class Builder:
     Attributes:
         model_type: of config.json.
         auto: the class, or Auto class, that loads such folders.
+        sight: what its models are given beside token ids, where they have towers.
     """
+
+    sight: Sight | None = None
 
     def __init__(self, config: Any, auto: Any = None) -> None:
         self.config_class = type(config)
@@ -92,6 +96,8 @@ class Builder:
             model = self.auto.from_config(config, dtype=torch.float32)
         plain_kernels(model)
         result: nn.Module = model.eval()
+        if self.sight is not None and device == "cpu":
+            open_eyes(result, self.sight)
         return result
 
     def shapes(self, values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -446,7 +452,8 @@ def _proposals(values: Mapping[str, Any]) -> dict[Path, Any]:
         if tower and value > 2 and re.fullmatch(_DEPTH, path[-1]):
             found[path] = 2  # no layer of a tower is looked at
         if value > 3 and re.fullmatch(_IDS, path[-1]):
-            found[path] = 3
+            kinds = ("image", "video", "audio")
+            found[path] = next((n for n, kind in enumerate(kinds, 4) if kind in path[-1]), 3)
         if path[-1] in ("image_size", "img_size") and not text:
             patch = leaf(values, (*path[:-1], "patch_size"))
             found[path] = min(value, 2 * patch if isinstance(patch, int) else 32)
@@ -562,17 +569,33 @@ def check_forward(model: Any) -> None:
         raise Underivable("The logits of a random model are not finite.")
 
 
+Look = Callable[[Builder, Values, Layers], tuple[Values, Sight | None]]
+
+
 def make_twin(
-    builder: Builder, values: Mapping[str, Any], keep: Collection[Path] = ()
+    builder: Builder,
+    values: Mapping[str, Any],
+    keep: Collection[Path] = (),
+    look: Look | None = None,
 ) -> tuple[Values, Layers]:
     """Config values of a twin of the model with these, and how it counts layers.
 
     Args:
+        builder: of its class; is told what the twin can be given to see.
+        values: of the model.
         keep: fields that decide what layers are, and stay as they are.
+        look: makes the towers of a twin work.
 
     Raises:
         Underivable: no smaller config is accepted by the class.
     """
+
+    def sighted(small: Values, layers: Layers) -> Values:
+        if look is not None:
+            small, builder.sight = look(builder, small, layers)
+        return small
+
+    builder.sight = None
     layers = find_layers(builder, values)
     tried: list[str] = []
     for sizes in _strategies(values):
@@ -583,11 +606,17 @@ def make_twin(
                 short, second = _few_layers(builder, short, layers.second, keep)
                 fewer = replace(fewer, second=second)
             short = _halved(builder, short)
-            check_forward(builder.build(short))
+            try:
+                check_forward(builder.build(short))
+            except Exception:  # a class that has to see something
+                short = sighted(short, fewer)
+                if builder.sight is None:
+                    raise
+                return short, fewer
         except Exception as error:  # whatever a class objects to: the next set may do
             tried.append(said_by(error))
             continue
-        return _shared(builder, short), fewer
+        return sighted(_shared(builder, short), fewer), fewer
     reasons = "; ".join(dict.fromkeys(tried)) or "-"
     raise Underivable(
         f"{len(tried)} small configs of {builder.model_type!r} were tried, and the class accepts "

@@ -61,6 +61,8 @@ KEYS = {
     "shared; or why not padded), tied (why it cannot grow with tied embeddings)",
     "fills": "query heads fill the hidden size, so that both grow together",
     "carried": "beginnings of the names of other parts, which are copied as they are stored",
+    "projected": "of these, tensors with dimensions of the residual stream: [pattern of names, "
+    "dimensions, null where it is as it is stored]",
     "copied": "patterns of stored tensors that the class ignores",
     "kind": "encoder or encoder_decoder; a decoder where it is silent",
     "second": "the decoder's stack: field of its number, place of its part, counts, first",
@@ -246,7 +248,7 @@ class _Reader:
         tensors = tuple(self._tensor(entry) for entry in table["tensors"])
         if carried := tuple(table.get("carried", ())):
             tensors += tuple(
-                Tensor(name, name, tuple(Dim(_fixed(width)) for width in shape))
+                Tensor(name, name, self._carried(name, shape))
                 for name, shape in self.stored.items()
                 if name.startswith(carried)
             )
@@ -290,6 +292,15 @@ class _Reader:
                 if (first := part.get("first", 0))
             },
             origin=f"derived, proven on a twin with transformers {table['transformers']}",
+        )
+
+    def _carried(self, name: str, shape: Sequence[int]) -> tuple[Dim, ...]:
+        """Dimensions of a tensor of another part: as they are stored, but where it writes the
+        residual stream."""
+        dims = next((d for p, d in self.table.get("projected", ()) if re.fullmatch(p, name)), None)
+        return tuple(
+            self._dim(dims[place], single=False) if dims and dims[place] else Dim(_fixed(width))
+            for place, width in enumerate(shape)
         )
 
     def _stacks(self) -> tuple[Stack, ...]:
@@ -463,6 +474,11 @@ class _Reader:
             value = inner.get(name, self.table["defaults"].get(name))
             if isinstance(value, int) and value > 1:
                 yield "--experts", f"it chooses experts within groups ({name} = {value})"
+        for name in self.axes.get("hidden", ())[1:]:
+            said = leaf(self.config, self._path(name))
+            hidden = self.number(self.config, self.axes["hidden"][0])
+            if said is not None and said != hidden:
+                yield "--hidden", f"{name[1:]} is {said}, and the hidden size {hidden}"
         if (why := self.stream.get("tied")) and self._tied(self.config):
             yield "--hidden", why
 

@@ -19,6 +19,7 @@ from growkit.verification.steps import (
     compare_caches,
     compare_long,
     compare_residuals,
+    compare_sight,
     compare_stored,
     compare_towers,
     compare_windows,
@@ -121,6 +122,8 @@ def verify_checkpoints(
     part = folder_b.manifest.get("request", {}).get("part")
     if part not in (None, "text"):
         notes.append(compare_towers(pair, part))
+    elif seen := compare_sight(pair):
+        notes.append(seen)
     tokenizers = loading.load_tokenizers(folder_a, folder_b, trust_remote_code=trust_remote_code)
     vocab_size = common_vocabulary(pair)
     if pair.view is not None:

@@ -7,7 +7,7 @@ window. What is compared is its logits, or without a head its last hidden states
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -98,12 +98,20 @@ def arguments(model: Any, ids: torch.Tensor) -> dict[str, Any]:
     decide about.
     """
     cache = {"use_cache": False} if can_generate(model) or "use_cache" in _parameters(model) else {}
+    if (beside := beside_tokens.get(model)) is not None:
+        return {**beside(model, ids), **cache}
     if not is_encoder_decoder(model):
         return {**source_arguments(model, ids), **cache}
     source, target = ids.split([ids.shape[1] // 2, ids.shape[1] - ids.shape[1] // 2], dim=1)
     start = torch.full_like(target[:, :1], start_token(model))
     decoder_ids = torch.cat([start, target], dim=1)
     return {**source_arguments(model, source), "decoder_input_ids": decoder_ids, **cache}
+
+
+# Multimodal models that are given something for their towers too (:mod:`sight`) -> what makes it.
+beside_tokens: WeakKeyDictionary[Any, Callable[[Any, torch.Tensor], dict[str, Any]]] = (
+    WeakKeyDictionary()
+)
 
 
 def source_arguments(model: Any, ids: torch.Tensor) -> dict[str, Any]:
@@ -181,7 +189,6 @@ _shapes: WeakKeyDictionary[Any, Shapes] = WeakKeyDictionary()
 def _noise(model: Any, ids: torch.Tensor, shapes: Shapes) -> dict[str, Any]:
     """Normal numbers of these shapes, a row for each row of ids; masks are ones."""
     weight = next(model.parameters())
-    places = torch.arange(1, ids.shape[1] + 1)
     made: dict[str, Any] = {}
     for name, shape in shapes.items():
         if "mask" in name:
@@ -189,13 +196,15 @@ def _noise(model: Any, ids: torch.Tensor, shapes: Shapes) -> dict[str, Any]:
         elif name == "spatial_shapes":
             made[name] = torch.tensor([list(shape)] * len(ids))
         else:
-            rows = []
-            for row in ids:
-                seed = int((row.long() * places).sum()) % (1 << 31)
-                generator = torch.Generator().manual_seed(seed)
-                rows.append(torch.randn(shape, generator=generator))
-            made[name] = torch.stack(rows).to(weight.dtype)
+            made[name] = torch.stack([noise(row, shape, weight) for row in ids])
     return made
+
+
+def noise(row: torch.Tensor, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+    """Normal numbers of this shape that a row of ids decides about."""
+    places = torch.arange(1, len(row) + 1)
+    seed = int((row.long() * places).sum()) % (1 << 31)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(like.dtype)
 
 
 def _accepted_shapes(model: Any, ids: torch.Tensor) -> Shapes:
@@ -219,9 +228,9 @@ def _candidates(model: Any) -> Iterator[Shapes]:
     """Shapes that models of such configs read, without the batch."""
     config, name = model.config, main_input(model)
     inner = getattr(config, "vision_config", None) or config
-    patch = _pair(getattr(inner, "patch_size", None)) or (16, 16)
+    patch = pair_of(getattr(inner, "patch_size", None)) or (16, 16)
     channels = first_number(inner, "num_channels", "in_channels", "in_chans") or 3
-    image = _pair(getattr(inner, "image_size", None)) or (2 * patch[0], 2 * patch[1])
+    image = pair_of(getattr(inner, "image_size", None)) or (2 * patch[0], 2 * patch[1])
     if name == "pixel_values":
         yield {name: (channels, *image)}
         yield {name: (channels, 4 * patch[0], 4 * patch[1])}
@@ -242,7 +251,7 @@ def _candidates(model: Any) -> Iterator[Shapes]:
     yield {name: (1, 4000)}
 
 
-def _pair(size: Any) -> tuple[int, int] | None:
+def pair_of(size: Any) -> tuple[int, int] | None:
     """Height and width, of a number or of two."""
     if isinstance(size, int):
         return size, size

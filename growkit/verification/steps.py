@@ -30,6 +30,7 @@ from growkit.verification.report import (
     TableRows,
 )
 from growkit.verification.routing import RepeatedChoices, Ties, routers, same_choices
+from growkit.verification.sight import close_eyes, find_sight, open_eyes
 from growkit.verification.stored_values import compare_configs, rows_by_plan, rows_of_a
 from growkit.verification.written_folder import dtype_name
 
@@ -114,6 +115,47 @@ def compare_towers(pair: Pair, part: str) -> str:
         f"(tolerance {allowed:.3g})"
     )
     if not difference <= allowed:
+        raise VerificationFailed(
+            f"{pair.b.name} computes another function than {pair.a.name}: {sentence}.",
+            "Its weights are not what its plan says.",
+        )
+    return sentence
+
+
+def compare_sight(pair: Pair) -> str:
+    """The logits of A and B, multimodal models, on tokens beside noise for their towers, as a
+    sentence; empty where no growth reached what the towers write.
+
+    Raises:
+        VerificationFailed: they differ by more than rounding, or nothing is accepted.
+    """
+    steps = pair.b.manifest.get("plan", {}).get("operators", ())
+    reached = any(isinstance(step, dict) and step.get("operator") == "hidden" for step in steps)
+    if not reached or inputs.text_config(pair.model_a) is pair.model_a.config:
+        return ""
+    if pair.layerwise:
+        return "no picture compared: layer by layer, towers are not run"
+    ids = torch.arange(8, 32).reshape(2, 12)
+    sight = find_sight(pair.model_a, ids)
+    if sight is None:
+        raise VerificationFailed(
+            f"The towers of {pair.b.name} could not be run, and what they write has grown.",
+            "No picture or sound that growkit can make is accepted by the class.",
+        )
+    for model in (pair.model_a, pair.model_b):
+        open_eyes(model, sight)
+    try:
+        wanted, found = (pair.logits(folder, ids).double() for folder in ("a", "b"))
+    finally:
+        for model in (pair.model_a, pair.model_b):
+            close_eyes(model)
+    difference = float((found - wanted).abs().max())
+    allowed = pair.allowed(float(wanted.square().mean().sqrt()), 2 * pair.depth)
+    sentence = (
+        f"{', '.join(sight.given)} of noise beside tokens: max |d logit| {difference:.3g} "
+        f"(tolerance {allowed:.3g})"
+    )
+    if difference > allowed:
         raise VerificationFailed(
             f"{pair.b.name} computes another function than {pair.a.name}: {sentence}.",
             "Its weights are not what its plan says.",

@@ -8,13 +8,28 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    CLIPVisionConfig,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    SiglipVisionConfig,
+)
 
 from growkit.cli.main import main
 from growkit.derive.derivation import OldForm, read_config
 from growkit.families.derived import SHIPPED, layers_fed
 
 pytestmark = pytest.mark.skipif(not list(SHIPPED.glob("llava-*")), reason="no table of llava")
+
+
+def proven(model_type: str, option: str) -> bool:
+    """The shipped table of a type offers this."""
+    tables = [json.loads(path.read_text()) for path in SHIPPED.glob(f"{model_type}-*.json")]
+    return any("error" in table["operators"].get(option, {}) for table in tables)
 
 
 @pytest.fixture(scope="module")
@@ -98,13 +113,65 @@ def test_a_tower_grows_and_is_looked_at_behind_the_same_layer(
     assert "vision tower on noise" in " ".join(capsys.readouterr().err.split())
 
 
-def test_the_hidden_size_of_a_wrapper_is_refused(
-    llava: Path, capsys: pytest.CaptureFixture[str]
+def test_the_hidden_size_grows_and_what_the_tower_writes_along(
+    llava: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["plan", str(llava), "--hidden", "x2"]) == 2
-    assert "its towers write vectors of the hidden size" in " ".join(
-        capsys.readouterr().err.split()
+    out = tmp_path / "b"
+    assert main(["grow", str(llava), "--hidden", "x2", "--out", str(out)]) == 0  # and is verified
+    notes = json.loads((out / "growkit.json").read_text())["verification"]["notes"]
+    assert any("pixel_values of noise beside tokens: max |d logit|" in note for note in notes)
+    before, after = (load_file(folder / "model.safetensors") for folder in (llava, out))
+    last = next(name for name in before if name.endswith("projector.linear_2.weight"))
+    shares = after[last][:, :32] + after[last][:, 32:]
+    assert torch.allclose(shares, before[last].repeat(2, 1), atol=1e-6)
+    assert all(torch.equal(before[name], after[name]) for name in before if "vision" in name)
+    # Text alone would not see a projector that was left as it was, or whose rows moved.
+    for wrong in (torch.roll(after[last], 1, 0), after[last].tril()):
+        save_file({**after, last: wrong}, out / "model.safetensors", {"format": "pt"})
+        assert main(["verify", str(llava), str(out)]) == 3
+        assert "of noise beside tokens" in " ".join(capsys.readouterr().err.split())
+    left = {**after, last: before[last]}
+    save_file(left, out / "model.safetensors", {"format": "pt"})
+    assert main(["verify", str(llava), str(out)]) == 3
+    assert "another shape" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.skipif(not proven("gemma3", "--hidden"), reason="not proven for gemma3")
+def test_gemma_sees_as_before_with_another_hidden_size(tmp_path: Path) -> None:
+    """Embeddings are scaled by a root of the hidden size, what the tower writes is not."""
+    torch.manual_seed(0)
+    text = Gemma3TextConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+    )  # fmt: skip
+    vision = SiglipVisionConfig(
+        hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=2,
+        image_size=56, patch_size=14, vision_use_head=False,
+    )  # fmt: skip
+    config = Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=299,
+        boi_token_index=297, eoi_token_index=298,
+    )  # fmt: skip
+    model = Gemma3ForConditionalGeneration(config)
+    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight)
+    small, large = tmp_path / "a", tmp_path / "b"
+    model.save_pretrained(small)
+    asked = ["--hidden", "x2", "--out", str(large)]
+    assert main(["grow", str(small), *asked]) == 0
+    name = "multi_modal_projector.mm_input_projection_weight"
+    before, after = (load_file(folder / "model.safetensors") for folder in (small, large))
+    name = next(stored for stored in before if stored.endswith(name))
+    assert torch.equal(after[name], before[name].repeat(1, 2))
+    save_file(
+        {**after, name: after[name] * 0.5**0.5}, large / "model.safetensors", {"format": "pt"}
     )
+    assert main(["verify", str(small), str(large)]) == 3
+
+
+@pytest.mark.skipif(not list(SHIPPED.glob("aria-*")), reason="no table of aria")
+def test_the_hidden_size_is_refused_where_nothing_ran_through_the_towers() -> None:
+    refused = [json.loads(path.read_text())["operators"] for path in SHIPPED.glob("aria-*")]
+    assert "its towers write vectors of the hidden size" in refused[0]["--hidden"]["why"]
 
 
 def test_the_text_part_is_trained_and_the_towers_are_kept(llava: Path, tmp_path: Path) -> None:

@@ -1,0 +1,244 @@
+"""What the towers of a multimodal model read, beside token ids: noise of shapes that its class
+accepts, made from its config.
+
+Which arguments a class wants is told by the names of its forward pass, and their shapes are tried:
+a picture for each row, as pixels, as patches with their grid, or in tiles; or a piece of sound. Its
+features stand in the places of placeholder tokens in front of a row's own. What is accepted counts
+only where the logits change with the noise.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from growkit.verification import model_inputs as inputs
+
+# Argument -> how it is made, and of which shape: ``noise`` for each row of ids, ``joined`` along
+# the first dimension, ``ones`` and ``given`` (these numbers themselves) for each row.
+Given = Mapping[str, tuple[str, tuple[int, ...]]]
+_MOST_PLACES = 1200
+PLACEHOLDERS = re.compile(
+    r".*(image|img|audio|sound|speech|media|picture|context).*(token_id|token_index)"
+)
+_BOUNDS = re.compile(r".*(start|begin|end|bos|eos|boi|eoi|boa|eoa|newline|break|pad).*")
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What a model is given beside token ids.
+
+    Attributes:
+        given: the arguments.
+        places: placeholder tokens in front of each row.
+        token: the placeholder's id.
+        typed: the class wants to be told which tokens stand for an image.
+    """
+
+    given: Given
+    places: int = 0
+    token: int = 0
+    typed: bool = False
+
+    def arguments(self, model: Any, ids: torch.Tensor) -> dict[str, Any]:
+        """All arguments of a forward pass over these token ids [batch, length]."""
+        front = ids.new_full((len(ids), self.places), self.token)
+        whole = torch.cat([front, ids], dim=1)
+        made: dict[str, Any] = {"input_ids": whole, **self.made(model, ids)}
+        if self.typed:
+            made["mm_token_type_ids"] = (whole == self.token).long()
+        return made
+
+    def made(self, model: Any, ids: torch.Tensor) -> dict[str, Any]:
+        """What the towers read."""
+        weight = next(model.parameters())
+        result: dict[str, Any] = {}
+        for name, (kind, shape) in self.given.items():
+            if kind == "ones":
+                result[name] = torch.ones((len(ids), *shape), dtype=torch.long)
+            elif kind == "given":
+                result[name] = torch.tensor([list(shape)] * len(ids))
+            elif kind == "ids":
+                result[name] = ids
+            else:
+                rows = [inputs.noise(row, shape, weight) for row in ids]
+                result[name] = torch.cat(rows) if kind == "joined" else torch.stack(rows)
+        return result
+
+
+def open_eyes(model: Any, sight: Sight) -> None:
+    """Give a model this beside token ids, whenever it is run by :mod:`model_inputs`."""
+    inputs.beside_tokens[model] = sight.arguments
+
+
+def close_eyes(model: Any) -> None:
+    """Run it on token ids alone again."""
+    inputs.beside_tokens.pop(model, None)
+
+
+def find_sight(model: Any, ids: torch.Tensor) -> Sight | None:
+    """What a multimodal model can be given beside these token ids so that it is seen; None where
+    nothing of what is tried is accepted."""
+    if not inputs.reads_tokens(model) or inputs.is_encoder_decoder(model):
+        return None
+    wanted = inspect.signature(model.forward).parameters
+    typed = "mm_token_type_ids" in wanted
+    for given in _pictures(model, wanted):
+        for token in _placeholders(model.config):
+            for places in _numbers(model, given, ids):
+                sight = Sight(given, places, token, typed)
+                if _is_seen(model, sight, ids):
+                    return sight
+    return None
+
+
+def feature_width(model: Any, ids: torch.Tensor) -> int:
+    """Width of what a model makes of an image for its language model; 0 where none is accepted."""
+    wanted = inspect.signature(model.forward).parameters
+    for given in _pictures(model, wanted):
+        found = _features(model, given, ids)
+        if found is not None:
+            return found.shape[-1]
+    return 0
+
+
+def _is_seen(model: Any, sight: Sight, ids: torch.Tensor) -> bool:
+    """The class computes with it, and other noise gives other logits."""
+    try:
+        given = sight.arguments(model, ids)
+        other = sight.arguments(model, ids.flip(0) + 1)
+        with torch.no_grad():
+            found = inputs.output_of(model(**given))
+            changed = inputs.output_of(model(**{**other, "input_ids": given["input_ids"]}))
+    except Exception:  # whatever the class objects to
+        return False
+    return bool(torch.isfinite(found).all()) and not torch.allclose(found, changed, rtol=1e-4)
+
+
+def _placeholders(config: Any) -> list[int]:
+    """Ids that may stand for an image or a sound."""
+    found = [
+        value
+        for name, value in sorted(vars(config).items())
+        if PLACEHOLDERS.fullmatch(name) and not _BOUNDS.fullmatch(name)
+        if isinstance(value, int) and value >= 0
+    ]
+    return list(dict.fromkeys(found)) or [0]
+
+
+def _numbers(model: Any, given: Given, ids: torch.Tensor) -> Iterator[int]:
+    """Numbers of placeholders in a row that may be meant."""
+    found = _features(model, given, ids)
+    if found is not None:
+        count = found.numel() // found.shape[-1] // len(ids)
+        if count <= _MOST_PLACES:
+            yield count
+    elif not _has_features(model):
+        counts = {0, 1, 4}
+        for name, value in vars(model.config).items():
+            if re.search(r"seq_len|num_.*tokens|tokens_per", name) and isinstance(value, int):
+                counts.add(value)
+        yield from sorted(count for count in counts if count <= _MOST_PLACES)
+
+
+def _has_features(model: Any) -> bool:
+    return any(True for _ in _feature_functions(model))
+
+
+def _feature_functions(model: Any) -> Iterator[Any]:
+    for part in (model, getattr(model, "model", None)):
+        for name in ("get_image_features", "get_audio_features"):
+            if (function := getattr(part, name, None)) is not None:
+                yield function
+
+
+def _features(model: Any, given: Given, ids: torch.Tensor) -> torch.Tensor | None:
+    """What the model makes of it for its language model."""
+    made = Sight(given).made(model, ids)
+    for function in _feature_functions(model):
+        named = {k: v for k, v in made.items() if k in inspect.signature(function).parameters}
+        found: Any = None
+        for known in (named, made):
+            try:
+                with torch.no_grad():
+                    found = function(**known)
+                break
+            except Exception:  # another kind of input
+                continue
+        found = getattr(found, "pooler_output", found)
+        if isinstance(found, list | tuple) and found:
+            found = torch.cat([part.reshape(-1, part.shape[-1]) for part in found])
+        if isinstance(found, torch.Tensor):
+            return found
+    return None
+
+
+def _pictures(model: Any, wanted: Mapping[str, Any]) -> Iterator[Given]:
+    """Arguments that a class with these parameters may read, those that most classes have first."""
+    config = model.config
+    if "pixel_values" in wanted:
+        inner = getattr(config, "vision_config", None) or getattr(config, "vision_model", config)
+        patch = inputs.pair_of(getattr(inner, "patch_size", None)) or (14, 14)
+        channels = inputs.first_number(inner, "num_channels", "in_channels", "in_chans") or 3
+        image = inputs.pair_of(getattr(inner, "image_size", None)) or (4 * patch[0], 4 * patch[1])
+        more: dict[str, tuple[str, tuple[int, ...]]] = {}
+        if "qformer_input_ids" in wanted:
+            more["qformer_input_ids"] = ("ids", ())
+        if "image_grid_thw" in wanted:
+            yield from _patches(inner, patch, channels)
+        if "aspect_ratio_ids" in wanted:
+            tiles = inputs.first_number(inner, "max_num_tiles") or 4
+            yield {
+                "pixel_values": ("noise", (1, tiles, channels, *image)),
+                "aspect_ratio_ids": ("given", (1,)),
+                "aspect_ratio_mask": ("ones", (1, tiles)),
+                "cross_attention_mask": ("ones", (12, 1, tiles)),
+            }
+        sizes: list[dict[str, tuple[str, tuple[int, ...]]]] = [{}]
+        if "image_sizes" in wanted:
+            sizes.append({"image_sizes": ("given", image)})
+        if "spatial_shapes" in wanted:
+            flat = channels * patch[0] * patch[1]
+            yield {
+                "pixel_values": ("noise", (16, flat)),
+                "spatial_shapes": ("given", (4, 4)),
+                "pixel_attention_mask": ("ones", (16,)),
+            }
+        shapes = [(channels, *image), *((tiles, channels, *image) for tiles in (1, 2, 3, 5))]
+        for shape in shapes:
+            for size in sizes:
+                yield {"pixel_values": ("noise", shape), **size, **more}
+        if "image_attention_mask" in wanted:
+            more["image_attention_mask"] = ("ones", (12, 1))
+            yield {"pixel_values": ("noise", (1, channels, *image)), **more}
+    if "input_features" in wanted:
+        yield from _sounds(config, wanted)
+
+
+def _patches(inner: Any, patch: tuple[int, int], channels: int) -> Iterator[Given]:
+    """Pictures cut into patches, with their grid: as few as the class joins into two tokens."""
+    merge = inputs.pair_of(getattr(inner, "spatial_merge_size", None))
+    merge = merge or inputs.pair_of(getattr(inner, "merge_size", None))
+    merge = merge or inputs.pair_of(getattr(inner, "merge_kernel_size", None)) or (2, 2)
+    times = inputs.first_number(inner, "temporal_patch_size") or 1
+    high, wide = 2 * merge[0], merge[1]
+    grid = ("given", (1, high, wide))
+    for each in ((times * channels * patch[0] * patch[1],), (channels, *patch)):
+        pixels = ("joined", (high * wide, *each))
+        yield {"pixel_values": pixels, "image_grid_thw": grid}
+
+
+def _sounds(config: Any, wanted: Mapping[str, Any]) -> Iterator[Given]:
+    """Pieces of sound, as features of it."""
+    inner = getattr(config, "audio_config", None) or getattr(config, "encoder_config", config)
+    bins = inputs.first_number(inner, "num_mel_bins", "input_dim", "feature_size") or 80
+    long = 2 * (inputs.first_number(inner, "max_source_positions") or 1500)
+    mask = next((n for n in wanted if "features_mask" in n or n == "feature_attention_mask"), "")
+    for shape, frames in (((bins, long), long), ((32, bins), 32), ((bins, 32), 32)):
+        masked = {mask: ("ones", (frames,))} if mask else {}
+        yield {"input_features": ("noise", shape), **masked}
