@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from growkit.core.progress import Reporter, Silent
+from growkit.core.worker import importing
 from growkit.training.read_recipe import load_recipe
 from growkit.training.recipe import Recipe
 
@@ -22,6 +23,8 @@ __all__ = ["Recipe", "Reporter", "Silent", "load_recipe", "train"]
 
 def train(recipe: Recipe, out: Path, **options: Any) -> TrainingResult:
     """Run a recipe; see :func:`growkit.training.run.train` (torch is imported only here)."""
-    from growkit.training.run import train as run
+    with importing():
+        from growkit.training import trainer  # noqa: F401 - with transformers, which takes longest
+        from growkit.training.run import train as run
 
     return run(recipe, out, **options)

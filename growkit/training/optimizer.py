@@ -29,6 +29,7 @@ from growkit.core.errors import UsageError
 from growkit.families.differential import is_lambda
 from growkit.training.growth.rates import Rates
 from growkit.training.growth.slots import EntrySlots, SlotMap, Slots, local
+from growkit.training.muon import BatchedMuon
 from growkit.training.rate_rule import Factors
 from growkit.training.recipe_training import TrainingSection
 
@@ -42,13 +43,12 @@ def library_optimizer(kind: str, groups: Sequence[Group], section: TrainingSecti
         UsageError: this torch has no Muon.
     """
     if kind == "muon":
-        muon = getattr(torch.optim, "Muon", None)
-        if muon is None:
+        if not hasattr(torch.optim, "Muon"):
             raise UsageError(
                 f"training.optimizer is muon, and torch {torch.__version__} has no Muon optimizer.",
                 "Install torch 2.9 or later, or set training.optimizer: adamw.",
             )
-        made: Optimizer = muon(
+        made: Optimizer = BatchedMuon(
             groups,
             lr=section.learning_rate,
             weight_decay=section.weight_decay,
