@@ -108,11 +108,13 @@ class NewTokens:
         method: one of :data:`growkit.vocabulary.embedding_rows.METHODS`.
         parts: new row -> the old rows whose mean it is.
         old_tokens: rows of the old table that belong to tokens.
+        bias: new row -> what is added to its entry of the head's bias.
     """
 
     method: str
     parts: Mapping[int, tuple[int, ...]]
     old_tokens: int
+    bias: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

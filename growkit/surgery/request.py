@@ -39,6 +39,8 @@ class GrowthRequest:
         add_tokens: file of tokens to add to it, or to the model's own.
         vocab: rows of the vocabulary, beyond the tokenizer's.
         vocab_init: rows of new tokens: ``subwords``, ``mean``, ``noise-mean`` or ``zero``.
+        new_token_bias: the part of the probability that all new tokens together have at most; the
+            bias of the head says so.
         pad_vocab_to: the rows are rounded up to a whole multiple of it.
         untie_embeddings: write an output projection of its own.
         new_layers: what new layers begin as: ``identity`` (exact), ``random``, ``copy`` (0 1 0 1),
@@ -82,6 +84,7 @@ class GrowthRequest:
     add_tokens: str | None = None
     vocab: Size = None
     vocab_init: str = "subwords"
+    new_token_bias: float | None = None
     pad_vocab_to: int | None = None
     untie_embeddings: bool = False
     new_layers: str | None = None

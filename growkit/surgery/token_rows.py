@@ -7,6 +7,9 @@
   others keep almost all of their probability).
 * ``noise-mean``: the mean of all and normal noise of their covariance (of a sample of rows).
 * ``zero``.
+
+A head's bias starts likewise, and ``--new-token-bias`` adds a number to it
+(:func:`growkit.vocabulary.embedding_rows.bias_for_share`).
 """
 
 from __future__ import annotations
@@ -45,6 +48,7 @@ class TokenRows:
         kind = DTYPES[info.dtype].numpy
         assert kind is not None
         self.dtype, self.width = kind, int(np.prod(info.shape[1:]))
+        self.bias = tokens.bias if len(info.shape) == 1 else {}
         self._lock = threading.Lock()
 
     def of(self, rows: IntArray) -> Floats:
@@ -66,6 +70,8 @@ class TokenRows:
                 drawn = np.random.Generator(np.random.Philox(int.from_bytes(key, "little")))
                 weights = drawn.standard_normal(len(sample)) / np.sqrt(max(1, len(sample)))
                 result[place] += weights @ sample
+        if self.bias:
+            result += np.array([[self.bias.get(token, 0.0)] for token in rows.tolist()])
         return result
 
     def _read(self, first: int, count: int) -> Floats:

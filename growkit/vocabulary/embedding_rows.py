@@ -67,6 +67,36 @@ class VocabularyRows:
         return place
 
 
+def bias_for_share(rows: VocabularyRows, share: float) -> dict[int, float]:
+    """What to add to the bias of new tokens so that all of them together get at most ``share``.
+
+    A new token's logit is the mean of those of its parts P (their rows and biases are averaged), so
+    exp(logit) is at most the mean of exp over P. With U(o) = sum of 1 / |P| over the new tokens that
+    old token o is part of, the bias log(r / max of U over P) keeps the sum over new tokens to r
+    times that over old ones, whatever the hidden state: the share is at most r / (1 + r). A bias
+    that would raise a token is left out. It holds for means (``subwords`` and ``mean``) of tokens
+    that are not dropped, and a head that is linear.
+
+    Args:
+        share: above 0 and below 1.
+
+    Returns:
+        new row -> bias in nats, 0 or below.
+    """
+    new = np.flatnonzero(rows.source == NEW).tolist()
+    used = np.zeros(rows.old_size)
+    for parts in rows.parts.values():
+        np.add.at(used, list(parts), 1.0 / len(parts))
+    used[: rows.old_tokens] += (len(new) - len(rows.parts)) / rows.old_tokens
+    odds, most = np.log(share) - np.log1p(-share), float(used[: rows.old_tokens].max())
+    result = {}
+    for token in new:
+        parts = rows.parts.get(token)
+        busiest = float(used[list(parts)].max()) if parts else most
+        result[token] = min(0.0, float(odds - np.log(busiest)))
+    return result
+
+
 def padded(size: int, multiple: int | None) -> int:
     """``size`` rounded up to a whole multiple."""
     return size if not multiple else -(-size // multiple) * multiple

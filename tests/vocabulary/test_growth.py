@@ -17,6 +17,8 @@ from transformers import (
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -203,12 +205,43 @@ def test_added_tokens(source: Path, tmp_path: Path) -> None:
     assert torch.equal(table[size + 1], old[pieces].double().mean(0).float())
 
 
+@pytest.mark.parametrize("method", ["subwords", "mean"])
+def test_a_bias_bounds_the_probability_of_new_tokens(
+    german: Path, tmp_path: Path, method: str
+) -> None:
+    """At every position, by the inequality of means; without the bias it is many times as much."""
+    torch.manual_seed(0)
+    config = PhiConfig(
+        vocab_size=300, hidden_size=16, intermediate_size=12, num_hidden_layers=2,
+        num_attention_heads=4, eos_token_id=0, bos_token_id=0, initializer_range=0.3,
+    )  # fmt: skip
+    model = PhiForCausalLM(config)
+    torch.nn.init.normal_(model.lm_head.bias)
+    model.save_pretrained(folder := tmp_path / "phi")
+    byte_level(folder)
+    shares = []
+    for name, bias in (("plain", {}), ("biased", {"new_token_bias": 0.002})):
+        request = {"tokenizer": str(german), "vocab_init": method, **bias}
+        proof = grown(folder, tmp_path / name, verify=True, **request)["verification"]
+        assert proof["status"] == "passed" and proof["max_difference"] == 0.0
+        shares.append(proof["vocabulary"]["largest_new_token_share"])
+    assert shares[0] > 0.05 and 1e-5 < shares[1] <= 0.002
+    plain, biased = (load_file(tmp_path / n / "model.safetensors") for n in ("plain", "biased"))
+    moved = [name for name in plain if not torch.equal(plain[name], biased[name])]
+    assert moved == ["lm_head.bias"]
+    assert (biased["lm_head.bias"] <= plain["lm_head.bias"]).all()
+    with pytest.raises(UsageError, match="logits that nothing bounds"):
+        grown(folder, tmp_path / "no", **{**request, "vocab_init": "zero"})
+
+
 def test_what_cannot_be_grown_is_refused(source: Path, german: Path, tmp_path: Path) -> None:
     for request, message in (
         ({"tokenizer": str(tmp_path)}, r"holds no tokenizer\.json"),
         ({"vocab": 100}, "fewer than the 320"),
         ({"tokenizer": str(german), "vocab_init": "average"}, "'average' is not known"),
         ({"pad_vocab_to": 0}, "is no multiple"),
+        ({"vocab": "+8", "new_token_bias": 0.1}, "the head of llama stores no bias"),
+        ({"vocab": "+8", "new_token_bias": 0}, "is no share of the probability"),
         ({"add_tokens": str(tmp_path / "none.txt")}, "none.txt"),
     ):
         with pytest.raises(UsageError, match=message):

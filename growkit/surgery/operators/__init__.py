@@ -88,6 +88,14 @@ def _whole_multiple(multiple: int) -> None:
         raise UsageError(f"--pad-vocab-to {multiple} is no multiple.", "Give 128, for example.")
 
 
+def _share_of_probability(share: float) -> None:
+    if not 0.0 < share < 1.0:
+        raise UsageError(
+            f"--new-token-bias {share} is no share of the probability.",
+            "Give a number above 0 and below 1: 0.001 leaves new tokens a thousandth.",
+        )
+
+
 def _part_of_units(part: float) -> None:
     if not 0.0 <= part <= 1.0:
         raise UsageError(
@@ -288,6 +296,13 @@ ROWS = (
                 values=("subwords", "mean", "noise-mean", "zero"),
                 help="Rows of new tokens: subwords (mean of the old tokens that spell it), mean, "
                 "noise-mean or zero. Default: subwords.",
+            ),
+            Option(
+                key="new_token_bias",
+                kind=float,
+                check=_share_of_probability,
+                help="Share of the probability that all new tokens together get at most (0.001), by "
+                "the head's bias where there is one. Default: no bias of their own.",
             ),
         ),
     ),

@@ -9,18 +9,21 @@ probability, which verification measures (docs/algebra.md, "Vocabulary").
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from growkit.core.errors import UsageError
 from growkit.core.json_files import read_json_object
+from growkit.families.base import Tensor
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import AxisMap
 from growkit.surgery.effect import Effect, Exactness, Fill, ModelShape, NewTokens, NewUnits
 from growkit.surgery.operators import OperatorRow
 from growkit.vocabulary.embedding_rows import (
     VocabularyRows,
+    bias_for_share,
     padded,
     rows_of_size,
     rows_of_tokenizer,
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
     from growkit.surgery.request import GrowthRequest
 
 GENERATION = "generation_config.json"
+# Means of old rows: no new logit is above those of its parts.
+BOUNDED = ("subwords", "mean")
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class Rows:
     amount: Amount | None
     method: str
     multiple: int | None
+    share: float | None = None
     axis: str = "vocab"
 
     def apply(self, shape: ModelShape) -> Effect:
@@ -56,7 +62,8 @@ class Rows:
             target = self.amount.resolve(size, "--vocab", "rows of the vocabulary")
         rows = rows_of_size(size, padded(target, self.multiple))
         # There is no token that old ones could spell.
-        return _growth("vocab", rows, "mean" if self.method == "subwords" else self.method)
+        method = "mean" if self.method == "subwords" else self.method
+        return _growth("vocab", rows, method, _bias(shape, rows, method, self.share))
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,7 @@ class Tokenizer:
         method: how new rows start.
         rows: the number of rows, if it is not that of the tokens or of the old rows.
         multiple: the number of rows is rounded up to a whole multiple of it.
+        share: of the probability that new tokens get at most, by the head's bias.
     """
 
     folder: Path | None
@@ -76,6 +84,7 @@ class Tokenizer:
     rows: Amount | None
     method: str
     multiple: int | None
+    share: float | None = None
     axis: str = "vocab"
 
     def apply(self, shape: ModelShape) -> Effect:
@@ -105,6 +114,7 @@ class Tokenizer:
             "tokenizer" if self.folder else "add_tokens",
             rows,
             self.method,
+            _bias(shape, rows, self.method, self.share),
             fields={key: value for key, value in config.items() if value != shape.config.get(key)},
             files=files,
             warnings=(*notes, *_dropped(rows, new)),
@@ -113,18 +123,18 @@ class Tokenizer:
 
 def make(row: OperatorRow, value: Any, request: GrowthRequest) -> Rows | Tokenizer | None:
     """The operator of a request: see the attributes of GrowthRequest."""
-    method, multiple = request.vocab_init, request.pad_vocab_to
+    method, multiple, share = request.vocab_init, request.pad_vocab_to, request.new_token_bias
     by_tokens = request.tokenizer or request.add_tokens
     if row.key == "vocab":
-        return None if by_tokens else Rows(value, method, multiple)
+        return None if by_tokens else Rows(value, method, multiple, share)
     if row.key == "pad_vocab_to":
-        return None if by_tokens or request.vocab else Rows(None, method, multiple)
+        return None if by_tokens or request.vocab else Rows(None, method, multiple, share)
     if row.key == "add_tokens" and request.tokenizer:
         return None
     rows = None if request.vocab is None else Amount.parse(request.vocab, "--vocab")
     folder = Path(request.tokenizer) if request.tokenizer else None
     added = Path(request.add_tokens) if request.add_tokens else None
-    return Tokenizer(folder, added, rows, method, multiple)
+    return Tokenizer(folder, added, rows, method, multiple, share)
 
 
 def grows(row: OperatorRow, shape: ModelShape) -> bool:
@@ -132,12 +142,45 @@ def grows(row: OperatorRow, shape: ModelShape) -> bool:
     return "vocab" in shape.sizes
 
 
-def _growth(key: str, rows: VocabularyRows, method: str, **more: Any) -> Effect:
+def _bias(
+    shape: ModelShape, rows: VocabularyRows, method: str, share: float | None
+) -> dict[int, float]:
+    """The bias of new tokens; none where no share was asked for.
+
+    Raises:
+        UsageError: the head has no bias, or the share of tokens that start so has no bound.
+    """
+    if share is None or not rows.new:
+        return {}
+    biases = [t for t in shape.family.tensors if shape.has(t.role) and _is_bias(t, shape.sizes)]
+    if len(biases) != 1:
+        stored = "stores no bias" if not biases else f"stores {len(biases)} biases"
+        raise UsageError(
+            f"--new-token-bias {share}: the head of {shape.family.name} {stored}.",
+            "Leave it out; --vocab-init mean keeps new tokens as unlikely as an average one.",
+        )
+    if method not in BOUNDED:
+        raise UsageError(
+            f"--new-token-bias {share}: new rows by --vocab-init {method} have logits that nothing "
+            "bounds.",
+            f"Ask for --vocab-init {' or '.join(BOUNDED)}.",
+        )
+    return bias_for_share(rows, share)
+
+
+def _is_bias(tensor: Tensor, sizes: Mapping[str, int]) -> bool:
+    """A number a token."""
+    return len(tensor.dims) == 1 and tensor.dims[0].layout(sizes).axes == ("vocab",)
+
+
+def _growth(
+    key: str, rows: VocabularyRows, method: str, bias: dict[int, float], **more: Any
+) -> Effect:
     parts = []
     if rows.moved:
         parts.append(f"{rows.moved:,} rows moved")
     if rows.new:
-        parts.append(f"{rows.new:,} new by {method}")
+        parts.append(f"{rows.new:,} new by {method}{' with a bias' if bias else ''}")
     if rows.dropped:
         parts.append(f"{len(rows.dropped):,} tokens dropped")
     detail = f" ({', '.join(parts)})" if parts else ""
@@ -146,7 +189,7 @@ def _growth(key: str, rows: VocabularyRows, method: str, **more: Any) -> Effect:
         summary=f"vocabulary {rows.old_size:,} -> {rows.new_size:,} rows{detail}",
         axes={"vocab": AxisMap(rows.source, rows.old_size, partial=True)},
         new_units={"vocab": NewUnits(produced=Fill.TOKEN)},
-        new_tokens=NewTokens(method, rows.parts, rows.old_tokens),
+        new_tokens=NewTokens(method, rows.parts, rows.old_tokens, bias),
         exactness=Exactness.BIT_EXACT,
         reason="on text of old tokens, hidden states and logits of old tokens keep their values",
         **more,
