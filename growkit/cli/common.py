@@ -138,9 +138,6 @@ def wrote(out: Path, manifest: dict[str, Any]) -> str:
     return f"wrote {out}"
 
 
-TOY_PARAMETERS = 10_000_000  # below: made for a first try, as the built-in text is
-
-
 def next_steps(out: Path, manifest: dict[str, Any], config: dict[str, Any]) -> list[str]:
     """The last line of a growth: the command that trains the folder on.
 
@@ -154,9 +151,6 @@ def next_steps(out: Path, manifest: dict[str, Any], config: dict[str, Any]) -> l
     plan = manifest["plan"]
     if "decoder_layer" in plan["axes"] or is_encoder(config):  # training is for decoders
         return []
-    if plan["after"]["parameters"] < TOY_PARAMETERS:
-        key = shlex.quote(f"model.checkpoint={out}")
-        return [f"next: growkit train train-continue --set {key}"]
     return [f"next: growkit recipes new-run {shlex.quote(str(out))} --text YOUR_TEXT"]
 
 

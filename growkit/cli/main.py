@@ -129,7 +129,7 @@ def _run(build_app: Callable[[], Any], given: list[str]) -> None:
             raise
         except GrowkitError as reason:
             own = "auto_map" in error.config  # its remedy says how to run the folder's code
-            remedy = reason.remedy if own else error.remedy
+            remedy = error.meant + reason.remedy if own else error.remedy
             raise NoFamily(f"{error.cause} {reason.cause}", remedy, error.config) from reason
         build_app()(args=given, standalone_mode=True)
 

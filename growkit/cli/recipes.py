@@ -41,6 +41,9 @@ def recipes(
     memory: Annotated[
         str, typer.Option(help="Of the accelerator, for the batch size.", rich_help_panel=NEW)
     ] = "24GB",
+    every: Annotated[
+        bool, typer.Option("--all", help="In the list, say what every study asks too.")
+    ] = False,
     json_mode: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -73,7 +76,7 @@ def recipes(
     elif name is not None:
         _print_one(output, name)
     else:
-        _list(output)
+        _list(output, every)
 
 
 def _new_run(output: Output, checkpoint: Path, text: Path | None, out: Path, memory: str) -> None:
@@ -114,16 +117,24 @@ def _print_one(output: Output, name: str) -> None:
     output.result(next(r.to_dict() for r in shipped_recipes() if r.path == file))
 
 
-def _list(output: Output) -> None:
+def _list(output: Output, every: bool) -> None:
+    """A line each; of studies, of which there are many, the names alone unless ``every``."""
     from rich.table import Table
+    from rich.text import Text
 
     from growkit.recipe.shipped import KINDS, shipped_recipes
 
     found = shipped_recipes()
     longest = max(len(recipe.name) for recipe in found)
     for kind in KINDS:
+        title = f"{kind}: growkit {kind} {'CKPT --recipe NAME' if kind == 'grow' else 'NAME'}"
+        if kind == "study" and not every:
+            names = [recipe.name for recipe in found if recipe.kind == kind]
+            output.show(Text(f"{title}; --all: what each asks", style="italic"))
+            output.show(Text(", ".join(names)))
+            continue
         table = Table(
-            title=f"{kind}: growkit {kind} {'CKPT --recipe NAME' if kind == 'grow' else 'NAME'}",
+            title=title,
             title_justify="left",
             box=None,
             show_header=False,

@@ -52,11 +52,14 @@ _VARIANTS = "growkit.variants.catalogue"
 
 
 class NoFamily(UsageError):
-    """No table, written or derived, is for this config. One may still be derived."""
+    """No table, written or derived, is for this config. One may still be derived.
 
-    def __init__(self, cause: str, remedy: str, config: Config) -> None:
+    ``meant``: the sentence that names the nearest model type; empty where none is near.
+    """
+
+    def __init__(self, cause: str, remedy: str, config: Config, meant: str = "") -> None:
         super().__init__(cause, remedy)
-        self.config = config
+        self.config, self.meant = config, meant
 
 
 class _Families(MutableMapping[str, Family]):
@@ -112,14 +115,16 @@ def _family_of(config: Config, names: Collection[str]) -> Family:
     written = {name for family in FAMILIES.values() for name in family.model_types}
     known = sorted({*written, *shipped_types()})
     explained = explain_config(config, known)
+    meant = "" if explained else nearest_version(str(model_type), known)
     raise NoFamily(
         explained.cause if explained else f"growkit has no family for model_type {model_type!r}.",
         explained.remedy
         if explained
-        else f"{nearest_version(str(model_type), known)}Known model types: "
+        else f"{meant}Known model types: "
         f"{', '.join(sorted(written))}, and {len(known) - len(written)} whose derived tables ship; "
         "`growkit derive` makes a table for any other that transformers has a class of.",
         config,
+        meant,
     )
 
 

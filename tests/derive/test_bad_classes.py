@@ -228,6 +228,16 @@ def test_code_of_a_folder_is_never_run_without_the_flag(
     assert not (tmp_path / "marker").exists() and not (tmp_path / "out").exists()
 
 
+def test_a_misspelt_type_is_told_the_nearest_where_the_folder_has_code_of_its_own(
+    brought: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = json.loads((brought / "config.json").read_text())
+    (brought / "config.json").write_text(json.dumps(config | {"model_type": "mistrall"}))
+    assert main(["inspect", str(brought)]) in (1, 2)
+    told = " ".join(capsys.readouterr().err.split())
+    assert "Did you mean 'mistral'?" in told and "--trust-remote-code" in told
+
+
 def test_a_class_that_a_folder_brings_is_derived_with_the_flag(
     brought: Path, tmp_path: Path, scratch: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

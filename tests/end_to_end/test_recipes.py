@@ -14,6 +14,7 @@ import yaml
 from growkit.cli.main import main
 from growkit.recipe.shipped import find_recipe, recipe_folder, shipped_recipes
 from growkit.surgery.request import GrowthRequest, read_recipe
+from growkit.training.read_recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
 SIZES: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 24, "head_dim": 8}
@@ -188,12 +189,23 @@ def test_published_layer_orders(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_the_list_and_one_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes"]) == 0
     shown = capsys.readouterr().out
-    assert all(name in shown for name in METHODS)
+    names = {recipe.name for recipe in shipped_recipes()}
+    assert all(name in shown.replace("\n", " ") for name in names)
     assert len(shown.splitlines()) <= 30
+    assert main(["recipes", "--all"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert names <= {line.split()[0] for line in lines if line.strip()} and len(lines) > len(names)
     assert main(["recipes", "--json"]) == 0
     assert {r["name"] for r in json.loads(capsys.readouterr().out)} >= set(METHODS)
     assert main(["recipes", "gda-signal-x2"]) == 0
     assert capsys.readouterr().out == (recipe_folder() / "gda-signal-x2.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    "path", sorted(recipe_folder().glob("train-*.yaml")), ids=lambda path: path.stem
+)
+def test_every_training_recipe_is_read(path: Path) -> None:
+    assert load_recipe(path).training.save_steps
 
 
 def test_an_unknown_name_is_refused_with_the_nearest(
