@@ -123,3 +123,15 @@ UPCYCLINGS: dict[str, Upcycling] = {
         {"expert_step": 1},
     ),
 }
+
+# Why a family that people ask for is in no row above: behind "holds a ... model with experts".
+NO_TWIN: dict[str, str] = {
+    "qwen2": " (its biases on q, k and v: Mixtral has none, Qwen3-MoE norms every head, and a "
+    "Qwen2-MoE adds a shared expert to every layer, which growkit does not write)",
+    "phi3": " (q, k, v and gate, up stand in one matrix each: Mixtral has them apart, and a "
+    "Phi-MoE norms by LayerNorm)",
+    "gemma": " (its norms multiply by 1 + w and its embedding by sqrt(hidden_size): a Mixtral "
+    "would hold both as rounded numbers)",
+    "gemma2": " (it has norms behind each block and capped logits, which Mixtral has not)",
+    "gemma3": " (it has norms behind each block, which Mixtral has not)",
+}

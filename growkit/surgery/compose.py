@@ -90,6 +90,7 @@ def _then(before: Effect, step: Effect) -> Effect:
         family=before.family or step.family,
         new_tokens=before.new_tokens or step.new_tokens,
         files={**before.files, **step.files},
+        aliases={**before.aliases, **step.aliases},
         expert_copies=before.expert_copies * step.expert_copies,
         noisy_experts=max(before.noisy_experts, step.noisy_experts),
         expert_reinit=max(before.expert_reinit, step.expert_reinit),

@@ -315,6 +315,8 @@ class PlanBuilder:
             return found
         if tensor.role == "lm_head":
             return self.source_family.tensor("embed")
+        if tensor.role.startswith("dense_"):  # a layer that stays without experts in a mixture
+            return self.source_family.tensor(tensor.role.removeprefix("dense_"))
         return None
 
     @cached_property

@@ -30,6 +30,7 @@ class GrowthRequest:
         hidden: ``hidden_size``, by ``hidden_method``.
         experts: experts; an FFN without is one.
         experts_per_token: how many of them a token is routed to.
+        expert_layers: layers whose FFN becomes experts: indices and half-open ranges, ``1,3,8-16``.
         expert_reinit: part of each new expert's FFN units that is drawn anew (0 to 1); not exact.
         layers: depth, by ``depth_method`` at ``layer_placement``; of an encoder-decoder the
             encoder's.
@@ -79,6 +80,7 @@ class GrowthRequest:
     decoder_layers: Size = None
     experts: Size = None
     experts_per_token: int | None = None
+    expert_layers: str | None = None
     expert_reinit: float = 0.0
     tokenizer: str | None = None
     add_tokens: str | None = None

@@ -95,6 +95,24 @@ def test_upcycling_with_every_other_operator_and_again(tmp_path: Path, family: s
         assert report.passed and report.max_difference < 2e-5, report.cause
 
 
+@pytest.mark.parametrize(("layers", "dense"), [("1-3", [0]), ("0, 2", [1]), ("0-3", [])])
+def test_chosen_layers_get_experts(tmp_path: Path, layers: str, dense: list[int]) -> None:
+    source = source_folder(tmp_path / "a", "qwen3", dtype=torch.bfloat16)
+    request = {"layers": "+1", "heads": "x2", "hidden": "x2"}
+    tiny.grow(source, tmp_path / "b", experts="4", expert_layers=layers, **request)
+    config = loads_without_a_word(tmp_path / "b").config
+    assert config.mlp_only_layers == dense and config.num_experts == 4
+    report = verified(source, tmp_path / "b")
+    assert report.passed and report.max_difference < 2e-5, report.cause
+
+    def alter(tensors: tiny.Tensors) -> None:
+        place = "mlp.down_proj" if dense else "mlp.experts.1.down_proj"
+        tensors[f"model.layers.0.{place}.weight"][:] *= 1.5
+
+    if dense != [1]:
+        assert not verified(source, changed(tmp_path / "b", alter)).passed
+
+
 def test_configs_say_what_the_dense_class_assumed(tmp_path: Path) -> None:
     """Mixtral assumes another rope_theta, norm eps and window than the dense classes."""
     for family in DENSE:
@@ -117,6 +135,27 @@ def test_configs_say_what_the_dense_class_assumed(tmp_path: Path) -> None:
         assert next(windows) == next(windows) or family == "llama"
         assert getattr(after, "sliding_window", None) != 4
         assert verified(silent_folder, out).passed
+
+
+@pytest.mark.parametrize(
+    ("family", "request_", "message"),
+    [
+        ("qwen2", {}, "a Qwen2-MoE adds a shared expert"),
+        ("phi3", {}, "norms by LayerNorm"),
+        ("gemma2", {}, "norms behind each block"),
+        ("llama", {"expert_layers": "1"}, "mixtral has experts in every layer"),
+        ("qwen3", {"expert_layers": "1-3"}, "'1-3' is no layer, or range of layers, of 0 to 1"),
+        ("qwen3", {"expert_layers": "1,x"}, "'x' is no layer"),
+        ("qwen3", {"expert_layers": "1", "ffn": "x2"}, "widths of their own"),
+        ("qwen3_moe", {"expert_layers": "1"}, "has experts already"),
+    ],
+)
+def test_what_no_class_holds_is_refused_in_a_sentence(
+    tmp_path: Path, family: str, request_: dict[str, str], message: str
+) -> None:
+    source = source_folder(tmp_path / "a", family)
+    with pytest.raises(UsageError, match=message):
+        planned(source, experts="8", **request_)
 
 
 # -- negative controls --------------------------------------------------------------------------

@@ -273,6 +273,12 @@ ROWS = (
                 help="Experts a token is routed to. Default: 2, or as many times more as experts.",
             ),
             Option(
+                key="expert_layers",
+                needs="experts",
+                help="Layers of the written model that get experts, of a dense one: indices and "
+                "half-open ranges, 1,3,8-16; the others keep their FFN. Default: all.",
+            ),
+            Option(
                 key="expert_reinit",
                 kind=float,
                 check=_part_of_units,
@@ -301,8 +307,8 @@ ROWS = (
                 key="new_token_bias",
                 kind=float,
                 check=_share_of_probability,
-                help="Share of the probability that all new tokens together get at most (0.001), by "
-                "the head's bias where there is one. Default: no bias of their own.",
+                help="Share of the probability that all new tokens together get at most (0.001); "
+                "by the head's bias, where there is one. Default: no bias of their own.",
             ),
         ),
     ),

@@ -23,6 +23,7 @@ anew (Drop-Upcycling, :mod:`growkit.surgery.new_weights`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -30,10 +31,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from growkit.core.errors import UsageError
-from growkit.families.upcycling import UPCYCLINGS
+from growkit.families import Family
+from growkit.families.upcycling import NO_TWIN, UPCYCLINGS
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import AxisMap
-from growkit.surgery.effect import Effect, Exactness, ModelShape
+from growkit.surgery.effect import Alias, Effect, Exactness, ModelShape
 from growkit.surgery.operators import OperatorRow
 from growkit.surgery.request import GrowthRequest
 from growkit.surgery.symmetry import Symmetry
@@ -50,8 +52,10 @@ class Experts:
         per_token: experts that a token is routed to; None: 2 for a dense model, else as many times
             more as there are experts.
         symmetry: how copies are made to differ.
+        layers: which layers of the written model get experts, as text; None: all. Of a dense model.
         reinit: part of each new expert's FFN units that is drawn anew.
         widened: the same plan grows what experts read, hold or write.
+        ffn_grows: it grows the FFN.
     """
 
     axis: ClassVar[str] = "expert"
@@ -60,6 +64,8 @@ class Experts:
     symmetry: Symmetry = field(default_factory=Symmetry)
     reinit: float = 0.0
     widened: bool = False
+    layers: str | None = None
+    ffn_grows: bool = False
 
     def apply(self, shape: ModelShape) -> Effect:
         dense = "expert" not in shape.sizes
@@ -73,6 +79,12 @@ class Experts:
             )
         if dense:
             return self._upcycled(shape, target)
+        if self.layers is not None:
+            raise UsageError(
+                f"--expert-layers {self.layers}: the model has experts already, and keeps them "
+                "where they are.",
+                "Leave it out; --experts gives every mixture more.",
+            )
         return self._more(shape, experts, target)
 
     def _upcycled(self, shape: ModelShape, target: int) -> Effect:
@@ -80,7 +92,7 @@ class Experts:
         if upcycling is None:
             raise UsageError(
                 f"growkit knows no class of transformers that holds a {shape.family.name} model "
-                "with experts.",
+                f"with experts{NO_TWIN.get(shape.family.name, '')}.",
                 f"Dense families that can be given experts: {', '.join(UPCYCLINGS)}.",
             )
         twin = upcycling.target
@@ -96,16 +108,22 @@ class Experts:
                 "Ask for 2 or more.",
             )
         per_token = self._checked(target, min(USUAL_PER_TOKEN, target))
+        layers = shape.sizes["layer"]
+        chosen = self._chosen(layers, twin)
+        partly = len(chosen) < layers
+        where = f" in {len(chosen)} of {layers} layers" if partly else ""
         return Effect(
             operator="experts",
-            summary=f"FFN -> {target} experts, {per_token} per token; new router",
+            summary=f"FFN -> {target} experts, {per_token} per token{where}; new router",
             axes={"expert": AxisMap.tile(1, target)},
             sizes={
                 "active_expert": per_token,
-                "expert_layers": (1 << shape.sizes["layer"]) - 1,
+                "expert_layers": sum(1 << layer for layer in chosen),
                 "fused_experts": 0,
+                **({"dense_ffn": shape.sizes["ffn"]} if partly else {}),
                 **upcycling.facts,
             },
+            aliases={"dense_ffn": Alias("ffn")} if partly else {},
             family=twin.name,
             noisy_experts=target if self._noisy else 1,
             expert_reinit=self.reinit,
@@ -119,6 +137,24 @@ class Experts:
                 *_unbalanced({}),
             ),
         )
+
+    def _chosen(self, layers: int, twin: Family) -> list[int]:
+        """The layers that get experts."""
+        if self.layers is None:
+            return list(range(layers))
+        chosen = _layers_in(self.layers, layers)
+        if len(chosen) < layers and twin.tensor("dense_gate") is None:
+            raise UsageError(
+                f"--expert-layers {self.layers}: {twin.name} has experts in every layer.",
+                "Leave it out; of the dense families, qwen3 can have experts in some layers.",
+            )
+        if self.ffn_grows:
+            raise UsageError(
+                "--expert-layers and --ffn in one plan: layers with and without experts would "
+                "have widths of their own.",
+                "Grow the FFN first, in a growth of its own.",
+            )
+        return chosen
 
     def _more(self, shape: ModelShape, experts: int, target: int) -> Effect:
         before = shape.sizes["active_expert"]
@@ -224,6 +260,24 @@ def _warnings(experts: int, target: int, before: int, after: int) -> tuple[str, 
     )
 
 
+def _layers_in(text: str, layers: int) -> list[int]:
+    """The layers that ``1,3,8-16`` names: indices, and ranges without their end."""
+    chosen: set[int] = set()
+    for part in text.replace(" ", "").split(","):
+        match = re.fullmatch(r"(\d{1,6})(?:[-:](\d{1,6}))?", part)
+        first, end = (
+            (0, 0) if match is None else (int(match[1]), int(match[2] or int(match[1]) + 1))
+        )
+        if not first < end <= layers:
+            raise UsageError(
+                f"--expert-layers {text}: {part!r} is no layer, or range of layers, of 0 to "
+                f"{layers - 1}.",
+                f"Ranges are half-open: {layers // 2}-{layers} is the upper half.",
+            )
+        chosen |= set(range(first, end))
+    return sorted(chosen)
+
+
 def make(row: OperatorRow, amount: Amount, request: GrowthRequest) -> Experts:
     return Experts(
         amount,
@@ -231,6 +285,8 @@ def make(row: OperatorRow, amount: Amount, request: GrowthRequest) -> Experts:
         request.symmetry_choice(),
         request.expert_reinit,
         widened=bool(request.ffn or request.hidden),
+        layers=request.expert_layers,
+        ffn_grows=bool(request.ffn),
     )
 
 
