@@ -71,9 +71,9 @@ def bias_for_share(rows: VocabularyRows, share: float) -> dict[int, float]:
     """What to add to the bias of new tokens so that all of them together get at most ``share``.
 
     A new token's logit is the mean of those of its parts P (their rows and biases are averaged), so
-    exp(logit) is at most the mean of exp over P. With U(o) = sum of 1 / |P| over the new tokens that
-    old token o is part of, the bias log(r / max of U over P) keeps the sum over new tokens to r
-    times that over old ones, whatever the hidden state: the share is at most r / (1 + r). A bias
+    exp(logit) is at most the mean of exp over P. With U(o) = sum of 1 / |P| over the new tokens
+    that old token o is part of, the bias log(r / max of U over P) keeps the sum over new tokens to
+    r times that over old ones, whatever the hidden state: the share is at most r / (1 + r). A bias
     that would raise a token is left out. It holds for means (``subwords`` and ``mean``) of tokens
     that are not dropped, and a head that is linear.
 

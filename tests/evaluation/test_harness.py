@@ -1,4 +1,5 @@
-"""lm-evaluation-harness on a local folder with local tasks; nothing is fetched."""
+"""Other people's tools on a local folder: lm-evaluation-harness with local tasks, and transformers'
+pipeline; nothing is fetched."""
 
 from __future__ import annotations
 
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_checkpoints import grow
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from growkit.cli.main import main
 
@@ -24,6 +27,20 @@ doc_to_choice: "{{choices}}"
 doc_to_target: label
 metric_list: [{metric: acc}]
 """
+
+
+def test_the_pipeline_of_transformers_takes_a_grown_folder(folder: Path, tmp_path: Path) -> None:
+    """And writes what the source writes."""
+    grow(folder, tmp_path / "grown", signal_heads="x2", layers="+1", ffn="x2")
+    write = pipeline("text-generation", model=str(tmp_path / "grown"), device="cpu")
+    text = "To be, or not"
+    (found,) = write(text, max_new_tokens=12, do_sample=False, return_full_text=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer(text, return_tensors="pt").input_ids
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    expected = model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0)[0]
+    assert found["generated_text"] == tokenizer.decode(expected, skip_special_tokens=True)
+    assert len(set(expected[len(ids[0]) :].tolist())) > 1
 
 
 @pytest.mark.skipif(INSTALLED, reason="lm-eval is installed")
