@@ -53,6 +53,10 @@ def plan_report(plan: Plan) -> dict[str, Any]:
     stacks = plan.growth.stacks.values()
     # A dense FFN is one expert that every token meets; a head of another kind there is not.
     absent = 0 if plan.growth.converts else 1
+    source_sizes = dict(plan.source_sizes)
+    if not plan.growth.converts:  # the FFN of layers that stay without experts
+        for axis, alias in plan.growth.aliases.items():
+            source_sizes.setdefault(axis, source_sizes[alias.axis])
     inserted = sum(layer.kind == "identity" for layers in stacks for layer in layers)
     return {
         "source_family": plan.source_family.name,
@@ -70,11 +74,11 @@ def plan_report(plan: Plan) -> dict[str, Any]:
         "axes": {
             axis: {
                 "label": label,
-                "before": plan.source_sizes.get(axis, absent),
+                "before": source_sizes.get(axis, absent),
                 "after": plan.sizes.get(axis, absent),
             }
             for axis, label in axis_labels(plan.sizes).items()
-            if axis in plan.sizes or axis in plan.source_sizes
+            if axis in plan.sizes or axis in source_sizes
         },
         "tied_embeddings": {
             "before": bool(plan.source_sizes["tied"]),

@@ -91,8 +91,8 @@ def bias_for_share(rows: VocabularyRows, share: float) -> dict[int, float]:
     odds, most = np.log(share) - np.log1p(-share), float(used[: rows.old_tokens].max())
     result = {}
     for token in new:
-        parts = rows.parts.get(token)
-        busiest = float(used[list(parts)].max()) if parts else most
+        spelt = list(rows.parts.get(token, ()))
+        busiest = float(used[spelt].max()) if spelt else most
         result[token] = min(0.0, float(odds - np.log(busiest)))
     return result
 
