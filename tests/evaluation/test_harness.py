@@ -13,6 +13,7 @@ import pytest
 from tiny_checkpoints import grow
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
+import growkit.modeling  # noqa: F401  (the source has no code of its own)
 from growkit.cli.main import main
 
 INSTALLED = importlib.util.find_spec("lm_eval") is not None
@@ -32,7 +33,8 @@ metric_list: [{metric: acc}]
 def test_the_pipeline_of_transformers_takes_a_grown_folder(folder: Path, tmp_path: Path) -> None:
     """And writes what the source writes."""
     grow(folder, tmp_path / "grown", signal_heads="x2", layers="+1", ffn="x2")
-    write = pipeline("text-generation", model=str(tmp_path / "grown"), device="cpu")
+    grown = str(tmp_path / "grown")
+    write = pipeline("text-generation", model=grown, trust_remote_code=True, device="cpu")
     text = "To be, or not"
     (found,) = write(text, max_new_tokens=12, do_sample=False, return_full_text=True)
     tokenizer = AutoTokenizer.from_pretrained(folder)
