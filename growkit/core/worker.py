@@ -39,6 +39,14 @@ def importing() -> Iterator[None]:
             gc.enable()
 
 
+# Before anything is imported from a file, the paths are those of this process: python itself would
+# look in the working folder first, which may be a checkpoint that a stranger made.
+_START = (
+    "import sys; count = int(sys.argv[1]); sys.path[:] = sys.argv[2 : 2 + count]; "
+    "from growkit.core.worker import work; work(sys.argv[2 + count :])"
+)
+
+
 class Worker:
     """Calls a function in a process of its own that has been importing since this was made; in this
     process where that would gain nothing.
@@ -55,14 +63,12 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         loaded = any(name in sys.modules for name in modules)
         if wanted and not loaded and available_cores() > 1 and sys.executable:
-            paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)
+            paths = [os.path.abspath(path) for path in sys.path]
+            command = [sys.executable, "-c", _START, str(len(paths)), *paths, *modules]
             # Where no further process is allowed, without one.
             with contextlib.suppress(OSError), signals_held_back():
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", __name__, *modules],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    env={**os.environ, "PYTHONPATH": paths},
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
                 )
 
     def __enter__(self) -> Worker:
@@ -145,7 +151,8 @@ def _read(stream: IO[bytes], calls: queue.Queue[Any]) -> None:
     os._exit(1)
 
 
-def _work(modules: list[str]) -> None:
+def work(modules: list[str]) -> None:
+    """What the other process does: import, make one call, end."""
     for one in (signal.SIGINT, *stopping_signals()):
         signal.signal(one, signal.SIG_IGN)  # the other process ends this one
     answers = os.fdopen(os.dup(1), "wb")
@@ -173,7 +180,3 @@ def _work(modules: list[str]) -> None:
         answers.write(message)
         answers.flush()
     os._exit(0)  # nothing here is to be put away
-
-
-if __name__ == "__main__":
-    _work(sys.argv[1:])

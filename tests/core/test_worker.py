@@ -90,6 +90,21 @@ def test_errors_of_the_other_process_are_raised_here() -> None:
         other.call("called_functions:leave", {})
 
 
+def test_modules_in_the_working_folder_are_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be a checkpoint that a stranger made."""
+    hostile = tmp_path / "checkpoint"
+    hostile.mkdir()
+    for name in ("colorsys", "pickle", "queue", "json", "growkit"):
+        (hostile / f"{name}.py").write_text("open('ran', 'w').close()\n")
+    monkeypatch.chdir(hostile)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", ".")])
+    with Worker("colorsys") as other:
+        assert other.call("called_functions:add", {"a": 1, "b": 1})["sum"] == 2
+    assert not (hostile / "ran").exists()
+
+
 def test_leaving_the_block_ends_the_process() -> None:
     with pytest.raises(KeyboardInterrupt), Worker("colorsys") as other:
         process = other._process
