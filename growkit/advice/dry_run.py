@@ -6,6 +6,7 @@ sample of the text, because counting them would be the tokenizing itself.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from growkit.advice.facts import facts_of_recipe
+from growkit.advice.facts import facts_of_recipe, launched, one_pass
 from growkit.advice.memory import Memory, Shape, TrainingSetup, training_memory
 from growkit.advice.new_run import TextSize, text_size
 from growkit.checkpoint import open_checkpoint
@@ -24,7 +25,7 @@ from growkit.data.sources import Corpus, corpus_of
 from growkit.data.tokenizer import load_tokenizer, train_bpe
 from growkit.training.growth.grown import new_parameters_of
 from growkit.training.growth.rehearsal import rehearse
-from growkit.training.parallel.launch import check_launch
+from growkit.training.parallel.launch import check_launch, check_shares
 from growkit.training.recipe import Recipe
 from growkit.training.run_folder import check_source, look_into
 from growkit.training.trackers import check_trackers
@@ -80,7 +81,10 @@ def dry_run(
     Raises:
         UsageError, CheckpointError, GrowkitError: what the run would raise before its first step.
     """
-    check_launch(recipe)
+    if recipe.parallel.processes is None or "WORLD_SIZE" in os.environ:
+        check_launch(recipe)
+    else:  # the launch that is planned: it has those
+        check_shares(recipe, recipe.parallel.processes)
     corpus = corpus_of(recipe.data)
     check_source(recipe, out.resolve())
     new_parameters_of(recipe)
@@ -174,8 +178,9 @@ def _setup(recipe: Recipe) -> TrainingSetup:
         optimizer=section.optimizer,
         bf16_autocast=section.bf16,
         strategy=parallel.strategy,
-        processes=parallel.processes or 1,
+        processes=parallel.processes or launched(),
         new_only=section.train == "new",
+        **one_pass(recipe, parallel.processes or launched()),
     )
 
 

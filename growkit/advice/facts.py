@@ -19,6 +19,7 @@ from growkit.record.cost import cost_of
 from growkit.record.manifest import read_manifest, trained_tokens
 from growkit.record.new_parameters import new_parameters
 from growkit.record.plan_report import cost_context, main_dtype, plan_report, stored_dtypes
+from growkit.training.parallel.launch import shares
 
 if TYPE_CHECKING:
     from growkit.surgery.plan import Plan
@@ -87,7 +88,19 @@ class Facts:
             strategy=parallel.strategy,
             processes=parallel.processes or launched(),
             new_only=section.train == "new",
+            **one_pass(self.recipe, parallel.processes or launched()),
         )
+
+
+def one_pass(recipe: Recipe, processes: int) -> dict[str, Any]:
+    """What decides the activations of a forward pass."""
+    if recipe.sequences_per_step % processes:
+        return {}
+    sequences, _ = shares(recipe, processes)
+    return {
+        "tokens": sequences * recipe.data.sequence_length,
+        "checkpointing": recipe.training.gradient_checkpointing,
+    }
 
 
 def launched() -> int:

@@ -1,4 +1,4 @@
-"""Memory of one training process without activations, as a sum over tensors; no torch.
+"""Memory of one training process, as a sum over tensors; no torch.
 
 For a tensor of n entries in a dtype of b bytes (lambda vectors: 4)::
 
@@ -8,9 +8,14 @@ For a tensor of n entries in a dtype of b bytes (lambda vectors: 4)::
                  n b                  Muon (hidden matrices): one momentum
 
 DDP keeps the gradients a second time (its buckets). FSDP2 shards every tensor by its rows:
-``ceil(rows / processes)`` of them are on the process that has most; while a layer computes it is
-gathered whole, and the next one as well. bf16 autocast keeps a bfloat16 copy of the float32
-matrices that a step has used.
+``ceil(rows / processes)`` of them are on the process that has most. In the backward pass, where it
+takes most, it holds whole: what stands outside of the layers (embeddings, head, final norm), its
+gradient, and of the largest layer the parameters, the gradients, what is scattered of them, and the
+next layer's parameters on their way. bf16 autocast keeps a bfloat16 copy of the float32 matrices
+that a step has used.
+
+Activations are those of a gated decoder with a fused attention kernel (:func:`activations`), for
+the tokens of one forward pass. ``benchmarks/sharded_memory.json`` has what two processes took.
 """
 
 from __future__ import annotations
@@ -38,6 +43,8 @@ class TrainingSetup:
         strategy: ``ddp`` or ``fsdp``; of no effect with one process.
         processes: how many share the work.
         new_only: wholly old parameters are frozen all along.
+        tokens: of one forward pass of one process; 0: activations are not counted.
+        checkpointing: activations are computed again in the backward pass.
     """
 
     dtype: str = "float32"
@@ -46,6 +53,8 @@ class TrainingSetup:
     strategy: Literal["ddp", "fsdp"] = "ddp"
     processes: int = 1
     new_only: bool = False
+    tokens: int = 0
+    checkpointing: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,10 @@ class Memory:
         weights, gradients, optimizer: held all the time.
         buckets: DDP's second copy of the gradients.
         gathered: the two largest layers that FSDP2 gathers at once (0 without it).
+        scattered: whole gradients beside them, and the buffers that carry both (0 without it).
         autocast: bfloat16 copies of weights, at most.
+        activations: of one forward pass, kept for the backward pass; 0 where they are not counted
+            (mixtures, no number of tokens given).
     """
 
     weights: int
@@ -65,14 +77,21 @@ class Memory:
     buckets: int
     gathered: int
     autocast: int
+    scattered: int = 0
+    activations: int = 0
 
     @property
     def total(self) -> int:
         """The sum, which activations come on top of."""
+        return self.peak - self.activations
+
+    @property
+    def peak(self) -> int:
+        """The sum with activations."""
         return sum(asdict(self).values())
 
     def to_dict(self) -> dict[str, int]:
-        return {**asdict(self), "total": self.total}
+        return {**asdict(self), "total": self.total, "peak": self.peak}
 
 
 def training_memory(
@@ -110,6 +129,8 @@ def training_memory(
         buckets=gradients if setup.strategy == "ddp" and setup.processes > 1 else 0,
         gathered=_gathered(shapes, width, counts) if sharded else 0,
         autocast=autocast,
+        scattered=_scattered(shapes, width, counts) if sharded else 0,
+        activations=activations(shapes, setup),
     )
 
 
@@ -126,12 +147,77 @@ def _has_muon(name: str, shape: Shape, setup: TrainingSetup) -> bool:
     return not others & set(parts) and not any(part.startswith("embed") for part in parts)
 
 
-def _gathered(shapes: Mapping[str, Shape], width: int, counts: Mapping[str, int]) -> int:
-    """The two largest wrapped modules: layers, and what stands outside of them."""
-    modules: dict[str, int] = {}
-    for name, shape in shapes.items():
+def _modules(shapes: Mapping[str, Shape]) -> dict[str, list[str]]:
+    """Names of parameters by the layer that they stand in; "": outside of the layers."""
+    modules: dict[str, list[str]] = {"": []}
+    for name in shapes:
         parts = name.split(".")
         index = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-        module = ".".join(parts[: index + 1]) if index is not None else ""
-        modules[module] = modules.get(module, 0) + counts.get(name, 1) * prod(shape) * width
-    return sum(sorted(modules.values())[-2:])
+        modules.setdefault(".".join(parts[: index + 1]) if index is not None else "", []).append(
+            name
+        )
+    return modules
+
+
+def _sizes(shapes: Mapping[str, Shape], width: int, counts: Mapping[str, int]) -> dict[str, int]:
+    """Bytes of the wrapped modules: layers, and what stands outside of them ("")."""
+    return {
+        module: sum(counts.get(name, 1) * prod(shapes[name]) * width for name in names)
+        for module, names in _modules(shapes).items()
+    }
+
+
+def _gathered(shapes: Mapping[str, Shape], width: int, counts: Mapping[str, int]) -> int:
+    return sum(sorted(_sizes(shapes, width, counts).values())[-2:])
+
+
+def _scattered(shapes: Mapping[str, Shape], width: int, counts: Mapping[str, int]) -> int:
+    """What the backward pass takes at most, without what :func:`_gathered` counts.
+
+    Outer parameters and their gradients; of the largest layer parameters, gradients, what is sent
+    of them and the next layer. At the end the outer gradients are sent in their turn.
+    """
+    sizes = _sizes(shapes, width, counts)
+    outer = sizes.pop("")
+    layer = max(sizes.values(), default=0)
+    most = outer * 2 + max(layer * 4, outer + layer)
+    return most - _gathered(shapes, width, counts)
+
+
+# The matrices of a layer that write to the residual stream, by the last part of their module.
+WRITERS = {
+    "o_proj", "down_proj", "out_proj", "c_proj", "dense", "fc2", "wo", "w2", "dense_4h_to_h",
+}  # fmt: skip
+
+
+def activations(shapes: Mapping[str, Shape], setup: TrainingSetup) -> int:
+    """Bytes that one forward pass keeps, of a decoder with gated FFNs and fused attention.
+
+    A layer keeps for every token, in entries: what each matrix writes; what those that write to the
+    residual stream read (attention's output, the FFN's product) and the activation function's
+    output; of each norm its input and its output before the gain, and what it gives on. The output
+    layer has logits, their softmax and their gradient, in float32. Attention maps (``eager``) are
+    not counted, nor are mixtures.
+    """
+    if not setup.tokens or any("expert" in name for name in shapes):
+        return 0
+    vocabulary, hidden = max(
+        (shape for name, shape in shapes.items() if len(shape) == 2 and "embed" in name),
+        default=(0, 0),
+    )
+    if not hidden:
+        return 0
+    narrow = 2 if setup.bf16_autocast or setup.dtype in ("bfloat16", "BF16") else 4
+    layers = []
+    for module, names in _modules(shapes).items():
+        if not module:
+            continue
+        matrices = {name: shapes[name] for name in names if len(shapes[name]) == 2}
+        read = [shape[1] for name, shape in matrices.items() if name.split(".")[-2] in WRITERS] or [
+            0
+        ]
+        written = sum(shape[0] for shape in matrices.values())
+        layers.append((written + sum(read) + max(read)) * narrow + 4 * hidden * 4)
+    again = len(layers) * hidden * 4 + max(layers, default=0)
+    kept = again if setup.checkpointing else sum(layers)
+    return setup.tokens * (kept + 3 * vocabulary * 4)

@@ -72,6 +72,7 @@ def _memory(advice: Advice) -> str:
         (memory.optimizer, name),
         (memory.buckets, "DDP buckets"),
         (memory.gathered, "gathered layers"),
+        (memory.scattered, "their gradients and buffers"),
         (memory.autocast, "bf16 copies"),
     ]
     listed = ", ".join(f"{label} {human_bytes(size)}" for size, label in parts if size)

@@ -21,6 +21,7 @@ from growkit.cli.common import (
 
 if TYPE_CHECKING:
     from growkit.cli.output import Output
+    from growkit.study.cluster import Cluster
 
 PANEL = "Train"
 
@@ -54,6 +55,19 @@ def study(
             autocompletion=complete_words("auto", "cpu", "cuda:0"),
         ),
     ] = "auto",
+    executor: Annotated[
+        str,
+        typer.Option(help="local, or slurm: every run is a job, --workers of them at a time."),
+    ] = "local",
+    partition: Annotated[str | None, typer.Option(help="Of the Slurm jobs.")] = None,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Of the Slurm jobs: time=120 (minutes), cpus_per_task=8, gpus_per_node=1, "
+            "account=NAME ...",
+        ),
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a value of the recipe."),
@@ -105,6 +119,7 @@ def study(
     loaded = load_study(recipe, overrides or [])
     choice = choose(loaded, _words(arms), _numbers(seeds))
     places = _devices(devices)
+    cluster = _cluster(executor, partition, slurm or [])
     out = out or Path("studies") / recipe.stem.removeprefix("study-")
     if report and not (out / RECIPE).is_file():
         raise UsageError(
@@ -134,7 +149,7 @@ def study(
         result = one.result()
     else:
         try:
-            result = one.run(choice, devices=places, workers=workers, race=race)
+            result = one.run(choice, devices=places, workers=workers, race=race, cluster=cluster)
         except BaseException:  # Ctrl-C, too: what is finished is written
             if (one.out / RECIPE).is_file():
                 write_study(one.result(), one.out, command=command)
@@ -188,6 +203,34 @@ def _numbers(text: str | None) -> list[int]:
         raise UsageError(
             f"--seeds {text!r} holds no numbers.", "For example --seeds 0,1."
         ) from None
+
+
+def _cluster(executor: str, partition: str | None, settings: list[str]) -> Cluster | None:
+    """Where runs are submitted to; None: they are processes of this machine."""
+    from growkit.core.errors import UsageError
+
+    given = dict(word.partition("=")[::2] for word in settings)
+    if partition is not None:
+        given["partition"] = partition
+    if executor not in ("local", "slurm") or not all(given.values()):
+        raise UsageError(
+            f"--executor {executor!r} with --slurm {' '.join(settings)!r} cannot be used.",
+            "Give local or slurm, and --slurm KEY=VALUE.",
+        )
+    if executor == "local":
+        if given:
+            raise UsageError(
+                f"{', '.join(given)} of Slurm jobs, and the executor is local.",
+                "Add --executor slurm.",
+            )
+        return None
+    from growkit.study.cluster import Cluster
+
+    if "time" in given:
+        given["timeout_min"] = given.pop("time")
+    shared = ("timeout_min", "cpus_per_task", "gpus_per_node", "mem_gb", "nodes", "name")
+    options = {name if name in shared else f"slurm_{name}": v for name, v in given.items()}
+    return Cluster({k: int(v) if v.isdigit() else v for k, v in options.items()})
 
 
 def _devices(text: str) -> list[str]:

@@ -178,6 +178,13 @@ def _show_dry_run(
     rows, findings = _advice(recipe, throughput)
     for label, value in rows:
         table.add_row(label, value)
+    memory = done.memory
+    if memory.gathered and memory.activations:
+        table.add_row(
+            "peak per process",
+            f"{human_bytes(memory.peak)}, of it {human_bytes(memory.activations)} activations of "
+            "one forward pass",
+        )
     output.show(table, *findings)
 
 

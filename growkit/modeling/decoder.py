@@ -46,6 +46,25 @@ def check_engine(config: DecoderConfig, attention: type[AttentionBase]) -> None:
         )
 
 
+def check_tensor_parallel(config: DecoderConfig, attention: type[AttentionBase]) -> None:
+    """Raise ValueError for sizes that ranks cannot share: a head, or a signal head and what is
+    subtracted from it, would be cut in two, and something else be computed."""
+    ranks = getattr(getattr(config, "distributed_config", None), "tp_size", None) or 1
+    split = "layers.*.mlp.gate_proj" in (config.base_model_tp_plan or {})
+    counts = {
+        "key/value groups (a group keeps its signal and noise heads)": attention.groups_of_ranks(
+            config
+        ),
+        "FFN units": config.intermediate_size if split else None,
+    }
+    for what, count in counts.items():
+        if count is not None and count % ranks:
+            raise ValueError(
+                f"tp_size {ranks} does not divide the model's {count} {what}. Use a tp_size that "
+                "does, or split over the data (parallel.strategy: fsdp)."
+            )
+
+
 class GatedMLP(nn.Module):
     """Gated feed-forward layer: down(act(gate(x)) * up(x))."""
 
@@ -140,6 +159,7 @@ class DecoderModel(DecoderPreTrainedModel, LlamaModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
         attention = self.attention_class(config)
         check_engine(config, attention)
+        check_tensor_parallel(config, attention)
         layers = (
             DecoderLayer(config, attention(config, layer))
             for layer in range(config.num_hidden_layers)

@@ -1,4 +1,5 @@
-"""Makes the runs of a study in worker processes, one after another or several at a time. No torch.
+"""Makes the runs of a study in worker processes, one after another or several at a time, or as jobs
+of a cluster (:mod:`growkit.study.cluster`). No torch.
 
 Two studies may share a folder of runs: a run that another process makes at the moment is waited
 for.
@@ -15,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from growkit.core.errors import UsageError
 from growkit.core.names import METRICS
@@ -83,7 +84,7 @@ def _visible(device: str) -> dict[str, str]:
 class _Running:
     node: Node
     slot: Slot
-    process: subprocess.Popen[bytes]
+    process: Any  # subprocess.Popen, or a job that is asked like one
     log: IO[bytes]
 
 
@@ -96,6 +97,8 @@ class Runner:
         measures, series: of :class:`growkit.study.recipe.StudyRecipe`.
         ended: called after every run that ended well.
         command: of a worker; the folder of the run and our process id are added to it.
+        submit: makes a job of a run instead (its folder, its log); what it returns is asked like a
+            process.
     """
 
     def __init__(
@@ -108,10 +111,11 @@ class Runner:
         series: Sequence[str],
         ended: Callable[[], None],
         command: Sequence[str] = (sys.executable, "-m", "growkit.study.one_run"),
+        submit: Callable[[Path, IO[bytes]], Any] | None = None,
     ) -> None:
         self.runs, self.records, self.places = runs, records, list(places)
         self.reporter, self.measures, self.series = reporter, list(measures), list(series)
-        self.ended, self.command = ended, list(command)
+        self.ended, self.command, self.submit = ended, list(command), submit
         self.running: list[_Running] = []
         self.failed: dict[str, str] = {}
         self._busy: dict[str, float] = {}
@@ -157,7 +161,12 @@ class Runner:
         folder.mkdir(parents=True, exist_ok=True)
         self._describe(node, folder)
         log = (folder / LOG).open("ab")
-        process = subprocess.Popen(
+        process = self.submit(folder, log) if self.submit else self._process(folder, slot, log)
+        self.running.append(_Running(node, slot, process, log))
+        self.reporter.log(f"{node.name}: begins, {node.steps:,} steps")
+
+    def _process(self, folder: Path, slot: Slot, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
             [*self.command, str(folder), str(os.getpid())],
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -166,8 +175,6 @@ class Runner:
             # Ctrl-C is for the study, which asks its runs to save their last step.
             start_new_session=True,
         )
-        self.running.append(_Running(node, slot, process, log))
-        self.reporter.log(f"{node.name}: begins, {node.steps:,} steps")
 
     def _describe(self, node: Node, folder: Path) -> None:
         start = {name: getattr(node.start, name) for name in Start.model_fields}

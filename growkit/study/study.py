@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -26,10 +27,13 @@ from growkit.study.race import Race
 from growkit.study.recipe import RaceSection, StudyRecipe
 from growkit.study.results import Arm, Comparison, Phase, Point, Run, StudyResult
 from growkit.study.run_records import Record, Records
-from growkit.study.runner import Runner, slots
+from growkit.study.runner import Runner, Slot, slots
 from growkit.study.selection import Choice, Line, Planned, outline, planned_runs
 from growkit.study.shapes import Shapes
 from growkit.study.texts import Inputs, open_inputs
+
+if TYPE_CHECKING:
+    from growkit.study.cluster import Cluster
 
 RECIPE = "study.yaml"
 
@@ -84,10 +88,12 @@ class Study:
         devices: Sequence[str] = ("auto",),
         workers: int = 1,
         race: bool = False,
+        cluster: Cluster | None = None,
     ) -> StudyResult:
         """Make what is missing, and return all that is there.
 
-        ``race``: arms are put out by short runs first (:mod:`growkit.study.race`).
+        ``race``: arms are put out by short runs first (:mod:`growkit.study.race`). ``cluster``:
+        runs are jobs of it, ``workers`` at a time.
 
         A run that fails does not stop the others; ``Arm.failed`` says why it failed.
         """
@@ -96,11 +102,12 @@ class Study:
         runner = Runner(
             self.runs,
             self.records,
-            slots(devices, workers),
+            slots(devices, workers) if cluster is None else [Slot({}) for _ in range(workers)],
             self.reporter,
             self.recipe.measures,
             self.recipe.series,
             self._write_result,
+            submit=None if cluster is None else cluster.start,
         )
         self.failed = runner.failed
         if race:

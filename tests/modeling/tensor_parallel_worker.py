@@ -6,6 +6,7 @@ import sys
 
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator, ParallelismConfig
 from transformers import AutoModelForCausalLM
 from transformers.distributed import DistributedConfig
 
@@ -22,11 +23,19 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 model = AutoModelForCausalLM.from_pretrained(
     folder, distributed_config=DistributedConfig(tp_size=2)
 )
+accelerator = Accelerator(cpu=True, parallelism_config=ParallelismConfig(tp_size=2))
+optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, foreach=False)
+model, optimizer = accelerator.prepare(model, optimizer)
 out = model(expected["tokens"], labels=expected["tokens"])
-out.loss.backward()
+accelerator.backward(out.loss)
 errors = {"logits": (whole(out.logits) - expected["logits"]).abs().max().item()}
 for name, parameter in model.named_parameters():
     errors[name] = (whole(parameter.grad) - expected["gradients"][name]).abs().max().item()
+optimizer.step()
+with torch.no_grad():
+    errors["after a step"] = (
+        (whole(model(expected["tokens"]).logits) - expected["after"]).abs().max().item()
+    )
 shards = {
     name: tuple(parameter.to_local().shape)
     for name, parameter in model.named_parameters()

@@ -1,4 +1,5 @@
-"""Two ranks over gloo compute what one process does, gradients of shared parameters included."""
+"""Two ranks over gloo compute what one process does, gradients of shared parameters included, and
+take the same step under accelerate's ParallelismConfig; sizes they cannot share are refused."""
 
 from __future__ import annotations
 
@@ -32,13 +33,40 @@ def test_two_ranks_equal_one_process(tmp_path, case):
     out.loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters()}
     expected = {"tokens": tokens, "logits": out.logits.detach(), "gradients": gradients}
+    torch.optim.AdamW(model.parameters(), lr=0.01, foreach=False).step()
+    with torch.no_grad():
+        expected["after"] = model(tokens).logits
     torch.save(expected, tmp_path / "expected.pt")
 
     run(2, [str(Path(__file__).with_name("tensor_parallel_worker.py")), str(tmp_path)], script)
     found = torch.load(tmp_path / "found.pt")
-    assert set(gradients) | {"logits"} == set(found["errors"])
+    assert set(gradients) | {"logits", "after a step"} == set(found["errors"])
+    after = found["errors"].pop("after a step")  # AdamW divides small gradients by themselves
+    assert after < 1e-3
     assert max(found["errors"].values()) < 1e-5
     # really split: one of two stripes or pairs, one of two key/value groups
     for name in ("q_proj", "k_proj"):
         rows = getattr(model.model.layers[0].self_attn, name).out_features // 2
         assert found["shards"][f"model.layers.0.self_attn.{name}.weight"] == (rows, 32)
+
+
+class _Ranks:
+    tp_size = 4
+
+
+@pytest.mark.parametrize(
+    ("case", "count"),
+    [("gda", "2 key/value groups"), ("diff_v1", "2 key/value groups"), ("ffn", "62 FFN units")],
+)
+def test_sizes_that_ranks_cannot_share(case: str, count: str) -> None:
+    """A signal head and what is subtracted from it stay on one rank."""
+    if case == "diff_v1":
+        config = model_of("diff_v1", vocab_size=64).config
+        kind = type(model_of("diff_v1", vocab_size=64))
+    else:
+        config, kind = gda_config((6, 2, 2), "own", vocab_size=64), GdaForCausalLM
+    if case == "ffn":
+        config = gda_config((4, 4, 4), "own", vocab_size=64, intermediate_size=62)
+    config.distributed_config = _Ranks()
+    with pytest.raises(ValueError, match=f"tp_size 4 does not divide the model's {count}"):
+        kind(config)

@@ -100,6 +100,14 @@ def check_launch(recipe: Recipe, environment: Mapping[str, str] = os.environ) ->
             + ("process was started." if count == 1 else "processes were started."),
             f"Start it with: {how}",
         )
+    check_shares(recipe, count)
+    return count
+
+
+def check_shares(recipe: Recipe, count: int) -> None:
+    """Raises:
+    UsageError: the sequences of a step are not a multiple of the number of processes.
+    """
     if recipe.sequences_per_step % count:
         raise UsageError(
             f"The {recipe.sequences_per_step} sequences of a step (per_device_train_batch_size x "
@@ -107,7 +115,6 @@ def check_launch(recipe: Recipe, environment: Mapping[str, str] = os.environ) ->
             f"Change training.gradient_accumulation_steps so that the product is a multiple of "
             f"{count}; it is the same whatever the number of processes.",
         )
-    return count
 
 
 def _refuse_foreign_strategy(recipe: Recipe, environment: Mapping[str, str]) -> None:

@@ -142,6 +142,11 @@ class GdaAttentionBase(AttentionBase):
         return heads
 
     @classmethod
+    def groups_of_ranks(cls, config: Any) -> int | None:
+        """A group has whole stripes: its signal heads and the noise heads subtracted from them."""
+        return cls.heads_of(config).n_kv if cls.tp_plan else None
+
+    @classmethod
     def projection_heads(cls, config: Any) -> ProjectionHeads:
         """All query heads, the keys and values as stored, the signal heads' outputs."""
         heads = cls.heads_of(config)

@@ -122,6 +122,12 @@ class AttentionBase(nn.Module):
         """
         return None
 
+    @classmethod
+    def groups_of_ranks(cls, config: Any) -> int | None:
+        """Key/value groups, each of which stays whole on a tensor-parallel rank, with all of its
+        query heads; None: the layer is not split."""
+        return cls.projection_heads(config).key if cls.tp_plan else None
+
     # -- the layer ------------------------------------------------------------------------------
 
     def __init__(self, config: Any, layer_idx: int) -> None:
