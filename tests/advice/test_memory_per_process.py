@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -151,3 +154,35 @@ def test_new_entries_are_counted_once() -> None:
     assert new_entries((4,), {"rows": [[3, 4]]}) == 1
     assert new_entries((4, 6), "all") == 24
     assert new_entries((3, 4, 6), {"experts": [[1, 2]]}) == 24
+
+
+def test_no_process_of_a_planned_launch_holds_a_model_of_70_billion() -> None:
+    """Llama 3 70B in 64 processes; a recipe's ``parallel.processes`` plans it (--dry-run)."""
+    layer = {
+        "self_attn.q_proj": (8192, 8192), "self_attn.k_proj": (1024, 8192),
+        "self_attn.v_proj": (1024, 8192), "self_attn.o_proj": (8192, 8192),
+        "mlp.gate_proj": (28672, 8192), "mlp.up_proj": (28672, 8192),
+        "mlp.down_proj": (8192, 28672), "input_layernorm": (8192,),
+        "post_attention_layernorm": (8192,),
+    }  # fmt: skip
+    shapes: dict[str, tuple[int, ...]] = {
+        f"model.layers.{i}.{name}.weight": shape for i in range(80) for name, shape in layer.items()
+    }
+    shapes |= {f"{n}.weight": (128256, 8192) for n in ("model.embed_tokens", "lm_head")}
+    whole = 4 * sum(prod(shape) for shape in shapes.values())
+    setup = TrainingSetup(
+        strategy="fsdp", processes=64, bf16_autocast=True, tokens=4096, checkpointing=True
+    )
+    memory = training_memory(shapes, {}, setup)
+    assert whole > 280e9 and memory.weights == memory.gradients == pytest.approx(whole / 64)
+    assert memory.activations < 20e9 and memory.peak < 0.25 * whole
+    assert training_memory(shapes, {}, replace(setup, strategy="ddp")).peak > 5 * whole
+
+
+def test_what_two_processes_took_was_predicted() -> None:
+    """benchmarks/sharded_memory.py measured it."""
+    path = Path(__file__).parents[2] / "benchmarks" / "sharded_memory.json"
+    cases = json.loads(path.read_text())["cases"]
+    assert "weights" in cases
+    for name, case in cases.items():
+        assert 1 / 1.2 < case["predicted"]["peak"] / case["measured"] < 1.2, name

@@ -1,5 +1,5 @@
 """Two ranks over gloo compute what one process does, gradients of shared parameters included, and
-take the same step under accelerate's ParallelismConfig; sizes they cannot share are refused."""
+take the same step; sizes that they cannot share are refused."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_two_ranks_equal_one_process(tmp_path, case):
     out.loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters()}
     expected = {"tokens": tokens, "logits": out.logits.detach(), "gradients": gradients}
-    torch.optim.AdamW(model.parameters(), lr=0.01, foreach=False).step()
+    torch.optim.SGD(model.parameters(), lr=0.1, foreach=False).step()
     with torch.no_grad():
         expected["after"] = model(tokens).logits
     torch.save(expected, tmp_path / "expected.pt")
@@ -41,8 +41,6 @@ def test_two_ranks_equal_one_process(tmp_path, case):
     run(2, [str(Path(__file__).with_name("tensor_parallel_worker.py")), str(tmp_path)], script)
     found = torch.load(tmp_path / "found.pt")
     assert set(gradients) | {"logits", "after a step"} == set(found["errors"])
-    after = found["errors"].pop("after a step")  # AdamW divides small gradients by themselves
-    assert after < 1e-3
     assert max(found["errors"].values()) < 1e-5
     # really split: one of two stripes or pairs, one of two key/value groups
     for name in ("q_proj", "k_proj"):
