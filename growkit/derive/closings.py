@@ -21,6 +21,7 @@ import torch
 from growkit.derive.axes import Axes, Role
 from growkit.derive.stored import Arrays, StoredModel, relative_error
 from growkit.derive.twin import Builder, Layers, Underivable, Values, layer_kinds, said_by
+from growkit.families.derived import layers_fed
 from growkit.families.layer_fields import leaf, move_counts, with_values
 
 SAME = 2e-6
@@ -306,12 +307,13 @@ def _counted(
 
 
 def _places(insertion: LayerInsertion) -> list[int]:
-    """First and last layer of every kind."""
+    """First and last layer of every kind, behind those that features of images are added behind."""
     shapes = {name: array.shape for name, array in insertion.weights.items()}
     kinds = layer_kinds(shapes, insertion.layers, insertion.values) or []
     last = {kind: place for place, kind in enumerate(kinds)}
     first = {kind: place for place, kind in reversed(list(enumerate(kinds)))}
-    return sorted({*first.values(), *last.values()})
+    fed = min(insertion.layers.count, layers_fed(insertion.values)) - 1
+    return sorted({place for place in (*first.values(), *last.values()) if place >= fed})
 
 
 def _close_all(insertion: LayerInsertion, found: Inserted, counts: dict[str, str]) -> None:

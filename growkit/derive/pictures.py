@@ -40,7 +40,7 @@ def with_sight(builder: Builder, values: Values, layers: Layers) -> tuple[Values
     if not layers.place or layers.second:
         return values, None
     hidden = hidden_of(values, layers.place)
-    for changes in _small_towers(values, layers.place):
+    for changes in _small_towers(values, layers):
         try:
             small = with_values(values, changes)
             model = _built(builder, small)
@@ -134,8 +134,9 @@ def _equal(values: Mapping[str, Any], place: Path, hidden: int) -> Iterator[tupl
         yield from combinations(paths, size)
 
 
-def _small_towers(values: Mapping[str, Any], place: Path) -> Iterator[dict[Path, Any]]:
+def _small_towers(values: Mapping[str, Any], layers: Layers) -> Iterator[dict[Path, Any]]:
     """Sizes of towers that go together, of small pictures first."""
+    place = layers.place
     small: dict[Path, Any] = {}
     tokens: dict[Path, Any] = {}
     for path, value in _elsewhere(values, place):
@@ -154,7 +155,7 @@ def _small_towers(values: Mapping[str, Any], place: Path) -> Iterator[dict[Path,
             tokens[path] = 4
     for name, part in values.items():
         if isinstance(part, Mapping) and (name,) != place:
-            small.update(_fed_layers((name,), part))
+            small.update(_fed_layers((name,), part, layers.count))
             sides, patch = part.get("image_size"), part.get("patch_size")
             if isinstance(sides, list) and isinstance(patch, list) and len(sides) == len(patch):
                 small[name, "image_size"] = [_SIDE * side for side in patch]
@@ -178,12 +179,13 @@ def _is_pairs(value: Any) -> bool:
     )
 
 
-def _fed_layers(place: Path, part: Mapping[str, Any]) -> Iterator[tuple[Path, Any]]:
-    """Lists of layers of a tower whose output is looked at: the first ones, as many as there are,
-    of a tower with as many layers."""
+def _fed_layers(place: Path, part: Mapping[str, Any], most: int) -> Iterator[tuple[Path, Any]]:
+    """Lists of layers of a tower whose output is looked at: the first ones, of a tower with as many
+    layers; no more of them than layers of the language model, which may each be given one."""
     depth = next((n for n in ("depth", "num_hidden_layers") if isinstance(part.get(n), int)), None)
     for name, value in part.items():
         numbers = isinstance(value, list) and value and all(type(n) is int for n in value)
         if depth and numbers and max(value) >= part[depth] and len(value) <= 8:
-            yield (*place, name), list(range(len(value)))
-            yield (*place, depth), max(part[depth], len(value))
+            few = min(len(value), most)
+            yield (*place, name), list(range(few))
+            yield (*place, depth), max(part[depth], few)

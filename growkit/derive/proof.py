@@ -24,7 +24,7 @@ from safetensors.numpy import load_file, save_file
 
 from growkit.derive.stored import Arrays, StoredModel, relative_error
 from growkit.derive.twin import Builder, Underivable, plain_kernels, said_by, token_ids
-from growkit.families.derived import forget, register
+from growkit.families.derived import forget, layers_fed, register
 from growkit.families.layer_fields import leaf
 from growkit.growing import grow_checkpoint
 from growkit.surgery.request import GrowthRequest
@@ -120,7 +120,8 @@ def _never(table: Mapping[str, Any]) -> dict[str, str]:
 def _requests(table: dict[str, Any], found: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     """What is tried."""
     if not found.closings.refusal:
-        yield "--layers", {"layers": "x2"}
+        behind = {"layer_placement": "end"} if layers_fed(found.values) else {}
+        yield "--layers", {"layers": "x2", **behind}
     else:
         table["operators"]["--layers"] = {"why": _sentence(found.closings.refusal)}
     if found.second is not None:

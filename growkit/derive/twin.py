@@ -86,7 +86,10 @@ class Builder:
 
     def config(self, values: Mapping[str, Any]) -> Any:
         """A config object; raises whatever the class objects to."""
-        return self.config_class.from_dict(copy.deepcopy(dict(values)))
+        config = self.config_class.from_dict(copy.deepcopy(dict(values)))
+        if config.architectures is None:
+            config.architectures = []  # an Auto class with several for a type goes through them
+        return config
 
     def build(self, values: Mapping[str, Any], device: str = "cpu") -> nn.Module:
         """A model with random weights in float32, with the plainest kernels."""
@@ -618,6 +621,12 @@ def make_twin(
             continue
         return sighted(_shared(builder, short), fewer), fewer
     reasons = "; ".join(dict.fromkeys(tried)) or "-"
+    if lacking := re.search(r"requires the (\w+) library", reasons):
+        raise Underivable(
+            f"The class of {builder.model_type!r} needs the package {lacking[1]}, which is not "
+            f"installed (pip install {lacking[1]}).",
+            f"Install it, and derive again: pip install {lacking[1]}",
+        )
     raise Underivable(
         f"{len(tried)} small configs of {builder.model_type!r} were tried, and the class accepts "
         f"none ({reasons[:400]})."
