@@ -38,9 +38,10 @@ def _of_runs(result: StudyResult) -> list[str]:
             missing += [f"{arm.label} ({seeds_text(open_)})"] if open_ else []
         diverged += [f"{arm.label} ({seeds_text(infinite)})"] if infinite else []
         alone += [arm.label] if len(done) == 1 else []
-        off = [run for run in arm.runs if abs(run.flops / result.budget - 1) > OFF_BUDGET]
+        whole = result.budget_of(arm)
+        off = [run for run in arm.runs if abs(run.flops / whole - 1) > OFF_BUDGET]
         if off:
-            part = percent(off[0].flops / result.budget, 1)
+            part = percent(off[0].flops / whole, 1)
             said.append(f"{arm.label}: spent {part} of the budget (seed {off[0].seed}).")
     edges = [
         f"{result.label(name)} ({sweep.chosen:g})"

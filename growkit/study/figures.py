@@ -27,6 +27,7 @@ from growkit.report.canvas import (
 )
 from growkit.study.results import Arm, StudyResult, Sweep
 from growkit.study.savings import arm_figures
+from growkit.study.scratch_curve import scratch_runs
 from growkit.study.statistics import findings
 
 STYLES = ("-", ":", "-.")
@@ -180,6 +181,7 @@ def draw_figures(result: StudyResult, *, png: bool = True) -> list[Figure]:
             "more after Holm's correction.",
             height=0.75 + 0.46 * pairs, png=png,
         ),
+        *_scratch_curve(result, png=png),
         _sweeps(result),
     ]  # fmt: skip
     names = sorted({name for arm in result.arms for run in arm.runs for name in run.series})
@@ -193,6 +195,49 @@ def draw_figures(result: StudyResult, *, png: bool = True) -> list[Figure]:
             )
         )  # fmt: skip
     return figures
+
+
+def _scratch_curve(result: StudyResult, *, png: bool) -> list[Figure]:
+    """Final losses against budgets; none where from scratch has one budget alone."""
+    shapes = dict.fromkeys(arm.shape for arm in result.arms if scratch_runs(result, arm.shape))
+    if not shapes:
+        return []
+
+    def draw(axes: Any, result: StudyResult) -> bool:
+        for shape in shapes:
+            _budgets(axes, result, shape)
+        axes.set_xscale("log")
+        axes.set_xlabel("training FLOPs of the whole run")
+        axes.set_ylabel("final " + LOSS)
+        return True
+
+    return [
+        _figure(
+            result, "budgets", "Final loss against budget", draw, "runs from scratch",
+            "Every point is the end of a whole run with its own decay, mean over the seeds, bars "
+            "from the lowest to the highest. What lies below the line from scratch saves compute: "
+            "its distance to the line, to the right.", png=png,
+        )
+    ]  # fmt: skip
+
+
+def _budgets(axes: Any, result: StudyResult, shape: str) -> None:
+    """The line from scratch of one shape and the arms that ended in it."""
+
+    def ends(arm: Arm) -> tuple[float, float, float, float]:
+        losses = [run.final_loss for run in arm.runs]
+        flops = float(np.mean([run.flops for run in arm.runs]))
+        return flops, float(np.mean(losses)), min(losses), max(losses)
+
+    arms = [arm for arm in result.arms if arm.shape == shape and arm.runs]
+    line = sorted(ends(arm) for arm in arms if arm.from_scratch)
+    axes.plot(*zip(*((at, loss) for at, loss, _, _ in line), strict=True), "--", color=SOFT)
+    for arm in arms:
+        at, loss, low, high = ends(arm)
+        color = SOFT if arm.from_scratch else line_look(result, arm)["color"]
+        label = line_label(arm.label)
+        bars = [[loss - low], [high - loss]]
+        axes.errorbar([at], [loss], bars, fmt="o", color=color, markersize=4, label=label)
 
 
 def _figure(

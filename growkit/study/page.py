@@ -32,6 +32,7 @@ from growkit.study.figures import SERIES
 from growkit.study.race import race_lines
 from growkit.study.results import STUDY_FILE, Arm, StudyResult, read_result, start_of
 from growkit.study.savings import arm_figures
+from growkit.study.scratch_curve import scratch_savings
 from growkit.study.statistics import findings, seeds_text, verdicts
 from growkit.study.table import Table, equal_parameters, markdown_text, tables
 from growkit.surgery.operators import OPERATORS
@@ -99,7 +100,8 @@ def write_pages(folder: Path, out: Path) -> list[Path]:
 
 def markdown(result: StudyResult) -> str:
     """``table.md``: the verdicts in words, the tables and the limits."""
-    listed = "\n".join(f"* {markdown_text(line)}" for line in (*verdicts(result), *_race(result)))
+    said = (*_savings(result), *verdicts(result), *_race(result))
+    listed = "\n".join(f"* {markdown_text(line)}" for line in said)
     cannot = "\n".join(f"* {markdown_text(line)}" for line in limits(result))
     shown = "\n".join(table.markdown() for table in tables(result))
     name, question = markdown_text(result.name), markdown_text(result.question)
@@ -178,8 +180,13 @@ def _race(result: StudyResult) -> list[str]:
     return race_lines(result.race, labels) if result.race else []
 
 
+def _savings(result: StudyResult) -> list[str]:
+    """What every grown arm saves against from scratch, where that can be read."""
+    return [one.sentence() for one in scratch_savings(result)]
+
+
 def _conclusions(result: StudyResult) -> str:
-    """The lowest loss, and the answer to every comparison."""
+    """The lowest loss, what was saved, and the answer to every comparison."""
     ranked = sorted(arm_figures(result), key=lambda one: one.order)
     best = next((one for one in ranked if one.loss and isfinite(one.loss.mean)), None)
     lowest = ""
@@ -193,7 +200,7 @@ def _conclusions(result: StudyResult) -> str:
         one.direction + ("" if one.survives or one.direction == "none" else " weak")
         for one in findings(result)
     ]
-    lines = "".join(
+    lines = "".join(f"<li>{escape(line)}</li>\n" for line in _savings(result)) + "".join(
         f'<li class="{kind}">{escape(line)}</li>\n'
         for kind, line in zip(kinds or ["unknown"], verdicts(result), strict=True)
     )
@@ -207,7 +214,9 @@ def run_text(result: StudyResult) -> list[str]:
     machine = ", ".join(f"{key} {value}" for key, value in result.machine.items())
     bases = result.recipe.get("bases")
     return [
-        f"Budget: {result.budget:.3g} training FLOPs for every arm, what its source cost included.",
+        f"Budget: {result.budget:.3g} training FLOPs for every arm"
+        + ("" if result.one_budget else " that has none of its own")
+        + ", what its source cost included.",
         f"Sequences of {result.sequence_length:,} tokens"
         + (
             f"; every held-out loss is of {result.held_out_tokens:,} predicted tokens."

@@ -108,6 +108,9 @@ class Start(Section):
         rewarm_steps: the learning rate rises from 0 again over so many steps after the change.
         attn_implementation: as in a training recipe's model section.
         dtype: as in a training recipe's model section.
+        training_flops: of an arm, its own budget in place of the study's: arms from scratch with
+            several make the curve that savings are read from. Of a base, what it may spend; that
+            or ``tokens``.
     """
 
     label: str | None = None
@@ -122,6 +125,7 @@ class Start(Section):
     rewarm_steps: Annotated[int, Field(ge=0)] = 0
     attn_implementation: str | None = None
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
+    training_flops: Above0 | None = None
 
     @model_validator(mode="after")
     def _one_origin(self) -> Start:
@@ -174,11 +178,9 @@ class Base(Start):
     """A model that several arms continue from; every seed has its own.
 
     Attributes:
-        training_flops: what it may spend; this or ``tokens``.
-        tokens: what it reads.
+        tokens: what it reads; this or ``training_flops``.
     """
 
-    training_flops: Above0 | None = None
     tokens: Positive | None = None
 
     @model_validator(mode="after")

@@ -135,6 +135,7 @@ class Arm:
         runs: by seed, those that are finished.
         sweep: None where the recipe gives the learning rate.
         failed: seed -> why its run failed (the last line of its log).
+        budget: training FLOPs of its own; None: those of the study.
     """
 
     name: str
@@ -146,6 +147,7 @@ class Arm:
     runs: tuple[Run, ...]
     sweep: Sweep | None = None
     failed: dict[int, str] = field(default_factory=dict)
+    budget: float | None = None
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ class Comparison:
 
     arm: str
     against: str
-    kind: str = "equal FLOPs"  # or "equal FLOPs, equal parameters"
+    kind: str = "equal FLOPs"  # or "equal FLOPs, equal parameters", "0.6 x its FLOPs, ..."
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,7 @@ class StudyResult:
     """Everything that tables, plots and the page are made from.
 
     Attributes:
-        budget: training FLOPs of every arm.
+        budget: training FLOPs of every arm that has none of its own.
         sequences: length of a sequence in tokens.
         held_out_tokens: predicted for every loss.
         machine: ``processor``, ``cores``, ``accelerator``, ``torch``, ``growkit``, ...
@@ -239,6 +241,15 @@ class StudyResult:
         rate = section.get("learning_rate")
         return rate.get("of") if isinstance(rate, dict) else None
 
+    def budget_of(self, arm: Arm) -> float:
+        """Training FLOPs of an arm."""
+        return self.budget if arm.budget is None else arm.budget
+
+    @property
+    def one_budget(self) -> bool:
+        """No arm has another budget than the study's."""
+        return all(self.budget_of(arm) == self.budget for arm in self.arms)
+
     def label(self, name: str) -> str:
         """What readers call a base or an arm."""
         labels = {arm.name: arm.label for arm in self.arms}
@@ -254,6 +265,8 @@ class StudyResult:
         if self.race is None:
             del values["race"]
         for arm in values["arms"]:
+            if arm["budget"] is None:
+                del arm["budget"]
             if arm["sweep"] is not None:
                 losses = arm["sweep"]["losses"]
                 arm["sweep"]["losses"] = [[a, None if math.isnan(b) else b] for a, b in losses]

@@ -194,7 +194,7 @@ class Lengths:
 
     @property
     def budget(self) -> float:
-        """Training FLOPs of every arm."""
+        """Training FLOPs of every arm that has no budget of its own."""
         budget = self.study.budget
         if budget.training_flops is not None:
             return budget.training_flops
@@ -250,9 +250,9 @@ class Lengths:
     def given(self, name: str) -> float:
         """The budget of an arm, or what a base is given."""
         start = self.study.start(name)
-        if not isinstance(start, Base):
-            return self.budget
         if start.training_flops is not None:
             return start.training_flops
+        if not isinstance(start, Base):
+            return self.budget
         assert start.tokens is not None
         return start.tokens * self.shapes.of(name).flops_per_token

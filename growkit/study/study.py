@@ -218,9 +218,6 @@ def _claim(out: Path, runs: Path) -> None:
         )
 
 
-EQUAL_FLOPS, EQUAL_PARAMETERS = "equal FLOPs", "equal FLOPs, equal parameters"
-
-
 class Outcome:
     """Collects the runs of a study.
 
@@ -297,12 +294,13 @@ class Outcome:
             runs=tuple(runs),
             sweep=sweep,
             failed=failed,
+            budget=start.training_flops,
         )
 
     def _comparisons(self, arms: Sequence[Arm]) -> tuple[Comparison, ...]:
         """What the recipe asks; by default each arm against from-scratch in its shape, and each
         against the first arm."""
-        shapes = {arm.name: arm.shape for arm in arms}
+        by_name = {arm.name: arm for arm in arms}
         pairs = [(question.arm, question.against) for question in self.recipe.compare]
         if not pairs:
             scratch = {arm.shape: arm.name for arm in reversed(arms) if arm.from_scratch}
@@ -313,10 +311,14 @@ class Outcome:
             ]
             first = arms[0].name
             pairs += [(a.name, first) for a in arms[1:] if (a.name, first) not in pairs]
-        return tuple(
-            Comparison(a, b, EQUAL_PARAMETERS if shapes[a] == shapes[b] else EQUAL_FLOPS)
-            for a, b in pairs
-        )
+        return tuple(Comparison(a, b, self._kind(by_name[a], by_name[b])) for a, b in pairs)
+
+    def _kind(self, arm: Arm, against: Arm) -> str:
+        """What two arms have in common."""
+        whole = self.nodes.lengths.budget
+        part = (arm.budget or whole) / (against.budget or whole)
+        flops = "equal FLOPs" if part == 1.0 else f"{part:.3g} x its FLOPs"
+        return f"{flops}, equal parameters" if arm.shape == against.shape else flops
 
 
 def _run(seed: int, records: Sequence[Record]) -> Run:

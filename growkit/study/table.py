@@ -11,6 +11,7 @@ from growkit.core.printed_text import printable
 from growkit.core.quantities import human_count, human_seconds, percent
 from growkit.study.results import Arm, StudyResult
 from growkit.study.savings import ArmFigures, Saving, arm_figures, learning_rates, mean_of
+from growkit.study.scratch_curve import ScratchSaving, interval, mean_needed, scratch_savings
 from growkit.study.statistics import Estimate, Finding, Spread, findings, seeds_text, spread_of
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ COLUMNS = (
     "arm", "parameters", "seeds", "final loss", "difference (95 % CI)", "FLOPs to target", "saving",
     "tokens", "learning rate", "wall time",
 )  # fmt: skip
+SPENT = "training FLOPs"
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,33 @@ def equal_flops(result: StudyResult) -> Table:
     """All arms, the lowest mean final loss first."""
     figures = arm_figures(result)
     alike = " and equal parameters" if len(figures) > 1 and len(_groups(figures)) == 1 else ""
-    return Table(
+    table = Table(
         f"Equal FLOPs{alike}: {result.budget:.3g} training FLOPs each, by final loss",
-        COLUMNS,
+        (*COLUMNS[:3], SPENT, *COLUMNS[3:]),
         _rows(figures, result),
         _note(result),
     )
+    if result.one_budget:
+        return table.without(SPENT)
+    table = replace(table, title="The arms, by final loss")
+    if scratch_savings(result):  # the curve says it better: a run drops in its decay
+        table = replace(table.without("FLOPs to target", "saving"), note=_spent_note(result))
+    return table
+
+
+def from_scratch_needs(result: StudyResult) -> Table:
+    """The grown arms beside runs from scratch of several budgets."""
+    found = scratch_savings(result)
+    return Table(
+        "Training FLOPs saved against from scratch",
+        ("arm", SPENT, "final loss", "from scratch needs", "saved", "95 % CI",
+         "corrected CI", "seeds"),
+        tuple(map(_saving_row, found)),
+        "What from scratch needs for the same final loss is read between its runs of several "
+        "budgets, seed by seed, as linear in log FLOPs; beyond them nothing is read, and the "
+        "saving is a bound. Intervals are Student's over the seeds; the corrected ones hold for "
+        "all arms of the table together (Bonferroni).",
+    )  # fmt: skip
 
 
 def equal_parameters(result: StudyResult) -> list[Table]:
@@ -103,10 +126,10 @@ def equal_parameters(result: StudyResult) -> list[Table]:
     """
     return [
         Table(
-            f"Equal parameters: {_sizes(group)}, and equal FLOPs",
-            COLUMNS,
+            f"Equal parameters: {_sizes(group)}" + (", and equal FLOPs" * result.one_budget),
+            (*COLUMNS[:3], SPENT, *COLUMNS[3:]),
             _rows(_within(group), result),
-        )
+        ).without(*([SPENT] if result.one_budget else ["FLOPs to target", "saving"]))
         for group in _groups(arm_figures(result))
         if 1 < len(group) < len(result.arms)
     ]
@@ -156,8 +179,10 @@ def measures(result: StudyResult) -> list[Table]:
 
 def tables(result: StudyResult) -> list[Table]:
     """Everything, in reading order: the comparisons first."""
+    needs = [from_scratch_needs(result)] if scratch_savings(result) else []
     return [
-        comparisons(result), equal_flops(result), *equal_parameters(result), *measures(result)
+        comparisons(result), equal_flops(result), *needs, *equal_parameters(result),
+        *measures(result),
     ]  # fmt: skip
 
 
@@ -203,6 +228,7 @@ def _row(one: ArmFigures, result: StudyResult) -> tuple[str, ...]:
         one.arm.label,
         human_count(one.arm.parameters),
         f"{len(runs)} of {one.planned}",
+        f"{result.budget_of(one.arm):.3g}",
         _loss(one.loss),
         "; ".join(map(_difference, one.findings)),
         _flops(one.saving),
@@ -210,6 +236,22 @@ def _row(one: ArmFigures, result: StudyResult) -> tuple[str, ...]:
         "" if tokens is None else human_count(tokens),
         _rates(one.arm, result),
         "" if seconds is None else human_seconds(seconds),
+    )
+
+
+def _saving_row(one: ScratchSaving) -> tuple[str, ...]:
+    bound = f"{one.bound} " if one.bound else ""
+    saved, corrected = one.saved, one.corrected
+    known = saved is not None and saved.low is not None and saved.high is not None
+    return (
+        one.arm.label,
+        f"{mean_of([run.flops for run in one.arm.runs]):.3g}",
+        _loss(spread_of([run.final_loss for run in one.arm.runs])),
+        f"{bound}{mean_needed(one):.3g}",
+        f"{bound}{percent(saved.mean, 1)}" if saved is not None else "",
+        interval((saved.low, saved.high)) if known else "",  # type: ignore[union-attr, arg-type]
+        interval(corrected) if corrected is not None else "",
+        str(len(one.needed)),
     )
 
 
@@ -275,6 +317,14 @@ def _note(result: StudyResult) -> str:
         f"{seeds_text(result.seeds)}. Target: {target}; saving: 1 - FLOPs to it / FLOPs of that "
         "from-scratch arm to it, blank where a seed did not reach it. Training FLOPs count from "
         "the first step of the first model. Wall time: a seed, on one worker."
+    )
+
+
+def _spent_note(result: StudyResult) -> str:
+    return (
+        f"Final loss: held out, nats per token, mean ± standard deviation over "
+        f"{seeds_text(result.seeds)}. Training FLOPs count from the first step of the first model. "
+        "Wall time: a seed, on one worker."
     )
 
 

@@ -1,15 +1,15 @@
-"""The main job on the text that comes with growkit: train, grow, verify, train on, compare.
+"""The main job on the text that comes with growkit: train almost nothing, grow late, compare.
 
 Folders, each whole or absent, so that a second call continues where the first one stopped::
 
-    OUT/base/        a small GDA model, 3 signal heads to 1 noise head, trained from scratch
-    OUT/grown/       its signal heads doubled (6 to 1), verified by grow itself
-    OUT/continued/   base, trained on                  } the same tokens in the same order,
-    OUT/grown-trained/  grown, trained on              } the same schedule, a fresh optimizer each
+    OUT/base/           one layer of GDA, 3 signal heads to 1 noise head, trained from scratch
+    OUT/grown/          six layers and twice the signal heads, verified by grow itself
+    OUT/grown-trained/  grown, trained on with the optimizer state grown along
+    OUT/scratch/        the grown shape from scratch, for the training FLOPs of both together
     OUT/loss.png, OUT/demo.json
 
-A run this short shows that the loss continues without a jump. It does not show which model is
-better: that takes more tokens, several seeds, and the same compute rather than the same tokens.
+After zero/one-layer expansion (arXiv:2511.04981); new layers are identities here, so that the
+growth is exact. One seed shows one difference; docs/results.md has the studies.
 """
 
 from __future__ import annotations
@@ -28,45 +28,60 @@ from growkit.training.recipe import Recipe
 
 # Largest difference of held-out losses (nats per token) that float32 rounding explains.
 JUMP = 1e-5
-GROWTH = "x2"
 
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Sizes of the demo. The defaults take about three minutes on two CPU cores."""
+    """Sizes of the demo. The defaults take under four minutes on two CPU cores.
 
-    steps: int = 300
-    continue_steps: int = 150
+    Attributes:
+        steps: of the one-layer model.
+        grown_steps: after the growth.
+        grown_layers: layers of the grown model.
+        decay_steps: at the end of the grown model's training and of that from scratch.
+    """
+
+    steps: int = 600
+    grown_steps: int = 120
+    decay_steps: int = 60
     hidden_size: int = 128
-    layers: int = 4
+    grown_layers: int = 6
     sequence_length: int = 128
     batch_size: int = 8
     vocab_size: int = 1024
     eval_tokens: int = 16384
+    learning_rate: float = 4e-3
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class DemoModel:
-    """One row of the result. Losses in nats per held-out token."""
+    """One row of the result. Losses in nats per held-out token; FLOPs and tokens count from the
+    first step of the first model."""
 
     name: str
     folder: Path
     parameters: int
     tokens: int
-    loss_before_growth: float | None
+    flops: float
     loss_at_start: float
     loss_at_end: float
-    perplexity: float
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo found; ``jump`` is the loss of the grown model minus that of its source."""
+    """What the demo found.
+
+    Attributes:
+        models: the small one, the grown one, and the grown shape from scratch.
+        jump: held-out loss of the grown model minus that of its source, before a step.
+        difference: final loss of the grown model minus that of the one from scratch.
+    """
 
     out: Path
     models: tuple[DemoModel, ...]
     jump: float
+    difference: float
     verification: dict[str, Any]
     plot: Path | None
     seconds: dict[str, float]
@@ -77,50 +92,66 @@ class DemoResult:
         return values
 
 
+def growth(settings: DemoSettings) -> dict[str, Any]:
+    """What is asked of ``growkit grow``."""
+    return {"layers": settings.grown_layers, "new_layers": "identity", "signal_heads": "x2"}
+
+
 def base_recipe(settings: DemoSettings, cache: Path) -> Recipe:
-    """From scratch, at a constant rate: what follows decays it."""
-    warmup = min(20, settings.steps // 2)
+    """One layer from scratch, at a constant rate: what follows decays it."""
+    config = {
+        "model_type": "gda",
+        "hidden_size": settings.hidden_size,
+        "intermediate_size": 3 * settings.hidden_size,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 8,
+        "num_noise_heads": 2,
+        "num_key_value_heads": 4,
+        "head_dim": 16,
+        "noise_keys": "own",
+        "sub_layer_norm": True,
+        "max_position_embeddings": 4 * settings.sequence_length,
+        "tie_word_embeddings": True,
+        # transformers' 0.02 is made for wide models; this one learns faster so.
+        "initializer_range": 0.06,
+    }
     return _recipe(
         settings,
         cache,
-        model={
-            "config": {
-                "model_type": "gda",
-                "hidden_size": settings.hidden_size,
-                "intermediate_size": 3 * settings.hidden_size,
-                "num_hidden_layers": settings.layers,
-                "num_attention_heads": 8,
-                "num_noise_heads": 2,
-                "num_key_value_heads": 4,
-                "head_dim": 16,
-                "noise_keys": "own",
-                "sub_layer_norm": True,
-                "max_position_embeddings": 4 * settings.sequence_length,
-                "tie_word_embeddings": True,
-                # transformers' 0.02 is made for wide models; this one learns faster so.
-                "initializer_range": 0.06,
-            }
-        },
+        model={"config": config},
         tokenizer={"train_bpe": settings.vocab_size},
-        training={"max_steps": settings.steps, "schedule": "constant", "warmup_steps": warmup},
+        training={"max_steps": settings.steps, "schedule": "constant"},
     )
 
 
-def continue_recipe(settings: DemoSettings, cache: Path, checkpoint: Path) -> Recipe:
-    """Train on: short warm-up (the optimizer is new), then decay."""
-    steps = settings.continue_steps
+def grown_recipe(settings: DemoSettings, cache: Path, checkpoint: Path) -> Recipe:
+    """Train the grown model on, where its source stopped reading, and decay."""
     return _recipe(
         settings,
         cache,
         model={"checkpoint": str(checkpoint)},
-        tokenizer=None,
+        training={
+            "max_steps": settings.grown_steps,
+            "schedule": "wsd",
+            "warmup_steps": 0,
+            "decay_steps": settings.decay_steps,
+        },
+    )
+
+
+def scratch_recipe(
+    settings: DemoSettings, cache: Path, config: dict[str, Any], tokenizer: Path, steps: int
+) -> Recipe:
+    """The grown shape with new weights, the same tokens from the beginning, the same decay."""
+    return _recipe(
+        settings,
+        cache,
+        model={"config": config},
+        tokenizer={"path": str(tokenizer)},
         training={
             "max_steps": steps,
             "schedule": "wsd",
-            "warmup_steps": min(10, steps // 4),
-            "decay_steps": steps // 2,
-            # Another order than the base saw.
-            "seed": settings.seed + 1,
+            "decay_steps": min(settings.decay_steps, steps // 2),
         },
     )
 
@@ -130,8 +161,8 @@ def _recipe(
     cache: Path,
     *,
     model: dict[str, Any],
-    tokenizer: dict[str, Any] | None,
     training: dict[str, Any],
+    tokenizer: dict[str, Any] | None = None,
 ) -> Recipe:
     every = max(training["max_steps"] // 10, 1)
     return make_recipe(
@@ -143,10 +174,10 @@ def _recipe(
                 "sequence_length": settings.sequence_length,
                 "max_eval_tokens": settings.eval_tokens,
                 "cache_dir": str(cache),
-                **({"start": "beginning"} if "checkpoint" in model else {}),
             },
             "training": {
-                "learning_rate": 4e-3,
+                "learning_rate": settings.learning_rate,
+                "warmup_steps": min(20, training["max_steps"] // 2),
                 "per_device_train_batch_size": settings.batch_size,
                 "logging_steps": max(every // 4, 1),
                 "eval_steps": every,
@@ -188,60 +219,74 @@ def run_demo(
         return result
 
     base = run(
-        f"1/4 Train a small GDA model from scratch, {settings.steps} steps",
+        f"1/4 Train one layer from scratch, {settings.steps} steps",
         "base",
         base_recipe(settings, cache),
     )
-    reporter.note(f"2/4 Grow its signal heads {GROWTH} and verify the written files")
-    verification = _grow(base.out, out / "grown", overwrite, reporter)
-    reporter.note(f"      {verification['summary']}")
-    jump = _check_no_jump(base.out, out / "grown", continue_recipe(settings, cache, base.out))
-    reporter.note(f"      held-out loss after growth minus before: {jump:+.1e}")
-    steps = f"{settings.continue_steps} steps"
-    continued = run(
-        f"3/4 Train the ungrown model on, {steps}",
-        "continued",
-        continue_recipe(settings, cache, base.out),
+    reporter.note(
+        f"2/4 Grow it to {settings.grown_layers} layers and twice the signal heads, and verify the "
+        "written files"
     )
+    verification = _grow(base.out, out / "grown", settings, overwrite, reporter)
+    reporter.note(f"      {verification['summary']}")
+    recipe = grown_recipe(settings, cache, out / "grown")
+    jump = _check_no_jump(base.out, out / "grown", recipe)
+    reporter.note(f"      held-out loss after growth minus before: {jump:+.1e}")
     grown = run(
-        f"4/4 Train the grown model on, {steps}",
-        "grown-trained",
-        continue_recipe(settings, cache, out / "grown"),
+        f"3/4 Train the grown model on, {settings.grown_steps} steps", "grown-trained", recipe
+    )
+    small, large = (flops_per_token(folder, settings) for folder in (base.out, out / "grown"))
+    spent = base.tokens * small + grown.tokens * large
+    steps = max(int(spent / large / (settings.batch_size * settings.sequence_length)), 2)
+    config = read_json_object(out / "grown" / "config.json")
+    scratch = run(
+        f"4/4 Train the grown shape from scratch for the same {spent:.3g} FLOPs, {steps} steps",
+        "scratch",
+        scratch_recipe(settings, cache, _untrained(config), base.out, steps),
     )
 
-    rows = {r.out.name: read_metrics(r.metrics) for r in (base, continued, grown)}
+    rows = {r.out.name: read_metrics(r.metrics) for r in (base, grown, scratch)}
     plotted = draw_losses(
         [
-            ("before growth", rows["base"], 0),
-            ("trained on without growth", rows["continued"], base.tokens),
-            (f"signal heads {GROWTH}", rows["grown-trained"], base.tokens),
+            ("1 layer", _by_flops(rows["base"], small, 0.0), 0),
+            (
+                f"grown to {settings.grown_layers} layers",
+                _by_flops(rows["grown-trained"], large, base.tokens * small),
+                0,
+            ),
+            (
+                f"{settings.grown_layers} layers from scratch",
+                _by_flops(rows["scratch"], large, 0.0),
+                0,
+            ),
         ],
         out / "loss.png",
         reporter,
-        title=f"Held-out loss before and after growing signal heads {GROWTH}",
-        marks=[(base.tokens, "growth")],
+        title="Loss against compute: grown late beside from scratch",
+        marks=[(round(base.tokens * small), "growth")],
+        unit="training FLOPs",
     )
     models = tuple(
         DemoModel(
             name=name,
             folder=result.out,
             parameters=result.parameters,
-            tokens=result.tokens + (0 if result is base else base.tokens),
-            loss_before_growth=None if result is base else base.eval_loss,
+            tokens=tokens,
+            flops=flops,
             loss_at_start=rows[result.out.name][0]["eval_loss"],
             loss_at_end=_known(result.eval_loss),
-            perplexity=_known(result.perplexity),
         )
-        for name, result in (
-            ("base", base),
-            ("no growth, trained on", continued),
-            (f"signal heads {GROWTH}, trained on", grown),
+        for name, result, tokens, flops in (
+            ("1 layer", base, base.tokens, base.tokens * small),
+            ("grown, trained on", grown, base.tokens + grown.tokens, spent),
+            ("from scratch", scratch, scratch.tokens, scratch.tokens * large),
         )
     )
     found = DemoResult(
         out=out,
         models=models,
         jump=jump,
+        difference=models[1].loss_at_end - models[2].loss_at_end,
         verification=verification,
         plot=out / "loss.png" if plotted else None,
         seconds=seconds,
@@ -250,6 +295,30 @@ def run_demo(
         json.dumps({"settings": asdict(settings), **found.to_dict()}, indent=2) + "\n"
     )
     return found
+
+
+def flops_per_token(folder: Path, settings: DemoSettings) -> float:
+    """Of training, as a plan and a study count them."""
+    from growkit.checkpoint import open_checkpoint
+    from growkit.families import family_of
+    from growkit.record.cost import cost_of, training_flops
+
+    with open_checkpoint(folder) as checkpoint:
+        family = family_of(checkpoint.config, checkpoint.tensors)
+        sizes = family.sizes_of(checkpoint.config, checkpoint.tensors)
+        cost = cost_of(family, sizes, "F32", settings.sequence_length, checkpoint.config)
+    return training_flops(cost.flops_per_token)
+
+
+def _untrained(config: dict[str, Any]) -> dict[str, Any]:
+    """The config of a grown folder as a recipe takes it: nothing about its code or its past."""
+    left_out = ("auto_map", "growkit", "architectures", "dtype", "transformers_version")
+    return {key: value for key, value in config.items() if key not in left_out}
+
+
+def _by_flops(rows: list[dict[str, Any]], per_token: float, before: float) -> list[dict[str, Any]]:
+    """Metrics with training FLOPs where the plot has tokens."""
+    return [row | {"tokens": before + row["tokens"] * per_token} for row in rows if "tokens" in row]
 
 
 def _known(value: float | None) -> float:
@@ -275,7 +344,9 @@ def _claim(out: Path, settings: DemoSettings, overwrite: bool) -> None:
     marker.write_text(json.dumps(wanted, indent=2) + "\n")
 
 
-def _grow(source: Path, target: Path, overwrite: bool, reporter: Reporter) -> dict[str, Any]:
+def _grow(
+    source: Path, target: Path, settings: DemoSettings, overwrite: bool, reporter: Reporter
+) -> dict[str, Any]:
     """Grow unless the folder is there (it is published only when verified)."""
     from growkit.growing import grow_checkpoint
     from growkit.record.manifest import read_manifest
@@ -283,13 +354,9 @@ def _grow(source: Path, target: Path, overwrite: bool, reporter: Reporter) -> di
 
     manifest = None if overwrite else read_manifest(target)
     if manifest is None:
+        request = GrowthRequest.from_mapping(growth(settings))
         _, manifest = grow_checkpoint(
-            source,
-            target,
-            # The ungrown model beside it continues with a fresh optimizer too.
-            GrowthRequest(signal_heads=GROWTH, optimizer_state="reset"),
-            overwrite=overwrite,
-            reporter=reporter,
+            source, target, request, overwrite=overwrite, reporter=reporter
         )
     verification: dict[str, Any] = manifest["verification"]
     return verification

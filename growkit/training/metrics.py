@@ -86,13 +86,19 @@ Curve = tuple[str, Sequence[dict[str, Any]], int]
 
 
 def plot_losses(
-    curves: Sequence[Curve], target: Path, *, title: str, marks: Sequence[tuple[int, str]] = ()
+    curves: Sequence[Curve],
+    target: Path,
+    *,
+    title: str,
+    marks: Sequence[tuple[int, str]] = (),
+    unit: str = "tokens",
 ) -> bool:
     """Draw training and held-out loss against tokens.
 
     Args:
         curves: (label, metrics rows, tokens that came before the run).
         marks: (tokens, label) of vertical lines, for example where the model was grown.
+        unit: what the rows have under ``tokens``.
 
     Returns:
         False when matplotlib is not installed (nothing is written then).
@@ -128,7 +134,7 @@ def plot_losses(
             axes.plot([], [], color=color, alpha=0.35, label=label)
     for tokens, label in marks:
         axes.axvline(tokens, color="0.4", linestyle="--", linewidth=1, label=label)
-    axes.set_xlabel("tokens")
+    axes.set_xlabel(unit)
     axes.xaxis.set_major_formatter(EngFormatter())
     axes.set_ylabel("loss (nats per token)")
     axes.set_title(f"{title}\nheld-out: dots; training: pale line", fontsize=10)
@@ -149,10 +155,11 @@ def draw_losses(
     *,
     title: str,
     marks: Sequence[tuple[int, str]] = (),
+    unit: str = "tokens",
 ) -> bool:
     """:func:`plot_losses` for a run: a picture that cannot be drawn is said and stops nothing."""
     try:
-        drawn = plot_losses(curves, target, title=title, marks=marks)
+        drawn = plot_losses(curves, target, title=title, marks=marks, unit=unit)
     except Exception as error:  # a font, a name, a full disk: the weights matter more
         reporter.warn(f"no {target.name}: {type(error).__name__}: {error}")
         return False
