@@ -25,7 +25,7 @@ def demo(
         "checkpoints/demo"
     ),
     steps: Annotated[
-        int, typer.Option(min=8, help="Steps before growth; a fifth as many follow it.")
+        int, typer.Option(min=4, help="Steps before growth; a fifth as many follow it.")
     ] = 600,
     seed: Annotated[int, typer.Option(min=0, help="Of initialization and sample order.")] = 0,
     overwrite: Annotated[
