@@ -28,12 +28,18 @@ from growkit.families.derived import SHIPPED, file_stem
 # What a class needs and does not put itself, or puts unlike every published model: from its config.
 _LACKING: dict[str, dict[str, Any]] = {
     "dbrx": {"attn_config": {"clip_qkv": 8, "kv_n_heads": 8, "rope_theta": 500_000.0}},
+    "bamba": {"attn_layer_indices": [9, 18, 27]},
     "cohere_compass_text": {
         "layer_types": [*["sliding_attention"] * 3, "full_attention"] * 10,
         "rope_parameters": {
             "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
             "full_attention": None,
         },
+    },
+    "granitemoehybrid": {
+        "layer_types": [
+            "full_attention" if layer % 8 == 5 else "linear_attention" for layer in range(32)
+        ],
     },
     "lfm2": {
         "num_hidden_layers": 16,

@@ -136,7 +136,7 @@ def _requests(table: dict[str, Any], found: Any) -> Iterator[tuple[str, dict[str
         for key, why in found.failures.items():
             if key.startswith("ffn:"):
                 table["operators"]["--ffn"] = {"why": _sentence(why)}
-    together = {"hidden": "x2"} if table["fills"] else {}
+    together = {"hidden": "x2"} if "query_head" in table["fills"] else {}
     if table["carried"] and builder_is_blind(found):
         fixed = ["--hidden", *(("--query-heads", "--heads") if together else ())]
         table["operators"] |= {option: {"why": PROJECTOR} for option in fixed}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from growkit.derive.twin import (
     text_place,
 )
 from growkit.derive.widths import Width, WidthProbe
+from growkit.families.derived import INNER, width_name
 from growkit.families.layer_fields import leaf, with_values
 from growkit.verification.model_inputs import can_generate, reads_tokens
 
@@ -50,7 +52,8 @@ class Findings:
         dead: roles that get no gradient.
         untied: the flag that was cleared to give the twin an output projection of its own.
         stream: of the residual stream; None where nothing could be said.
-        filled: heads fill the hidden size, whatever their number: they have to grow together.
+        fills: axis of heads that fill the hidden size, whatever their number (they have to grow
+            together) -> fields that it is multiplied by for that.
     """
 
     values: Values
@@ -68,7 +71,7 @@ class Findings:
     failures: dict[str, str] = field(default_factory=dict)
     untied: Path | None = None
     stream: Stream | None = None
-    filled: bool = False
+    fills: dict[str, tuple[Path, ...]] = field(default_factory=dict)
 
     def drop(self, names: Sequence[str], why: str) -> None:
         """These axes do not grow: what they are cannot be said."""
@@ -76,18 +79,16 @@ class Findings:
             known = self.widths.pop(axis, None)
             paths = self.paths.pop(axis, [])
             self.failures[f"ffn:{paths[0][-1]}" if axis.startswith("ffn") else axis] = why
-            if axis == "hidden" or (axis == "query_head" and self.filled):
+            if axis == "hidden" or self.fills.pop(axis, None) is not None:
                 self.stream = None
                 self.failures["hidden"] = why
             if axis == "query_head":
                 self.paths.pop("kv_head", None)
-                self.filled = False
             assert known is not None or axis == "hidden"
 
-    @property
-    def head_width(self) -> Path:
+    def width_of(self, axis: str) -> Path:
         """Stands for the width of heads that fill the hidden size; no field of the config."""
-        return (*self.layers.place, "head_width")
+        return (*self.layers.place, width_name(axis))
 
 
 def explicit(builder: Builder, config: Any) -> Values:
@@ -265,6 +266,7 @@ def _find_widths(found: Findings) -> None:
     fields = [p for p in found.axes.fields if any(p[: len(s.place)] == s.place for s in stacks)]
     widths = [p for p in fields if WIDTHS.fullmatch(name_of(p))]
     heads = [p for p in fields if HEADS.fullmatch(p[-1]) and p not in found.axes.fixed]
+    heads = [p for p in heads if p not in found.axes.bound]  # they fill the hidden size
     groups = [p for p in fields if KV_HEADS.fullmatch(p[-1])]
     probe = WidthProbe(found.model, found.axes, found.weights, found.order)
     names = ["ffn", *(f"ffn_{number}" for number in range(2, 9))]
@@ -330,6 +332,7 @@ def _find_stream(
         ]
         if unsaid:
             raise Underivable(f"The size of {role.name} does not follow from the config.")
+    _inner_heads(found, probe, path, heads[0] if heads else None)
     shared = [g for g in groups if probe.dims(g)][:1]
     wanted = bool(heads) and "query_head" not in found.widths
     if wanted and (fused := _fused(found, path, heads[0])):
@@ -359,26 +362,49 @@ def _fill(
     shared: list[Path],
     inside: set[tuple[int, int]],
     hidden: Path,
+    axis: str = "query_head",
+    times: tuple[Path, ...] = (),
 ) -> bool:
     """Heads that fill the hidden size, if they are told apart in these dimensions."""
     fields = found.axes.fields
     known = dict(fields)
     fields[heads] = leaf(found.values, heads)
     try:
-        width = probe.find(heads, shared, inside=inside)
+        width = probe.find(heads, shared, inside=inside, mixes=not times)
         if any(width.readers & {key} for key in _fused(found, hidden, heads)):
             raise Underivable("It reads what it writes.")
     except Underivable:
         fields.clear()
         fields.update(known)
         return False
-    found.widths["query_head"], found.paths["query_head"] = width, [heads]
+    found.widths[axis], found.paths[axis] = width, [heads]
     if shared:
         found.paths["kv_head"] = shared
-    found.filled = True
-    fields[found.head_width] = fields[hidden] // fields[heads]
-    found.failures.pop("query_head", None)
+    found.fills[axis] = times
+    whole = prod(leaf(found.values, path) for path in (hidden, *times))
+    fields[found.width_of(axis)] = whole // fields[heads]
+    found.failures.pop(axis, None)
     return True
+
+
+def _inner_heads(found: Findings, probe: WidthProbe, hidden: Path, heads: Path | None) -> None:
+    """Heads of another kind than attention's (Mamba's), which the class wants to fill a multiple
+    of the hidden size: an axis that grows along with it."""
+    *bound, slack = found.axes.bound or ((),)
+    for path in [p for p in bound if "heads" in p[-1]] if hidden in bound else []:
+        times = tuple(p for p in bound if p not in (hidden, path))
+        values = [leaf(found.values, p) for p in (hidden, *times)]
+        if not times or prod(values) != leaf(found.values, path) * leaf(found.values, slack):
+            continue
+        inside = probe.dims(path) | {
+            (place, dim)
+            for place, role in enumerate(found.axes.roles)
+            for dim, size in enumerate(role.sizes)
+            if size and any({hidden, *times} <= set(key) for key in size)
+        }
+        _fill(
+            found, probe, path, [], inside, hidden, "query_head" if path == heads else INNER, times
+        )
 
 
 def _fused(found: Findings, hidden: Path, heads: Path) -> set[tuple[int, int]]:

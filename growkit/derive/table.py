@@ -36,8 +36,17 @@ from growkit.derive.twin import (
     integers,
     token_ids,
 )
-from growkit.derive.widths import DEAD, FIXED, MIXED, Segment, Width, blocks_of, segments_of
-from growkit.families.derived import FORMAT, GROUPS
+from growkit.derive.widths import (
+    DEAD,
+    FIXED,
+    MIXED,
+    Segment,
+    Width,
+    blocks_of,
+    in_sections,
+    segments_of,
+)
+from growkit.families.derived import FORMAT, GROUPS, INNER, width_name
 from growkit.families.layer_fields import leaf, with_values
 from growkit.verification.model_inputs import (
     arguments,
@@ -149,7 +158,10 @@ def make_table(builder: Builder, config: Any, found: Findings) -> dict[str, Any]
         "carried": words.carried(),
         "projected": words.projected(),
         "stream": words.stream(),
-        "fills": found.filled,
+        "fills": {
+            axis: sorted(_name(path, place) for path in times)
+            for axis, times in found.fills.items()
+        },
         "copied": list(getattr(found.model.model, "_keys_to_ignore_on_load_unexpected", ()) or ()),
     }
     if found.closings.first:
@@ -258,11 +270,11 @@ class _Words:
             self.by_path.setdefault(experts[0], "expert")
             self.axes["expert"] = [_name(experts[0], place)]
             self.axes["active_expert"] = [_name(routed[0], place)]
-        if found.filled:
-            self.by_path[found.head_width] = "head_width"
+        for axis in found.fills:
+            self.by_path[found.width_of(axis)] = width_name(axis)
         self.values = values
         self.kind = kind_of(model)
-        self.numbers: set[str] = set()
+        self.numbers = {_name(p, place) for times in found.fills.values() for p in times}
         self.patterns: list[dict[str, Any]] = []
         self.whole = sorted(axis for axis, width in found.widths.items() if width.coupled)
 
@@ -420,6 +432,8 @@ class _Words:
             if len(role.shape) == 1 and "norm" in role.name and role.name.endswith("weight")
         ]
         field, eps = stream.eps or (None, 0.0)
+        if INNER in self.found.fills:
+            return {"sqrt_embedding": False, "norm": {"why": "heads inside its blocks grow along"}}
         norm: dict[str, Any] = {"why": stream.no_padding}
         if not stream.no_padding:
             norm = {"eps_field": field, "eps": eps, "centred": stream.centred}
@@ -539,7 +553,12 @@ class _Words:
         """Labels of an axis (and of the axis that it shares) written over what is known."""
         role = self.found.axes.roles[number]
         units = self.found.axes.fields[self.found.paths[axis][0]]
-        if (mine == DEAD).any() or (mine == MIXED).any():
+        units_of = {
+            key for key in self.size_of(number, dim) or {} if self.found.paths[axis][0] in key
+        }
+        partly = axis in self.found.fills and len(units_of) < len(self.size_of(number, dim) or {})
+        shared = axis == "query_head" and "kv_head" in self.found.paths
+        if (mine == DEAD).any() or (mine == MIXED).any() or (partly and not shared):
             whole = self._guess(number, dim, axis, units)
             whole = self._of_sibling(number, dim, axis) if whole is None else whole
             whole = self._with_fixed(number, dim, axis, mine) if whole is None else whole
@@ -581,7 +600,7 @@ class _Words:
         for (other, there), labels in self.found.widths[axis].labels.items():
             alike = other != number and roles[other].name.rpartition(".")[0] == stem
             if alike and self.size_of(other, there) == self.size_of(number, dim):
-                if (labels == MIXED).any():
+                if (labels < 0).any() or axis in self.found.fills:
                     labels = self._with_fixed(other, there, axis, labels)
                 if labels is not None and not (labels == DEAD).any():
                     return labels
@@ -590,33 +609,40 @@ class _Words:
     def _with_fixed(self, number: int, dim: int, axis: str, mine: Any) -> Any:
         """Elements that all units use alike (a key/value head that all query heads share), if the
         size has such a part: they stay."""
-        path = self.found.paths[axis][0]
-        left = {k: v for k, v in (self.size_of(number, dim) or {}).items() if path not in k}
-        if (mine == DEAD).any() or not left:
+        path, fields = self.found.paths[axis][0], self.found.axes.fields
+        size = self.size_of(number, dim) or {}
+        if all(path in key for key in size):
             return None
-        if int((mine == MIXED).sum()) != evaluate(left, self.found.axes.fields):
-            return None
-        return np.where(mine == MIXED, FIXED, mine)
+        sections = {
+            evaluate({key: 1}, fields) // fields[path]: count
+            for key, count in size.items()
+            if path in key
+        }
+        return in_sections(mine, fields[path], sections)
 
     def size_of(self, number: int, dim: int) -> Polynomial | None:
         """The size of a dimension; where heads fill the hidden size, in heads."""
         size = self.found.axes.roles[number].sizes[dim]
-        heads = self.found.widths.get("query_head")
-        if not size or not self.found.filled or heads is None or self.found.stream is None:
-            return size
-        if (number, dim) not in heads.readers and (number, dim) not in heads.labels:
-            return size
-        hidden, path = self.found.stream.path, self.found.paths["query_head"][0]
+        for axis, times in self.found.fills.items():
+            width = self.found.widths[axis]
+            if size and self.found.stream and (number, dim) in {*width.readers, *width.labels}:
+                size = self._in_heads(size, axis, (self.found.stream.path, *times))
+        return size
+
+    def _in_heads(self, size: Polynomial, axis: str, whole: tuple[Path, ...]) -> Polynomial:
+        """A size in which heads take the place of what they fill."""
+        path = self.found.paths[axis][0]
         result: Polynomial = {}
         for key, factor in size.items():
-            if hidden in key:
+            if set(whole) <= set(key):
                 rest = list(key)
-                rest.remove(hidden)
+                for part in whole:
+                    rest.remove(part)
                 if (PER, *path) in rest:
                     rest.remove((PER, *path))
                 else:
                     rest.append(path)
-                key = tuple(sorted([*rest, self.found.head_width]))
+                key = tuple(sorted([*rest, self.found.width_of(axis)]))
             result[key] = result.get(key, 0) + factor
         return result
 
@@ -770,7 +796,7 @@ def layer_rule(
     if closings.first and layers in ((0,), tuple(range(1, count))):
         return ["first" if layers == (0,) else "rest", 1]
     for name, value in inner.items():
-        if isinstance(value, list) and len(value) == count:
+        if isinstance(value, list) and len(value) == count and name not in stack.other:
             words = sorted({str(value[layer]) for layer in layers})
             if tuple(i for i in range(count) if str(value[i]) in words) == layers:
                 return ["list", name, words]

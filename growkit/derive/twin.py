@@ -365,6 +365,27 @@ def _repeats(builder: Builder, values: Values, layers: Layers, kinds: Sequence[A
     return found is not None and [k[0] for k in found] == 2 * [k[0] for k in kinds]
 
 
+def _one_of_each(
+    builder: Builder,
+    values: Values,
+    layers: Layers,
+    kinds: Sequence[Any],
+    unrelated: frozenset[str],
+) -> tuple[Values, Layers] | None:
+    """The first layer of every kind alone, where the config can say so."""
+    chosen = sorted({kinds.index(kind) for kind in kinds})
+    if len(chosen) < 2:
+        return None
+    short = layers.moved(values, chosen)
+    fewer = replace(layers, count=len(chosen), other=unrelated)
+    try:
+        found = layer_kinds(builder.shapes(short), fewer, short)
+    except Exception:  # a refusal of the class
+        return None
+    alike = found is not None and [kind[0] for kind in found] == [kinds[i][0] for i in chosen]
+    return (short, fewer) if alike and _repeats(builder, short, fewer, found or []) else None
+
+
 def _few_layers(
     builder: Builder, values: Values, layers: Layers, held: Collection[Path] = ()
 ) -> tuple[Values, Layers]:
@@ -392,6 +413,8 @@ def _few_layers(
                 if other and set(other) == wanted and _shortest(other) < needed:
                     values, needed = tried, _shortest(other)
                     break
+    if needed > 4 and (one_of_each := _one_of_each(builder, values, layers, kinds, unrelated)):
+        return one_of_each
     whole: list[tuple[Values, Layers]] = []
     periods = sorted({v for _, v in integers(values) if needed + 6 < v <= MOST_LAYERS})
     for keep in [*range(max(2, needed), needed + 7), *periods]:
@@ -432,6 +455,7 @@ _SMALL: tuple[tuple[str, int], ...] = (
     (r"linear_num_key_heads", 2),
     (r"linear_num_value_heads", 4),
     (r"mamba_(n_heads|num_heads)", 8),
+    (r"(mamba_)?n_groups", 2),
     (r"mamba_(d_head|head_dim|headdim)", 16),
     (r"mamba_d_ssm", 128),
     (r"max_source_positions", 24),

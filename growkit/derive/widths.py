@@ -116,6 +116,7 @@ class WidthProbe:
         also: Sequence[Path] = (),
         *,
         inside: set[tuple[int, int]] | None = None,
+        mixes: bool = True,
     ) -> Width:
         """Readers and labels of the axis that ``path`` counts.
 
@@ -123,6 +124,7 @@ class WidthProbe:
             also: fields of axes whose units these work with (key/value heads): what depends on
                 them is labelled by the set of units that reach it.
             inside: the dimensions that have the units, where sizes do not tell.
+            mixes: what all units reach alike reads them; else a norm over all of them is why.
         """
         units = self.axes.fields[path]
         result = Width()
@@ -134,8 +136,8 @@ class WidthProbe:
             raise Underivable(f"No tensor depends on {path[-1]}.")
         result.readers = self.last_readers(inside)
         for tried in range(MOST_ROUNDS):
-            mixed = self._label(result, inside, others, units, also)
-            if not mixed:
+            mixed = self._label(result, inside, others, units, also, mixes)
+            if not mixed or not mixes:
                 break
             # What mixes all units reads them; what stands before it may seem to, until it is known.
             last = max(mixed, key=lambda key: self._used(key[0]))
@@ -149,6 +151,7 @@ class WidthProbe:
         others: set[tuple[int, int]],
         units: int,
         also: Sequence[Path],
+        mixes: bool,
     ) -> list[tuple[int, int]]:
         """Set the labels of all dimensions that are no readers; those that mix all units."""
         mixed = []
@@ -176,7 +179,8 @@ class WidthProbe:
                 labels, coupled = _spelled(seen[key], units)
             if (labels == MIXED).all():
                 mixed.append(key)
-                continue
+                if mixes:
+                    continue
             result.labels[key] = labels
             result.coupled |= coupled
         return mixed
@@ -297,6 +301,47 @@ def _spelled(seen: npt.NDArray[np.float64], units: int) -> tuple[Labels, bool]:
     labels[(stronger == 0).all(axis=0)] = DEAD
     labels[labels >= units] = MIXED
     return labels, bool((weaker[:, labels >= 0] > 0).any())
+
+
+def in_sections(labels: Labels, units: int, sections: Mapping[int, int]) -> Labels | None:
+    """Labels of a dimension with so many sections of all units in order, and elements that stay
+    between them: the arrangement that agrees best with labels that a norm over all units blurs.
+
+    Args:
+        sections: elements of a unit -> how many sections have that many.
+    """
+    lengths, counts = list(sections), tuple(sections.values())
+    wholes = [np.repeat(np.arange(units), length) for length in lengths]
+    # Place and sections so far -> (agreement, elements of the last part, its section or None).
+    best: list[dict[tuple[int, ...], tuple[float, int, int | None]]] = [
+        {} for _ in range(len(labels) + 1)
+    ]
+    best[0][(0,) * len(lengths)] = (0.0, 0, None)
+    for at in range(len(labels)):
+        for used, (score, _, _) in best[at].items():
+            steps: list[tuple[int, tuple[int, ...], float, int | None]] = [
+                (at + 1, used, score - 0.5 * (labels[at] >= 0), None)
+            ]
+            for kind, whole in enumerate(wholes):
+                end = at + len(whole)
+                if used[kind] < counts[kind] and end <= len(labels):
+                    here = labels[at:end]
+                    agrees = float((here == whole).sum() - ((here >= 0) & (here != whole)).sum())
+                    then = tuple(n + (i == kind) for i, n in enumerate(used))
+                    steps.append((end, then, score + agrees, kind))
+            for end, then, total, part in steps:
+                if then not in best[end] or best[end][then][0] < total:
+                    best[end][then] = (total, end - at, part)
+    found, at, used = np.full(len(labels), FIXED), len(labels), counts
+    if used not in best[at]:
+        return None
+    while at:
+        _, length, last = best[at][used]
+        if last is not None:
+            found[at - length : at] = wholes[last]
+            used = tuple(n - (i == last) for i, n in enumerate(used))
+        at -= length
+    return found
 
 
 # -- layouts --------------------------------------------------------------------------------------

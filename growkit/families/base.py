@@ -259,6 +259,7 @@ class Family:
         map_layers: what the config (grown so far) says of single layers of a stack once they are
             made of these old ones, where that is more than ``per_layer_fields``.
         layer_period: layers that are inserted together, behind a multiple of as many.
+        hidden_along: axes that grow by the factor of the hidden size, which the class ties them to.
         first_copied: stack -> its first layer that may be copied: those before it are of a kind of
             their own.
         origin: where the table comes from, if a person did not write it.
@@ -304,6 +305,7 @@ class Family:
     prefix: str = ""
     map_layers: Callable[[Config, Sequence[int], str], dict[str, Any]] | None = None
     layer_period: int = 1
+    hidden_along: tuple[str, ...] = ()
     scaled_by_depth: bool = False
     first_copied: Mapping[str, int] = field(default_factory=dict)
     origin: str = ""

@@ -59,7 +59,8 @@ KEYS = {
     "operators": "option -> proof (error, control, request) or why not",
     "stream": "of the hidden size: sqrt_embedding, root_divided, norm (eps_field, eps, centred, "
     "shared; or why not padded), tied (why it cannot grow with tied embeddings)",
-    "fills": "query heads fill the hidden size, so that both grow together",
+    "fills": "axis of heads that fill the hidden size (so that both grow together) -> numbers that "
+    "it is multiplied by for that; true: query_head, by none",
     "carried": "beginnings of the names of other parts, which are copied as they are stored",
     "projected": "of these, tensors with dimensions of the residual stream: [pattern of names, "
     "dimensions, null where it is as it is stored]",
@@ -84,6 +85,15 @@ SPOKEN_FOR = {
     "--tokenizer": "--vocab",
     "--add-tokens": "--vocab",
     "--pad-vocab-to": "--vocab",
+}
+# The axis of heads inside a block that have no option of their own: it grows with the hidden size.
+INNER = "inner_head"
+# Words in lists of layer kinds that transformers itself reads as others.
+OLDER_WORDS = {
+    "mamba": "linear_attention",
+    "attention": "full_attention",
+    "deepseek_sparse_attention": "indexed_attention",
+    "qwen_sparse_attention": "indexed_attention",
 }
 # Config fields of groups of experts, of which some are chosen first: a twin has one.
 GROUPS = ("n_group", "num_expert_group")
@@ -176,6 +186,16 @@ def layers_fed(config: Config) -> int:
     return 0
 
 
+def width_name(axis: str) -> str:
+    """What the width of heads that fill the hidden size is called among the sizes."""
+    return "head_width" if axis == "query_head" else f"{axis}_width"
+
+
+def _is_word(value: Any, words: Collection[str]) -> bool:
+    """A kind of layer is among these, by the name that it has today or had before."""
+    return str(value) in words or OLDER_WORDS.get(str(value)) in words
+
+
 def misfit(table: Mapping[str, Any], config: Config) -> str:
     """The field in which a config is not of the kind that a table was derived for; or empty."""
     named = (config.get("architectures") or [table["class"]])[0]
@@ -192,7 +212,8 @@ def misfit(table: Mapping[str, Any], config: Config) -> str:
         if value != wanted and not (not value and not wanted):
             return str(name)
     for name, words in table["kinds"].items():
-        if isinstance(value := inner.get(name), list) and not set(map(str, value)) <= set(words):
+        value = inner.get(name)
+        if isinstance(value, list) and not all(_is_word(entry, words) for entry in value):
             return str(name)
     return ""
 
@@ -241,6 +262,8 @@ class _Reader:
             for name, info in shapes.items()
             if (shape := getattr(info, "shape", None)) is not None
         }
+        fills = table.get("fills") or {}
+        self.fills: dict[str, list[str]] = {"query_head": []} if fills is True else fills
         self.masks = self._masks(config, names)
 
     def family(self) -> Family:
@@ -285,6 +308,7 @@ class _Reader:
             full_copies_only=lambda sizes: tuple(table["whole"]),
             map_layers=self._map_layers,
             layer_period=table["layers"]["period"],
+            hidden_along=tuple(axis for axis in self.fills if axis == INNER),
             scaled_by_depth="root" in table["layers"]["counts"].values(),
             first_copied={
                 stack: first
@@ -369,8 +393,9 @@ class _Reader:
             sizes[f".{name}"] = self.number(config, name)
         if "kv_head" not in sizes and "query_head" in sizes:
             sizes["kv_head"] = sizes["query_head"]
-        if self.table.get("fills"):
-            sizes["head_width"] = sizes["hidden"] // max(1, sizes["query_head"])
+        for axis, times in self.fills.items():
+            whole = sizes["hidden"] * prod(sizes[f".{name}"] for name in times)
+            sizes[width_name(axis)] = whole // max(1, sizes[axis])
         sizes["tied"] = int(self._tied(config))
         for number, mask in enumerate(self._masks(config, ())):
             if mask is not None:
@@ -493,7 +518,8 @@ class _Reader:
     def _refusal(self, config: Config, sizes: Sizes) -> str | None:
         if width := sizes.get("head_width"):
             heads, hidden = sizes["query_head"], sizes["hidden"]
-            if heads * width != hidden:
+            times = [sizes[f".{name}"] for name in self.fills["query_head"]]
+            if heads * width != hidden * prod(times):
                 return (
                     f"{self.table['class']} wants the hidden size to be heads x head size, and "
                     f"{heads} heads of {width} make {heads * width}, not {hidden}; grow --hidden "
@@ -608,7 +634,7 @@ def _mask(
             values = [period[layer % len(period)] for layer in range(layers)]
         if len(values) < layers:
             return None
-        picked = [str(value) in words for value in values[:layers]]
+        picked = [_is_word(value, words) for value in values[:layers]]
     elif kind in ("index", "not index"):
         values = config.get(rest[0]) or []
         picked = [(layer in values) == (kind == "index") for layer in range(layers)]

@@ -176,7 +176,11 @@ class Hidden:
         return Effect(
             operator="hidden",
             summary=", ".join([f"hidden size {width} -> {target}", *notes]),
-            axes={"hidden": AxisMap.tile(width, copies)},
+            axes={"hidden": AxisMap.tile(width, copies)}
+            | {
+                axis: AxisMap.spread(shape.sizes[axis], copies * shape.sizes[axis])
+                for axis in shape.family.hidden_along
+            },
             factors=stream_ends(embedding_factor, final_factor) | divided,
             exactness=Exactness.ROUNDED if rounds else Exactness.EXACT,
             reason="whole copies keep mean and mean square; readers share the weight "
