@@ -590,6 +590,8 @@ class _Reader:
         first = segments[0][1][0][1][0]
         if first[0] == "stored":  # a grid of patches: as the file has it, nothing grows there
             shape = self._shape(first[1])
+            if shape is None and "{layer}" in first[1]:
+                return Dim(_untold(first[1]))
             return Dim(_fixed(shape[first[2]] if shape else 1))
         return Dim(_layout(segments, single=single), consumes=reads == 1, normed=reads == 2)
 
@@ -658,6 +660,17 @@ def _shared(source: str, target: str) -> Link:
         return (np.arange(sizes[source]) * sizes[target] // sizes[source]).reshape(-1, 1)
 
     return Link(source, target, indices)
+
+
+def _untold(name: str) -> Layout:
+    """The dimension of a tensor that config.json says nothing of."""
+
+    def layout(sizes: Sizes) -> Units:
+        raise UsageError(
+            f"config.json does not say how large {name} is.", "Give the folder with its weights."
+        )
+
+    return layout
 
 
 def _fixed(width: int) -> Layout:
