@@ -352,7 +352,15 @@ def _find_stream(
         width = found.widths.get("query_head", Width())
         stream.inner -= {*width.labels, *width.readers}
     if stream.inner:
-        stream.readers |= probe.last_readers(stream.inner)
+        last = probe.last_readers(stream.inner)
+        # A matrix that reads the stream gives what it makes on its other side: no reader there,
+        # where an output projection that is tied to the embedding reads it (heads of BERT).
+        stream.readers |= {key for key in last if not _gives(stream, key)}
+
+
+def _gives(stream: Stream, key: tuple[int, int]) -> bool:
+    """Another dimension of the same matrix reads the residual stream."""
+    return any(place == key[0] and dim != key[1] for place, dim in stream.readers)
 
 
 def _fill(
