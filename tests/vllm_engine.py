@@ -1,4 +1,4 @@
-"""Serve a folder with vLLM and with transformers, in a process that cannot see growkit."""
+"""Serve a folder with vLLM and with transformers; the process can see growkit only where asked."""
 
 from __future__ import annotations
 
@@ -50,6 +50,7 @@ def served(
     *,
     trust: bool = True,
     prompts: list[list[int]] = PROMPTS,
+    plugin: bool = False,
 ) -> dict[str, Any]:
     """16 greedy tokens a prompt.
 
@@ -60,11 +61,12 @@ def served(
         implementation: "vllm" (a class of its own) or "transformers".
         trust: vLLM may run code of the folder.
         prompts: token ids.
+        plugin: growkit is to be seen, and its plugin with it.
 
     Returns:
         ``expected`` and ``found`` tokens and the ``class`` in vLLM, or ``refused``: the error.
     """
     arguments = (reference, folder, implementation, "trusted" if trust else "", json.dumps(prompts))
-    stdout = run_without_growkit(ENGINE, *arguments, cache=cache)
+    stdout = run_without_growkit(ENGINE, *arguments, cache=cache, forbid=not plugin)
     report: dict[str, Any] = json.loads(stdout.split("REPORT", 1)[1].splitlines()[0])
     return report

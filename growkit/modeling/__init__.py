@@ -33,6 +33,16 @@ AutoConfig.register(GrowkitT5Config.model_type, GrowkitT5Config, exist_ok=True)
 AutoModel.register(GrowkitT5Config, GrowkitT5Model, exist_ok=True)
 AutoModelForSeq2SeqLM.register(GrowkitT5Config, GrowkitT5ForConditionalGeneration, exist_ok=True)
 
+
+def register_with_vllm() -> None:
+    """vLLM calls this in each of its processes, as the entry point of a general plugin."""
+    from vllm import ModelRegistry
+
+    for model in (GdaForCausalLM, GrowkitForCausalLM):
+        served = "growkit.modeling.served_by_vllm:ServedDecoder"
+        ModelRegistry.register_model(model.__name__, served)
+
+
 __all__ = [
     "GdaConfig",
     "GdaForCausalLM",

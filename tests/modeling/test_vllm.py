@@ -68,6 +68,18 @@ def test_vllm_refuses_what_it_cannot_compute(case, tmp_path):
     assert "vllm cannot serve this model" in report["refused"]
 
 
+TWO_CALLS = ["gda-own-norm", "gda-own-plain", "diff_v1", "diff_v1-plain", "shared_diff"]
+
+
+@pytest.mark.parametrize("case", [*TWO_CALLS, "unilm_diff_v1", "gda-shared-norm"])
+def test_the_plugin_serves_two_calls_a_layer(case, tmp_path):
+    """As ``vllm serve folder`` finds the class where growkit is installed, without its code."""
+    folder = write_model(case, tmp_path / "folder")
+    report = served(folder, folder, tmp_path, "auto", trust=False, plugin=True)
+    check(report)
+    assert report["class"] == "ServedDecoder"
+
+
 @pytest.mark.parametrize("name", PAIRS)
 def test_vllm_serves_a_folded_folder_without_code_of_ours(name, tmp_path):
     """By vLLM's own class, with the tokens of the unfolded variant under transformers.

@@ -46,7 +46,8 @@ from .heads import GdaHeads
 # Backends known to take values wider than keys. Flash kernels want equal widths, and transformers
 # pads V by (key width - value width) for them, which silently crops a wider V: every other backend
 # gets two calls with the halves of V instead.
-WIDE_VALUE_BACKENDS = ("eager", "sdpa", "flex_attention")
+TWO_CALL_ENGINE = "growkit_vllm"  # growkit/modeling/served_by_vllm.py
+WIDE_VALUE_BACKENDS = ("eager", "sdpa", "flex_attention", TWO_CALL_ENGINE)
 
 
 def value_path(
@@ -206,10 +207,13 @@ class GdaSharedKeyAttention(GdaAttentionBase, OneCallAttention):
 
 
 class _MapCall:
-    """Stands for the module in one of two attention calls, which differ in heads per key head."""
+    """Stands for the module in one of two attention calls, which differ in heads per key head.
 
-    def __init__(self, module: nn.Module, num_key_value_groups: int) -> None:
-        self.module = module
+    ``part`` is 0 for the signal heads, 1 for the noise heads.
+    """
+
+    def __init__(self, module: nn.Module, num_key_value_groups: int, part: int) -> None:
+        self.module, self.part = module, part
         self.num_key_value_groups = num_key_value_groups
 
     def __getattr__(self, name: str) -> Any:
@@ -259,7 +263,7 @@ class GdaAttention(GdaAttentionBase):
         outputs, maps = [], []
         for part, map_query in enumerate(queries):  # the signal heads on k1, the noise heads on k2
             output, weights = self._attend(
-                path, map_query.flatten(1, 2), key[:, part::2], values, attention_mask, kwargs
+                path, map_query.flatten(1, 2), key[:, part::2], values, attention_mask, kwargs, part
             )
             outputs.append(output.unflatten(2, (-1, stripe[part])))
             if weights is not None:
@@ -275,6 +279,7 @@ class GdaAttention(GdaAttentionBase):
         values: list[Tensor],
         attention_mask: Tensor | None,
         kwargs: dict[str, Any],
+        part: int,
     ) -> tuple[Tensor, Tensor | None]:
         """Softmax attention of one kind of head: [b, n, heads, width of the values together]."""
         attention: Callable = blockwise_attention
@@ -282,7 +287,7 @@ class GdaAttention(GdaAttentionBase):
             attention = ALL_ATTENTION_FUNCTIONS.get_interface(
                 self.config._attn_implementation, eager_attention_forward
             )
-        call = _MapCall(self, query.shape[1] // key.shape[1])
+        call = _MapCall(self, query.shape[1] // key.shape[1], part)
         results = [
             attention(
                 call, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs
