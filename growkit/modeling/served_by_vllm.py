@@ -51,7 +51,7 @@ def paged_attention(
 ALL_ATTENTION_FUNCTIONS.register(TWO_CALL_ENGINE, paged_attention)
 
 
-class ServedDecoder(TransformersForCausalLM):  # type: ignore[misc]
+class ServedDecoder(TransformersForCausalLM):
     """``GdaForCausalLM`` and ``GrowkitForCausalLM`` in vLLM."""
 
     def _patch_config(self) -> None:
