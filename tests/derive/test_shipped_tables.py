@@ -66,6 +66,42 @@ def test_a_table_is_read_for_the_config_that_it_was_derived_from(path: Path) -> 
         assert table["operators"][option]["control"] >= 1e-3
 
 
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_a_table_has_the_sizes_of_its_class(path: Path) -> None:
+    """At the size of the class's own defaults: a twin's size is in no table as a constant."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    table = json.loads(path.read_text())
+    try:
+        default = transformers.AutoConfig.for_model(table["model_type"])
+        with torch.device("meta"):
+            model = getattr(transformers, table["class"])._from_config(default)
+    except Exception as error:  # another version of transformers, or defaults that it cannot build
+        pytest.skip(f"{type(error).__name__}: {error}"[:90])
+    full = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    config = json.loads(default.to_json_string(use_diff=False))
+    derived.register(table)
+    try:
+        family = derived_family({**config, "model_type": table["model_type"]}, registered=True)
+        if family is None:
+            pytest.skip("derived from another config than the defaults")
+        try:
+            sizes = family.sizes_of(config)
+            names = list(family.names(sizes))
+        except UsageError as error:  # a class whose defaults leave a number or a list open
+            pytest.skip(str(error))
+    finally:
+        derived.forget(table)
+    entries = {entry["name"]: entry["dims"] for entry in table["tensors"]}
+    for tensor, _, name in names:
+        try:
+            shape = tensor.shape(sizes)
+        except UsageError:  # as large as it is stored, which no config says
+            continue
+        for dim, (mine, real) in enumerate(zip(shape, full.get(name, ()), strict=False)):
+            assert mine == real or "stored" in json.dumps(entries[tensor.name][dim]), name
+
+
 GPT_OSS = {
     "model_type": "gpt_oss",
     "architectures": ["GptOssForCausalLM"],
