@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import CohereConfig, CohereForCausalLM
+from transformers import BertConfig, BertForMaskedLM, CohereConfig, CohereForCausalLM
 
 from growkit.cli.main import main
+from growkit.families.derived import SHIPPED
 
 
 def test_tied_embeddings_are_derived_grown_and_verified(
@@ -30,3 +31,20 @@ def test_tied_embeddings_are_derived_grown_and_verified(
     assert main(["inspect", str(tmp_path / "b")]) == 0
     shown = capsys.readouterr()
     assert "derived, proven on a twin" in shown.out and "deriving" not in shown.err
+
+
+@pytest.mark.skipif(not list(SHIPPED.glob("bert-*")), reason="no table of bert ships")
+def test_an_encoder_whose_heads_fill_its_width_grows_both(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=256, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, max_position_embeddings=64,
+    )  # fmt: skip
+    BertForMaskedLM(config).save_pretrained(tmp_path / "a")
+    grow = ["grow", str(tmp_path / "a"), "--out", str(tmp_path / "b")]
+    assert main([*grow, "--heads", "x2"]) == 2
+    assert "grow --hidden and --heads together" in " ".join(capsys.readouterr().err.split())
+    assert main([*grow, "--heads", "x2", "--hidden", "x2"]) == 0
+    assert "verification passed" in capsys.readouterr().out
