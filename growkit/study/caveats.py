@@ -122,7 +122,10 @@ def _of_any(result: StudyResult) -> list[str]:
         share = min(sweep.share for sweep in sweeps)
         seeds = sorted({sweep.seed for sweep in sweeps})
         said.append(
-            f"Learning rates were chosen on {percent(share)} of the steps with "
+            f"Learning rates were chosen by whole runs with {seeds_text(seeds)}; the best of them "
+            "are among the results."
+            if share == 1.0
+            else f"Learning rates were chosen on {percent(share)} of the steps with "
             f"{seeds_text(seeds)}; the best rate of a whole run may be another one."
         )
     said.append(

@@ -39,8 +39,9 @@ class ScratchSaving:
 
     @property
     def corrected(self) -> tuple[float, float] | None:
-        """The 95 % interval that holds for all arms beside the curve together (Bonferroni)."""
-        if self.saved is None or self.saved.standard_error is None:
+        """The 95 % interval that holds for all arms beside the curve together (Bonferroni); of a
+        bound there is none."""
+        if self.bound or self.saved is None or self.saved.standard_error is None:
             return None
         coverage = 1 - (1 - CONFIDENCE) / self.compared
         reach = t_quantile(coverage, self.saved.count - 1) * self.saved.standard_error
@@ -60,6 +61,8 @@ class ScratchSaving:
         )
         if self.saved.low is None or self.saved.high is None:
             return f"{text} (one seed)."
+        if self.bound:
+            return f"{text} ({self.saved.count} seeds; beyond the budgets from scratch)."
         text += f" (95 % CI {interval((self.saved.low, self.saved.high))}, {self.saved.count} seeds"
         if self.compared > 1 and self.corrected is not None:
             text += f"; corrected for {self.compared} arms {interval(self.corrected)}"

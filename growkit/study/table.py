@@ -242,7 +242,7 @@ def _row(one: ArmFigures, result: StudyResult) -> tuple[str, ...]:
 def _saving_row(one: ScratchSaving) -> tuple[str, ...]:
     bound = f"{one.bound} " if one.bound else ""
     saved, corrected = one.saved, one.corrected
-    known = saved is not None and saved.low is not None and saved.high is not None
+    known = not bound and saved is not None and saved.low is not None and saved.high is not None
     return (
         one.arm.label,
         f"{mean_of([run.flops for run in one.arm.runs]):.3g}",

@@ -75,6 +75,7 @@ def test_beyond_the_budgets_it_is_a_bound() -> None:
     (below,) = scratch_savings(study(0.9))
     assert below.bound == "at least" and below.saved is not None
     assert below.saved.mean == pytest.approx(0.75) and "at least 75.0 %" in below.sentence()
+    assert "CI" not in below.sentence() and below.corrected is None
     (above,) = scratch_savings(study(-0.2))
     assert above.bound == "at most" and above.saved is not None
     assert above.saved.mean == pytest.approx(0.0)
