@@ -35,8 +35,8 @@ def write_model(case: str, folder: Path) -> Path:
         config = gda_config((6, 2, 2), keys, norm == "norm", "sdpa", **SIZES)
         model: Any = scatter_weights(GdaForCausalLM(config))
     else:
-        wide = {"simulated_head_dim": 64} if case == "sas" else {}
-        model = model_of(case, **SIZES, **wide)
+        own = {"sas": {"simulated_head_dim": 64}, "unilm_diff_v1": {"head_dim": 16}}
+        model = model_of(case, **SIZES | own.get(case, {}))
     model.save_pretrained(folder)
     return folder
 
