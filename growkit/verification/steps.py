@@ -131,7 +131,9 @@ def compare_sight(pair: Pair) -> str:
     """
     steps = pair.b.manifest.get("plan", {}).get("operators", ())
     reached = any(isinstance(step, dict) and step.get("operator") == "hidden" for step in steps)
-    if not reached or inputs.text_config(pair.model_a) is pair.model_a.config:
+    wraps = inputs.text_config(pair.model_a) is not pair.model_a.config
+    # The text config of an encoder-decoder is its decoder's, which wraps nothing.
+    if not (reached and wraps) or inputs.is_encoder_decoder(pair.model_a):
         return ""
     if pair.layerwise:
         return "no picture compared: layer by layer, towers are not run"

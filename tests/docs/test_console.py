@@ -44,7 +44,7 @@ def broken(place: Path) -> None:
     assert run(f"growkit grow checkpoints/demo/base {growth}")[0] == 0
     shutil.copytree(place / "checkpoints/grown", place / "checkpoints/broken")
     with open_checkpoint(place / "checkpoints/broken") as checkpoint:
-        info = checkpoint.tensors["model.layers.1.self_attn.o_proj.weight"]
+        info = checkpoint.tensors["model.layers.0.self_attn.o_proj.weight"]
     with open(place / "checkpoints/broken" / info.shard, "r+b") as file:
         file.seek(info.start)
         weights = np.frombuffer(file.read(64), dtype=np.float32)

@@ -356,7 +356,7 @@ def test_names_are_printed_as_they_are(source: Path, growkit: Callable[..., Run]
     run = growkit("grow", source, *SIGNAL, "--out", out, "--no-verify")
     assert run.code == 0 and out.is_dir()
     assert f"wrote {out}\n" in run.out
-    assert shlex.split(run.out.splitlines()[-1])[-1] == f"model.checkpoint={out}"
+    assert str(out) in shlex.split(run.out.splitlines()[-1])
 
 
 def test_grow_verifies_and_says_what_it_did(source: Path, growkit: Callable[..., Run]) -> None:

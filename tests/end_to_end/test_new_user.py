@@ -93,7 +93,7 @@ def test_a_key_of_the_file_keeps_its_line(growkit: Call, tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     "words, whole",
     [
-        ("growkit train train-c", ["train-continue"]),
+        ("growkit train train-co", ["train-continue"]),
         ("growkit train gda", []),
         ("growkit study study-sm", ["study-small"]),
         ("growkit recipes gda-", ["gda-signal-x2"]),

@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CACHE
 from gguf import GGUFReader
 from numpy.random import default_rng
 from tiny_checkpoints import (
@@ -31,6 +30,8 @@ from tiny_checkpoints import (
     write_folder,
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+CACHE = Path(__file__).parents[2] / ".cache"
 
 pytestmark = pytest.mark.real
 

@@ -40,7 +40,8 @@ from growkit.optimizer_state.source import METADATA
 from growkit.optimizer_state.torch_files import as_tensor, dtype_name
 from growkit.training.models import copy_lineage
 
-TITAN_TYPES = ("llama", "qwen3")
+# Whether torchtitan's class rotates neighbouring entries of a head, and not its halves.
+TITAN_TYPES = {"llama": True, "qwen3": False}
 NAMES = ("transformers", "torchtitan")
 _OUTER = {
     "model.embed_tokens.weight": "tok_embeddings.weight",
@@ -95,7 +96,7 @@ class _Names:
     def ordered(self, name: str, value: Tensor, *, back: bool = False) -> Tensor:
         """Rows of q and k of a Llama, from halves to neighbours or ``back``."""
         part = re.search(r"self_attn\.([qk])_proj", name)
-        if not self.titan or self.model_type != "llama" or part is None:
+        if not self.titan or not TITAN_TYPES[self.model_type] or part is None:
             return value
         heads = self.heads[part[1]]
         shape = (heads, -1, 2) if back else (heads, 2, value.shape[0] // heads // 2)
