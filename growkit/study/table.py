@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 # Final models whose sizes differ by less are compared as equal in parameters.
 ALIKE = 0.01
-COLUMNS = (
-    "arm", "parameters", "seeds", "final loss", "difference (95 % CI)", "FLOPs to target", "saving",
-    "tokens", "learning rate", "wall time",
-)  # fmt: skip
 SPENT = "training FLOPs"
+COLUMNS = (
+    "arm", "parameters", "seeds", SPENT, "final loss", "difference (95 % CI)", "FLOPs to target",
+    "saving", "tokens", "learning rate", "wall time",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def equal_flops(result: StudyResult) -> Table:
     alike = " and equal parameters" if len(figures) > 1 and len(_groups(figures)) == 1 else ""
     table = Table(
         f"Equal FLOPs{alike}: {result.budget:.3g} training FLOPs each, by final loss",
-        (*COLUMNS[:3], SPENT, *COLUMNS[3:]),
+        COLUMNS,
         _rows(figures, result),
         _note(result),
     )
@@ -127,7 +127,7 @@ def equal_parameters(result: StudyResult) -> list[Table]:
     return [
         Table(
             f"Equal parameters: {_sizes(group)}" + (", and equal FLOPs" * result.one_budget),
-            (*COLUMNS[:3], SPENT, *COLUMNS[3:]),
+            COLUMNS,
             _rows(_within(group), result),
         ).without(*([SPENT] if result.one_budget else ["FLOPs to target", "saving"]))
         for group in _groups(arm_figures(result))

@@ -13,16 +13,6 @@ import verify_models as models
 from growkit.verification import VerificationReport, shared_layers, verify_checkpoints
 
 
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return models.make_model()
-
-
-@pytest.fixture(scope="module")
-def folder(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.save(model, tmp_path_factory.mktemp("source") / "a")
-
-
 def compare(a: Path, b: Path, **options: Any) -> VerificationReport:
     return verify_checkpoints(
         a, b, **({"tokens": 128, "window": 32, "generate_tokens": 2} | options)

@@ -20,16 +20,6 @@ def compare(a: Path, b: Path, **options: Any) -> VerificationReport:
     return verify_checkpoints(a, b, **(defaults | options))
 
 
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return models.make_model()
-
-
-@pytest.fixture(scope="module")
-def folder(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.save(model, tmp_path_factory.mktemp("source") / "a")
-
-
 def test_the_same_weights_differ_by_nothing(model: Any, folder: Path, tmp_path: Path) -> None:
     report = compare(folder, models.save(model, tmp_path / "b"))
     assert report.passed is True
