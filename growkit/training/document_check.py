@@ -7,12 +7,14 @@ A class that ignores them would train on documents that see each other, and noth
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
 from growkit.core.errors import UsageError
+from growkit.training.document_attention import PIECE, attend_by_document
 
 LENGTH = 8
 
@@ -68,8 +70,22 @@ def check_separate(model: Any) -> None:
 
 
 class DocumentCheck(TrainerCallback):
-    """:func:`check_separate` when the training begins, with the model where it will be trained."""
+    """:func:`check_separate` when the training begins, with the model where it will be trained.
+
+    On the CPU the model then attends document by document, where it can and gains by it.
+
+    Args:
+        length: of the run's sequences.
+        say: told so.
+    """
+
+    def __init__(self, length: int, say: Callable[[str], None]) -> None:
+        self.length, self.say = length, say
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
-        with torch.autocast(objects["model"].device.type, torch.bfloat16, enabled=args.bf16):
-            check_separate(objects["model"])
+        model = objects["model"]
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=args.bf16):
+            check_separate(model)
+        # A compiler would unroll the pieces of every batch.
+        if self.length > PIECE and not args.torch_compile and attend_by_document(model):
+            self.say("packed documents: one attention call a document, no dense mask")

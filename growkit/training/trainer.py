@@ -147,7 +147,7 @@ class RunTrainer(ProcessTrainer):
         self.remove_callback(PrinterCallback)
         log_beside(self.callback_handler.callbacks, folder.parent / "tensorboard")
         if train.separate:
-            self.add_callback(DocumentCheck())
+            self.add_callback(DocumentCheck(train.length, log))
 
     def train(self, resume_from_checkpoint: Any = None, **options: Any) -> Any:
         self.args.eval_on_start = self.held_out is not None and not resume_from_checkpoint

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 from training_runs import TINY_GDA, TINY_LLAMA, recipe_values
+from variant_checkpoints import SIZES, VARIANTS
 
 from growkit.core.errors import UsageError
 from growkit.data.packing import PackedDataset, stream_of
-from growkit.training import train
+from growkit.training import document_attention, train
+from growkit.training.document_attention import NAME, attend_by_document, pieces_of
 from growkit.training.document_check import check_separate, leak
 from growkit.training.evaluate import evaluate
 from growkit.training.read_recipe import make_recipe
@@ -156,3 +158,55 @@ def test_a_run_on_a_model_that_leaks_is_refused(
     with pytest.raises(UsageError, match="see each other"):
         train(make_recipe(values), tmp_path / "run")
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+# A sequence of one document and one of six, of which four share a piece.
+LENGTHS = ([320], [20, 90, 40, 7, 150, 13])
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": TINY_LLAMA,
+    "window": TINY_LLAMA | {"model_type": "mistral", "sliding_window": 32},
+    "gda own": TINY_GDA,
+    "gda shared": TINY_GDA | {"noise_keys": "shared", "num_key_value_heads": 1},
+    **{name: SIZES | values for name, values in VARIANTS.items()},
+}
+
+
+def logits_and_gradients(model: Any) -> list[torch.Tensor]:
+    positions = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in LENGTHS])
+    ids = (positions * 5 + torch.arange(positions.shape[1]) // 3) % 61
+    output = model(input_ids=ids, labels=ids, position_ids=positions, use_cache=False)
+    return [output.logits, *torch.autograd.grad(output.loss, list(model.parameters()))]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_document_by_document_equals_the_dense_mask(name: str) -> None:
+    model = build(MODELS[name] | {"max_position_embeddings": 512}, "sdpa")
+    expected = logits_and_gradients(model)
+    assert attend_by_document(model)
+    assert model.config._attn_implementation == NAME
+    for found, wanted in zip(logits_and_gradients(model), expected, strict=True):
+        assert (found - wanted).abs().max() <= 2e-5 * max(1, wanted.abs().max())
+    assert leak(model)[0] == 0
+
+
+def test_a_model_whose_logits_would_change_keeps_its_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces of 256 tokens without a mask: short documents would see each other."""
+    model = build(TINY_LLAMA | {"max_position_embeddings": 512}, "sdpa")
+    plain = document_attention.Pieces
+    monkeypatch.setattr(
+        document_attention, "Pieces", lambda sizes, masks: plain(sizes, [None] * len(masks))
+    )
+    monkeypatch.setattr(document_attention, "pieces_of", lambda ends: [(0, ends[-1])])
+    assert not attend_by_document(model)
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_pieces_of_documents() -> None:
+    assert pieces_of([100, 200, 300, 1000, 1010]) == [
+        (0, 200),
+        (200, 300),
+        (300, 1000),
+        (1000, 1010),
+    ]
+    assert pieces_of([256]) == [(0, 256)]
+    assert pieces_of([3, 900]) == [(0, 3), (3, 900)]
