@@ -16,7 +16,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from textwrap import shorten
@@ -91,6 +91,14 @@ COLUMNS = {
     "vocabulary": ("--vocab",),
 }
 REASONS = ("--layers", "--ffn", "--heads", "--hidden")
+# transformers' own lists, on which the goals are read off.
+LISTS = {
+    "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "AutoModelForImageTextToText": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
+    "AutoModelForMultimodalLM": "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES",
+    "AutoModelForSeq2SeqLM": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
+    "AutoModelForMaskedLM": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
+}
 
 
 # Kind -> the Auto classes that load its types; a type is of the first kind that has it. A wrapper
@@ -253,6 +261,27 @@ def line_of(entry: dict[str, Any]) -> str:
     return f"{entry['model_type']}: {' '.join(words) or 'nothing'} ({entry['seconds']} s)"
 
 
+def counted_on_lists(entries: Mapping[str, dict[str, Any]]) -> Iterator[str]:
+    """A table of what is proven of every type of an Auto class of this transformers, whatever kind
+    it is derived as."""
+    import transformers
+    from transformers.models.auto import modeling_auto
+
+    yield f"Counted on the lists of the Auto classes of transformers {transformers.__version__}"
+    yield "(a type may stand in several, and those of which nothing is derived count too):"
+    yield ""
+    yield f"| list | types | derived | {' | '.join(COLUMNS)} |"
+    yield "|---|---:|---:|" + "---:|" * len(COLUMNS)
+    for auto, name in LISTS.items():
+        found = [entries.get(kind, {}) for kind in dict(getattr(modeling_auto, name, {}))]
+        counts = [
+            sum(any(proven(entry, option) for option in options) for entry in found)
+            for options in COLUMNS.values()
+        ]
+        derived = sum(any(proven(entry, option) for option in OPTIONS) for entry in found)
+        yield f"| `{auto}` | {len(found)} | {derived} | {' | '.join(map(str, counts))} |"
+
+
 def markdown(entries: Sequence[dict[str, Any]], versions: str) -> Iterator[str]:
     """The coverage page: what is proven of each kind, then every type."""
     of_kind: dict[str, list[dict[str, Any]]] = {kind: [] for kind in TITLES}
@@ -279,6 +308,8 @@ def markdown(entries: Sequence[dict[str, Any]], versions: str) -> Iterator[str]:
         ]
         title = TITLES.get(kind, kind)
         yield f"| {title} | {len(usable)} | {' | '.join(map(str, counts))} |"
+    yield ""
+    yield from counted_on_lists({entry["model_type"]: entry for entry in entries})
     for kind, members in of_kind.items():
         yield ""
         yield f"## {TITLES.get(kind, kind)}"

@@ -236,13 +236,14 @@ def find_axes(
     refused = []
     for path, value in numbers.items():
         for tried in (2 * value, value + 1, 3 * value):
-            found = variations.module_shapes({path: tried})
+            change = _with_partners(path, {path: tried}, together, numbers)
+            found = variations.module_shapes(change)
             if found is not None:
                 break
         named = (HEADS, HIDDEN) if found not in (None, plain) else ()
         named = (HEAD_WIDTH, *named) if found is not None else ()
         if any(name.fullmatch(path[-1]) for name in named):
-            found = found if _computes(builder, with_values(values, {path: tried})) else None
+            found = found if _computes(builder, with_values(values, change)) else None
         if found is None:
             refused.append(path)
         elif found != plain:

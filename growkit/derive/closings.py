@@ -7,6 +7,10 @@ what breaks them stays closed. So the last thing before the residual stream is c
 front of it. A norm that follows a projection is tried at gain zero, stored as 0 or (where the class
 multiplies by 1 + w) as -1, before the projection itself is closed: behind such a norm its first
 gradient would be amplified by 1 / sqrt(eps).
+
+A post-norm layer normalises the residual stream itself, so that zeros make no identity of it. But
+what is normalised already stays as it is under norms with gains of one, but for their epsilon: the
+norm that ends the layer in front becomes such a one, and the inserted layer ends with its numbers.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from growkit.families.derived import layers_fed
 from growkit.families.layer_fields import leaf, move_counts, with_values
 
 SAME = 2e-6
+ALIKE = 3e-5  # of norms of what is normalised: but for one epsilon
 
 
 @dataclass
@@ -38,10 +43,13 @@ class Closings:
             class divides by the root of their number -> ``root``.
         period: layers that have to be inserted together, after a multiple of themselves; 1: any.
         first: layers at the beginning that are of a kind of their own and are not copied.
+        passed: role -> what stands in the layer in front, whose own numbers the inserted one has:
+            gain and bias of the norm that ends a post-norm layer.
         refusal: why depth cannot grow, or empty.
     """
 
     values: dict[int, float] = field(default_factory=dict)
+    passed: dict[int, float] = field(default_factory=dict)
     counts: dict[str, str] = field(default_factory=dict)
     period: int = 1
     first: int = 0
@@ -88,11 +96,29 @@ class LayerInsertion:
         self.axes, self.weights, self.logits = axes, weights, logits
         self.fresh = fresh
         self.keeps_ones = False
+        self.passed: dict[int, float] = {}
+        self.same = SAME
 
     def closed(self, found: Inserted) -> dict[int, float]:
         """Every role of the new layers, with the value that closes it."""
         roles = {role for _, source in found.new for role in self.roles_of(source)}
+        roles -= self.passed.keys()
         return {role: float(self.keeps_ones and self._begins_as_one(role)) for role in roles}
+
+    def ends(self, layer: int) -> list[dict[int, float]]:
+        """Gain and bias of norms that may end a layer, as plain norms have them."""
+        roles = self.axes.roles
+        result = []
+        for gain in (r for r in self.roles_of(layer) if self._begins_as_one(r)):
+            stem = roles[gain].name.rpartition(".")[0]
+            alike = [
+                other
+                for other in self.roles_of(layer)
+                if roles[other].name.rpartition(".")[0] == stem
+                and roles[other].shape == roles[gain].shape
+            ]
+            result.append({other: float(other == gain) for other in alike})
+        return result[::-1]
 
     def _begins_as_one(self, place: int) -> bool:
         """A vector that multiplies: a gain, or a scale of the residual stream itself."""
@@ -216,6 +242,7 @@ def find_closings(insertion: LayerInsertion, order: Sequence[str], dead: set[int
         for role, value in each[-1].items():
             known = result.values.get(role, value)
             result.values[role] = value if value > 0 else min(value, known)
+    result.passed = insertion.passed
     lacking = _lacking(insertion, trials, result.values, dead)
     if lacking and result.period == 1 and _split(insertion, trials, each, result.values, dead):
         lacking = _lacking(insertion, trials, result.values, dead)
@@ -320,15 +347,20 @@ def _close_all(insertion: LayerInsertion, found: Inserted, counts: dict[str, str
     """Raise unless new layers of zeros are identities."""
     for ones in dict.fromkeys((insertion.keeps_ones, True)):
         insertion.keeps_ones = ones
+        if error_with(insertion, found, insertion.closed(found)) <= insertion.same:
+            return
+    known, behind = insertion.passed, all(layer == source + 1 for layer, source in found.new)
+    for passed in ([known] if known else insertion.ends(found.new[0][1])) if behind else ():
+        insertion.passed = passed
         error = error_with(insertion, found, insertion.closed(found))
-        if error <= SAME:
-            break
-    else:
-        insertion.keeps_ones = False
-        raise Underivable(
-            "No zeros make a new layer an identity (a norm over the residual stream itself, or a "
-            "scale that depends on the depth)."
-        )
+        if error <= ALIKE:
+            insertion.same = max(insertion.same, 1.5 * error)
+            return
+    insertion.keeps_ones, insertion.passed = False, known
+    raise Underivable(
+        "No zeros make a new layer an identity (a norm over the residual stream itself, or a "
+        "scale that depends on the depth)."
+    )
 
 
 def error_with(insertion: LayerInsertion, found: Inserted, closed: dict[int, float]) -> float:
@@ -350,6 +382,9 @@ def closed_weights(insertion: LayerInsertion, found: Inserted, closed: dict[int,
             for name in insertion.members(role, layer, found.weights):
                 if name not in buffers:
                     weights[name] = np.full_like(found.weights[name], closed[place])
+        for place, value in insertion.passed.items():
+            for name in insertion.members(insertion.axes.roles[place], layer - 1, found.weights):
+                weights[name] = np.full_like(found.weights[name], value)
     return weights
 
 
@@ -371,7 +406,6 @@ def _given_back(
     for source in dict.fromkeys(source for _, source in found.new):
         for role in insertion.roles_of(source):
             sources.setdefault(role, []).append(source)
-    roles = set(sources)
     begins: dict[int, int] = {}
     for place, layers in sources.items():
         for layer in layers:
@@ -385,12 +419,12 @@ def _given_back(
         when = [(position.get(role.instance(layer), -1), layer) for layer in sources[place]]
         return max((at - begins[layer] for at, layer in when if at >= 0), default=-1)
 
-    ordered = sorted(roles, key=lambda place: (used(place) < 0, used(place)))
     start = insertion.closed(found)
+    ordered = sorted(start, key=lambda place: (used(place) < 0, used(place)))
     closed = {place: start[place] for place in ordered}
     for step, place in enumerate(ordered):
         value = closed.pop(place)
-        if error_with(insertion, found, closed) <= SAME:
+        if error_with(insertion, found, closed) <= insertion.same:
             continue
         # A norm behind it, whose gain is 1 + w?
         later = [
@@ -401,7 +435,7 @@ def _given_back(
         for norm in later[:2]:
             if closed[norm] == 0.0:
                 closed[norm] = -1.0
-                if error_with(insertion, found, closed) <= SAME:
+                if error_with(insertion, found, closed) <= insertion.same:
                     break
                 closed[norm] = 0.0
         else:

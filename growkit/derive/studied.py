@@ -234,6 +234,7 @@ def study(
         insertion = LayerInsertion(builder, small, layers.second, behind, weights, logits, fresh)
         found.second = find_closings(insertion, order, dead)
         found.closings.values |= found.second.values
+        found.closings.passed |= found.second.passed
     step("widths")
     _find_widths(found)
     return found

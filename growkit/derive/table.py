@@ -392,6 +392,8 @@ class _Words:
                 entry["closes"] = closes
             elif gains.get(number):
                 entry["gain_offset"] = gains[number]
+            if number in self.found.closings.passed:
+                entry["passes_on"] = self.found.closings.passed[number]
             init = self._init(role)
             if init != "normal":
                 entry["init"] = init

@@ -486,6 +486,10 @@ def _proposals(values: Mapping[str, Any]) -> dict[Path, Any]:
             found[path] = min(value, 2 * patch if isinstance(patch, int) else 32)
         if path[-1] == "max_length" and "num_mel_bins" in values:
             found[path] = min(value, 48)
+    for path in [p for p in found if re.fullmatch(r"embedding_size|word_embed_proj_dim", p[-1])]:
+        part = leaf(values, path[:-1])
+        if all(part.get(name) != part[path[-1]] for name in ("hidden_size", "d_model")):
+            found[path] = 32  # the embedding has a projection of its own
     for name, value in values.items():
         if name in ("conv_dim", "tdnn_dim") and isinstance(value, list):
             found[name,] = [min(size, 32) for size in value]

@@ -90,6 +90,9 @@ class Tensor:
             be exact too, but its first gradient is amplified by 1 / sqrt(eps).
         gain_offset: a norm's gain is the stored value plus this (Gemma stores w, the gain is
             1 + w).
+        closed_at: what is stored where the block is an identity, if that is not a gain of zero.
+        passes_on: of the norm that ends a post-norm layer: what it stores once identity layers
+            stand behind it, the last of which has its old numbers.
         init: how a part without a source starts: ``normal`` (std ``initializer_range``), ``ones``,
             ``zeros`` or ``thirds`` (1/3).
         own_start: the class starts it in a way that growkit does not know, so that no layer with
@@ -117,6 +120,13 @@ class Tensor:
     expert: int | None = None
     own_start: bool = False
     values: int = 1
+    closed_at: float | None = None
+    passes_on: float | None = None
+
+    @property
+    def closing(self) -> float:
+        """What every entry is in an identity layer, if it writes the residual stream."""
+        return -self.gain_offset if self.closed_at is None else self.closed_at
 
     @property
     def per_layer(self) -> bool:

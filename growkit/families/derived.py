@@ -54,7 +54,7 @@ KEYS = {
     "cost": "elements of a cache a layer and token, and width of all heads",
     "tied": "output projection equals the embedding: null (never), true, or by the flag (^flag: "
     "of the whole config)",
-    "tensors": "role, name, dims, closes, gain_offset, init, layers, experts, stack",
+    "tensors": "role, name, dims, closes, passes_on, gain_offset, init, layers, experts, stack",
     "whole": "axes that a norm runs over",
     "operators": "option -> proof (error, control, request) or why not",
     "stream": "of the hidden size: sqrt_embedding, root_divided, norm (eps_field, eps, centred, "
@@ -579,7 +579,9 @@ class _Reader:
             when=(lambda sizes: not sizes["tied"]) if tied else (lambda sizes: True),
             writes_residual=closes is not None,
             init=entry.get("init", "normal"),
-            gain_offset=-closes if closes else entry.get("gain_offset", 0.0),
+            gain_offset=-closes if closes and closes < 0 else entry.get("gain_offset", 0.0),
+            closed_at=closes if closes and closes > 0 else None,
+            passes_on=entry.get("passes_on"),
             layers=predicate,
             stack=entry.get("stack", "layer"),
             of_experts=bool(entry.get("of_experts")),

@@ -135,15 +135,16 @@ class PlanBuilder:
             source = source.replace("{expert}", str(origin))
         dtype = self.checkpoint.tensors[source].dtype
         dims = self._dims_of(tensor, source_tensor)
-        if layer_source is not None and layer_source.kind == "identity" and tensor.writes_residual:
+        constant = self._constant(tensor, layer)
+        if constant is not None:
             return TensorPlan(
                 output=OutputTensor(name, dtype, shape),
                 role=tensor.role,
                 source=source,
                 dims=dims,
-                action=Action.CLOSED if tensor.gain_offset else Action.ZERO,
+                action=Action.CLOSED if constant else Action.ZERO,
                 layer=layer,
-                gain_offset=tensor.gain_offset,
+                gain_offset=-constant,
                 layer_source=layer_source,
                 expert=tensor.expert,
                 expert_copy=rank > 0,
@@ -198,6 +199,17 @@ class PlanBuilder:
             noise=noise,
         )
 
+    def _constant(self, tensor: Tensor, layer: int | None) -> float | None:
+        """What all entries are: of what an identity layer closes, and of the norm that passes its
+        numbers on to the last of the identity layers behind it."""
+        if layer is None:
+            return None
+        stack = self.growth.stacks[tensor.stack]
+        if stack[layer].kind == "identity" and tensor.writes_residual:
+            return tensor.closing
+        behind = stack[layer + 1].kind if layer + 1 < len(stack) else ""
+        return tensor.passes_on if behind == "identity" else None
+
     def _from_scratch(
         self, tensor: Tensor, layer: int | None, layer_source: LayerSource, name: str
     ) -> TensorPlan:
@@ -207,9 +219,10 @@ class PlanBuilder:
         :func:`residual_scale`; in an identity layer it is zero.
         """
         shape = self._shape(tensor)
-        action, factor = Action.NEW, 1.0
+        action, factor, offset = Action.NEW, 1.0, tensor.gain_offset
         if tensor.writes_residual and layer_source.kind == "identity":
-            action = Action.CLOSED if tensor.gain_offset else Action.ZERO
+            action = Action.CLOSED if tensor.closing else Action.ZERO
+            offset = -tensor.closing
         elif tensor.writes_residual:
             factor = residual_scale(self.growth.sizes[tensor.stack])
         if self.growth.warm_start and tensor.init == "normal" and len(shape) > 1:
@@ -223,7 +236,7 @@ class PlanBuilder:
             factor=factor,
             init=tensor.init,
             layer=layer,
-            gain_offset=tensor.gain_offset,
+            gain_offset=offset,
             layer_source=layer_source,
             expert=tensor.expert,
         )

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from growkit.core.errors import GrowkitError
+from growkit.families import family_of
 from growkit.verification.model_inputs import arguments, is_encoder_decoder, stack_depths
 from growkit.verification.report import LayerDifference
 from growkit.verification.tolerance import tolerance
@@ -94,7 +96,19 @@ def layer_pairs(
             where = f"{stack} layer {layer}".strip()
             return pairs, f"layers not compared from {where} on: it continues no layer of A"
         pairs.append((layer, reached))
+    if _passes_on(b):  # only the last of a run of identity layers ends in the old norm
+        kinds = [entry.get("kind") for entry in sources] + [""]
+        pairs = [(layer, old) for layer, old in pairs if kinds[layer + 1] != "identity"]
     return pairs, ""
+
+
+def _passes_on(b: Folder) -> bool:
+    """Norms at the end of its layers passed their numbers on to the identity layers behind them."""
+    try:
+        tensors = family_of(b.config).tensors
+    except GrowkitError:  # no family that this growkit knows
+        return False
+    return any(tensor.passes_on is not None for tensor in tensors)
 
 
 def compare_layers(

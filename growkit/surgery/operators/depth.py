@@ -59,6 +59,11 @@ REASONS = {
     "OpT-DeUS, arXiv 2508.08011): another function, to be trained",
 }
 
+POST_NORM = (
+    "a block of zeros leaves what is normalised already as it is (post-norm): its norms begin with "
+    "gains of one, and the last one has the numbers of the norm in front; equal but for one epsilon"
+)
+
 
 @dataclass(frozen=True)
 class Depth:
@@ -100,7 +105,12 @@ class Depth:
         target = self.amount.resolve(layers, self.option, label)
         first = shape.family.first_copied.get(self.stack, 0)
         exact = self.method == "identity"
-        same = Exactness.EXACT if shape.family.scaled_by_depth else Exactness.BIT_EXACT
+        passing = any(
+            t.passes_on is not None for t in shape.family.tensors if t.stack == self.stack
+        )
+        same = Exactness.BIT_EXACT
+        if shape.family.scaled_by_depth or passing:
+            same = Exactness.EXACT
         if self.method == "random" or not layers:
             check_starts(shape, self.stack)
         if not layers:
@@ -113,6 +123,8 @@ class Depth:
             sources = _of_a_kind(sources, first)
         if layers and self.stack == "layer":
             self._check_period(shape, sources)
+        if passing:
+            self._check_behind(shape, sources)
         return Effect(
             operator=f"{self.stack}s",
             summary=f"{label} {layers} -> {target} ({self.method}"
@@ -121,7 +133,7 @@ class Depth:
             kinds_by_rule=by_rule,
             fresh_state=self.fresh_state,
             exactness=same if exact else Exactness.NOT_EXACT,
-            reason=REASONS.get(self.method)
+            reason=(POST_NORM if passing and exact else REASONS.get(self.method))
             or f"{self.method} repeats computing layers: another function, to be trained",
             warnings=(
                 *(() if exact else (f"depth method {self.method} does not keep the function",)),
@@ -207,6 +219,18 @@ class Depth:
                     f"of {period} that config.json cannot change.",
                     f"Add a multiple of {period} layers, by --new-layers identity or random, and "
                     "leave out --layer-placement.",
+                )
+
+    def _check_behind(self, shape: ModelShape, sources: LayerMap) -> None:
+        """Raise unless identity layers stand behind the layer that they copy: its last norm passes
+        its numbers on to them."""
+        for place, layer in enumerate(sources):
+            before = sources[place - 1].source if place else NO_LAYER
+            if layer.kind == "identity" and (layer.source != before or before == NO_LAYER):
+                raise UsageError(
+                    f"{self.option} {self.amount.text} would put an identity layer where none can "
+                    f"be: {shape.family.name} normalises the residual stream itself.",
+                    "Leave --layer-placement out, or give --new-layers random.",
                 )
 
     @staticmethod
