@@ -20,7 +20,7 @@ from growkit.families.mixtral import MIXTRAL
 from growkit.families.olmo import OLMO2, OLMO3
 from growkit.families.opt import OPT
 from growkit.families.phi3 import PHI3
-from growkit.families.qwen import QWEN2, QWEN3, QWEN3_MOE
+from growkit.families.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
 from growkit.families.stored_parts import with_stored_parts
 from growkit.families.t5 import T5
 from growkit.families.towers import tower_family, tower_field
@@ -33,6 +33,7 @@ _ORDINARY = (
     GRANITE,
     QWEN2,
     QWEN3,
+    QWEN2_MOE,
     QWEN3_MOE,
     MIXTRAL,
     SMOLLM3,

@@ -13,7 +13,8 @@ from typing import Any
 from growkit.families.base import Config, Family
 from growkit.families.llama import LLAMA, MISTRAL
 from growkit.families.mixtral import MIXTRAL
-from growkit.families.qwen import QWEN3, QWEN3_MOE
+from growkit.families.phi3 import PHI3
+from growkit.families.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
 
 Objection = Callable[[Config], str | None]
 
@@ -33,6 +34,30 @@ def _one_window(config: Config) -> str | None:
             "has one attention window for all"
         )
     return None
+
+
+def _plain_rotary(config: Config) -> str | None:
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    part = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+    if part != 1.0:
+        return f"it rotates {part:g} of every head, and a Mixtral rotates heads whole"
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind != "default":
+        return (
+            f"its rotary frequencies change with the length ({kind}), and only Phi-3's class fills "
+            "the cache anew where generation gets there"
+        )
+    for name in ("resid_pdrop", "embd_pdrop"):
+        if config.get(name):
+            return f"it trains with {name} = {config[name]}, which a Mixtral has not"
+    return None
+
+
+def _windows_stated(config: Config) -> dict[str, Any]:
+    """The two classes give windows to other layers where config.json has no list."""
+    layers = QWEN2.sizes(config)["layer"]
+    kinds = QWEN2.layer_list(config, "layer_types", layers) or []
+    return {"layer_types": kinds} if "sliding_attention" in kinds else {}
 
 
 def _layer_kinds(config: Config) -> set[str]:
@@ -57,6 +82,9 @@ class Upcycling:
         stated: fields of the other class beside sizes.
         adapted: fields that depend on the config.
         facts: sizes of the other family that the dense one does not have, beside the experts.
+        shared: the other class has an expert that every token meets, in every layer with experts.
+        fused: role of the other family -> (role of the matrix that holds it, axis -> part of its
+            units), where the dense class has several matrices in one.
     """
 
     target: Family
@@ -66,6 +94,8 @@ class Upcycling:
     stated: Mapping[str, Any]
     adapted: Callable[[Config], dict[str, Any]] = field(default=lambda config: {})
     facts: Mapping[str, int] = field(default_factory=dict)
+    shared: bool = False
+    fused: Mapping[str, tuple[str, Mapping[str, int]]] = field(default_factory=dict)
 
     def config(self, config: Config) -> dict[str, Any]:
         """The config in the other class's words, sizes left out."""
@@ -108,6 +138,43 @@ UPCYCLINGS: dict[str, Upcycling] = {
         _FOREIGN,
         _MIXTRAL,
     ),
+    PHI3.name: Upcycling(
+        MIXTRAL,
+        _plain_rotary,
+        {
+            "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 4096,
+            "original_max_position_embeddings": 4096,
+            "sliding_window": None,
+            "bos_token_id": 1,
+            "eos_token_id": 32000,
+            "pad_token_id": 32000,
+        },
+        ("resid_pdrop", "embd_pdrop", *_FOREIGN),
+        _MIXTRAL,
+        fused={
+            "q": ("qkv", {"query_head": 0}),
+            "k": ("qkv", {"kv_head": 0}),
+            "v": ("qkv", {"kv_head": 1}),
+            "gate": ("gate_up", {"ffn": 0}),
+            "up": ("gate_up", {"ffn": 1}),
+        },
+    ),
+    QWEN2.name: Upcycling(
+        QWEN2_MOE,
+        lambda config: None,
+        {},
+        _FOREIGN,
+        {
+            "model_type": "qwen2_moe",
+            "architectures": ["Qwen2MoeForCausalLM"],
+            "norm_topk_prob": True,
+            **_ROUTER,
+        },
+        _windows_stated,
+        {"expert_step": 1},
+        shared=True,
+    ),
     QWEN3.name: Upcycling(
         QWEN3_MOE,
         _one_window,
@@ -126,12 +193,9 @@ UPCYCLINGS: dict[str, Upcycling] = {
 
 # Why a family that people ask for is in no row above: behind "holds a ... model with experts".
 NO_TWIN: dict[str, str] = {
-    "qwen2": " (its biases on q, k and v: Mixtral has none, Qwen3-MoE norms every head, and a "
-    "Qwen2-MoE adds a shared expert to every layer, which growkit does not write)",
-    "phi3": " (q, k, v and gate, up stand in one matrix each: Mixtral has them apart, and a "
-    "Phi-MoE norms by LayerNorm)",
     "gemma": " (its norms multiply by 1 + w and its embedding by sqrt(hidden_size): a Mixtral "
-    "would hold both as rounded numbers)",
-    "gemma2": " (it has norms behind each block and capped logits, which Mixtral has not)",
-    "gemma3": " (it has norms behind each block, which Mixtral has not)",
+    "would hold both as rounded numbers, and a Gemma 4 norms queries, keys and values)",
+    "gemma2": " (it has norms behind each block and capped logits: Mixtral has neither, and a "
+    "Gemma 4 norms queries, keys and values)",
+    "gemma3": " (it has norms behind each block: Mixtral has none, and a Gemma 4 norms values)",
 }

@@ -47,6 +47,9 @@ WARM_START = "a warm start shrinks and perturbs the weights that its moments bel
 NOT_PRESERVED = "the growth does not keep the function"
 
 
+_Kind = tuple[str, tuple[DimMap | None, ...]]
+
+
 @dataclass(frozen=True)
 class DimRule:
     """Factors of one dimension.
@@ -145,12 +148,11 @@ def state_rules(plan: Plan) -> tuple[StateRule, ...]:
 class _Builder:
     def __init__(self, plan: Plan) -> None:
         self.plan, self.axes = plan, axis_factors(plan)
-        self._dims: dict[str, tuple[DimRule | None, ...]] = {}
-        self._whys: dict[str, tuple[str, ...]] = {}
-        read_by = Counter(
+        self._dims: dict[_Kind, tuple[DimRule | None, ...]] = {}
+        self._whys: dict[_Kind, tuple[str, ...]] = {}
+        self.readers = Counter(
             t.source for t in plan.tensors if t.source is not None and not t.in_new_layer
         )
-        self.readers = {name: count for name, count in read_by.items() if count > 1}
 
     def rules(self) -> Iterator[StateRule]:
         for tensor in self.plan.tensors:
@@ -168,9 +170,10 @@ class _Builder:
             return StateRule(tensor, None, why=why)
         if tensor.redrawn and tensor.expert is not None:
             return StateRule(tensor, None, why="a part of its units is drawn anew")
-        if tensor.role not in self._dims:
-            self._dims[tensor.role], self._whys[tensor.role] = self._dims_of(tensor)
-        dims, whys = self._dims[tensor.role], list(self._whys[tensor.role])
+        key = tensor.role, tensor.dims
+        if key not in self._dims:
+            self._dims[key], self._whys[key] = self._dims_of(tensor)
+        dims, whys = self._dims[key], list(self._whys[key])
         factor = tensor.factor
         if tensor.share is not None:
             factor /= tensor.share.copies  # together with the part of the weight, see below
@@ -181,7 +184,8 @@ class _Builder:
             if not known:
                 whys.append("the gradient of this lambda vector depends on one that was moved")
         copies = self.plan.growth.expert_copies
-        readers = self.readers.get(tensor.source, 1)
+        readers, part = self._readers(tensor)
+        mean, square = mean * part, square * part**2
         if copies > 1 and (tensor.share is not None or tensor.expert is not None):
             dims, mean, square = self._of_expert(tensor, dims, mean, square, whys)
         elif readers > 1:
@@ -195,6 +199,21 @@ class _Builder:
             whys.append(NOT_PRESERVED)
         why = "; ".join(dict.fromkeys(whys))
         return StateRule(tensor, tensor.source, dims, mean, square, not why, why)
+
+    def _readers(self, tensor: TensorPlan) -> tuple[int, float]:
+        """How many written tensors have the entries of this one's source, and the part of the
+        function that they compute together."""
+        assert tensor.source is not None
+        split = self.plan.growth.split
+        if split is not None and tensor.expert is not None:
+            return self.plan.sizes["expert"] // split.parts, split.routed
+        if split is not None and tensor.role.startswith("shared_"):
+            return 1, split.shared
+        if tensor.role in self.plan.growth.fused and tensor.expert is None:
+            return 1, 1.0
+        if tensor.role in self.plan.growth.fused:
+            return self.plan.sizes["expert"], 1.0
+        return self.readers.get(tensor.source, 1), 1.0
 
     def _dims_of(self, tensor: TensorPlan) -> tuple[tuple[DimRule | None, ...], tuple[str, ...]]:
         """Factors of the dimensions of every tensor of this role, and why they are estimates."""

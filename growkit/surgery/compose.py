@@ -94,6 +94,8 @@ def _then(before: Effect, step: Effect) -> Effect:
         expert_copies=before.expert_copies * step.expert_copies,
         noisy_experts=max(before.noisy_experts, step.noisy_experts),
         expert_reinit=max(before.expert_reinit, step.expert_reinit),
+        split=before.split or step.split,
+        fused={**before.fused, **step.fused},
         noise_copies=before.noise_copies * step.noise_copies,
         factors=factors,
         norm_factor=before.norm_factor * step.norm_factor,

@@ -199,6 +199,40 @@ class WarmStart:
 
 
 @dataclass(frozen=True)
+class FfnSplit:
+    """How the units of a dense FFN are dealt out to experts, where not each gets all of them.
+
+    Attributes:
+        width: units of an expert.
+        parts: experts that have all routed units together; they have equal router rows, so that
+            they are chosen together.
+        first: the first routed unit; those before it are the shared expert's alone.
+        routed: part of the function that the routed experts compute, of the units they have.
+        shared: part that the shared expert computes, of its own; 0: there is none.
+    """
+
+    width: int
+    parts: int = 1
+    first: int = 0
+    routed: float = 1.0
+    shared: float = 0.0
+
+    @property
+    def routed_factor(self) -> float:
+        """On what an expert writes: it is multiplied by 1 / parts of the probability."""
+        return self.routed * self.parts
+
+    @property
+    def shared_factor(self) -> float:
+        """On what the shared expert writes: its gate begins at sigmoid(0), a half."""
+        return 2.0 * self.shared
+
+    def units(self, expert: int) -> npt.NDArray[np.int64]:
+        """The FFN's units that an expert has."""
+        return self.first + expert % self.parts * self.width + np.arange(self.width)
+
+
+@dataclass(frozen=True)
 class Effect:
     """What becomes of a model: by one operator, by several together, or by a conversion.
 
@@ -230,6 +264,10 @@ class Effect:
         noisy_experts: experts made of one that get noise of their own, without being chosen
             together; the noise sums to zero over them.
         expert_reinit: part of each new expert's FFN units that is drawn anew.
+        split: which units of the FFN each expert gets, where a dense model gets experts and not
+            every one is the whole FFN.
+        fused: role -> (role of the source, axis -> part of its units), where the source stores
+            several matrices in one.
         noise_copies: each signal head subtracts this many copies of each old noise map, so lambda
             is divided by it.
         factors: role -> factor on its weight.
@@ -268,6 +306,8 @@ class Effect:
     expert_copies: int = 1
     noisy_experts: int = 1
     expert_reinit: float = 0.0
+    split: FfnSplit | None = None
+    fused: Mapping[str, tuple[str, Mapping[str, int]]] = field(default_factory=dict)
     noise_copies: int = 1
     factors: Mapping[str, float] = field(default_factory=dict)
     norm_factor: float = 1.0

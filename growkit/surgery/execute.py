@@ -150,7 +150,8 @@ class _Work:
         info = self.plan.checkpoint.tensors[tensor.source]
         rows = tensor.dims[0] if tensor.dims else None  # a number of its own has no rows
         nbytes = info.nbytes if tensor.piece is None else info.nbytes // info.shape[0]
-        if not self.finite.claim(tensor.source, tensor.source_start) and rows is None:
+        unchecked = self.finite.claim(tensor.source, tensor.source_start)
+        if not unchecked and rows is None:
             self._copy_in_kernel(tensor, info, nbytes)
             return
         # Reading to check and writing from the cache is as fast as a copy inside the kernel, which
@@ -162,9 +163,12 @@ class _Work:
             if self.stop.is_set():
                 raise Stopped
             block = buffer[: nbytes - first]
+            here = list(targets.within(first, first + len(block)))
+            if not here and not unchecked:
+                continue
             self.plan.checkpoint.read_into(tensor.source, block, tensor.source_start + first)
             self.finite.look(tensor.source, block)
-            for _, offset, place, count in targets.within(first, first + len(block)):
+            for _, offset, place, count in here:
                 self._put(tensor, place, block[offset : offset + count])
                 self.advance(count)
         if rows is not None:
@@ -300,7 +304,8 @@ class _Work:
                 )
                 new_columns.fill(moved, position, part)
                 if redrawn is not None:  # no axis of its rows or columns grows in the same plan
-                    moved = redrawn.apply(moved, first, position, self.moments.of(tensor))
+                    drawn = self.moments.of(tensor) * tensor.own_factor
+                    moved = redrawn.apply(moved, first, position, drawn)
                 grown.append(moved)
             for rank, offset, row, count in targets.within(first, first + len(block)):
                 written = grown[rank if len(grown) > 1 else 0][offset : offset + count]

@@ -138,9 +138,10 @@ def fresh_rows(
     """(byte offset in the tensor, block of rows) of random rows."""
     columns = NewColumns(plan, tensor)
     width = int(np.prod(tensor.output.shape[1:]))
-    step = block_rows(width)
+    step = -(-block_rows(width) // tensor.repeated) * tensor.repeated
     for row in range(first, first + count, step):
-        block = normal(plan, tensor, row, (min(step, first + count - row), width))
+        height = min(step, first + count - row) // tensor.repeated
+        block = normal(plan, tensor, row, (height, width)).repeat(tensor.repeated, axis=0)
         columns.cut(block)
         yield row * width * block.itemsize, block
 

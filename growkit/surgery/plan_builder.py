@@ -23,7 +23,7 @@ from growkit.families.differential import LAMBDA_ROLES
 from growkit.surgery.aligned_layers import AlignedLayers
 from growkit.surgery.axis_map import AxisMap
 from growkit.surgery.dim_map import DimMap, map_dim
-from growkit.surgery.effect import NO_LAYER, Computed, Effect, LayerSource, UnitMaps
+from growkit.surgery.effect import NO_LAYER, Alias, Computed, Effect, LayerSource, UnitMaps
 from growkit.surgery.lambdas import LambdaChange
 from growkit.surgery.tensor_plans import Action, ExpertShare, TensorPlan
 
@@ -64,8 +64,8 @@ class PlanBuilder:
         self.source_sizes, self.growth = source_sizes, growth
         self.rounded = False
         self._sources: dict[str, Tensor | None] = {}
-        self._dims: dict[str, tuple[DimMap | None, ...]] = {}
-        self._maps: dict[tuple[Dim, Dim], DimMap | None] = {}
+        self._dims: dict[tuple[str, int], tuple[DimMap | None, ...]] = {}
+        self._maps: dict[tuple[Dim, Dim, int], DimMap | None] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
 
     def tensors(self) -> Iterator[TensorPlan]:
@@ -126,6 +126,9 @@ class PlanBuilder:
                 init=self.growth.starts.get(tensor.role, tensor.init),
                 layer=layer,
                 layer_source=layer_source,
+                repeated=split.parts
+                if (split := self.growth.split) and tensor.role == "router"
+                else 1,
             )
         source, rank = source_tensor.named(self.source_sizes), 0
         if layer_source is not None:
@@ -328,16 +331,28 @@ class PlanBuilder:
             return found
         if tensor.role == "lm_head":
             return self.source_family.tensor("embed")
-        if tensor.role.startswith("dense_"):  # a layer that stays without experts in a mixture
-            return self.source_family.tensor(tensor.role.removeprefix("dense_"))
+        if tensor.role in self.growth.fused:
+            return self.source_family.tensor(self.growth.fused[tensor.role][0])
+        # A layer that stays without experts in a mixture, or an expert that all tokens meet.
+        for of_ffn in ("dense_", "shared_"):
+            if tensor.role.startswith(of_ffn):
+                role = tensor.role.removeprefix(of_ffn)
+                return self.source_family.tensor(self.growth.fused.get(role, (role,))[0])
         return None
 
     @cached_property
     def _origins(self) -> list[tuple[int, int]]:
-        """(old expert, which copy of it) of every written expert."""
+        """(old expert, which copy of it) of every written expert.
+
+        Experts that share the units of an FFN are one copy of it, and a shared expert that has all
+        units is the first.
+        """
         axis = self.growth.axes.get("expert")
         if axis is None:
             return [(expert, 0) for expert in range(self.growth.sizes["expert"])]
+        if (split := self.growth.split) is not None:
+            whole = int(split.shared > 0 and split.first == 0)
+            return [(0, rank // split.parts + whole) for rank in axis.rank.tolist()]
         return list(zip(axis.source.tolist(), axis.rank.tolist(), strict=True))
 
     def _redrawn(self, tensor: Tensor, rank: int, layer: LayerSource | None) -> float:
@@ -358,25 +373,39 @@ class PlanBuilder:
         return self.checkpoint.tensors[reference.name.replace("{layer}", layer)].dtype
 
     def _dims_of(self, tensor: Tensor, source: Tensor) -> tuple[DimMap | None, ...]:
-        if tensor.role not in self._dims:
-            self._dims[tensor.role] = self._find_dims(tensor, source)
-        return self._dims[tensor.role]
+        part = self._part(tensor)
+        if (tensor.role, part) not in self._dims:
+            self._dims[tensor.role, part] = self._find_dims(tensor, source, part)
+        return self._dims[tensor.role, part]
 
-    def _find_dims(self, tensor: Tensor, source: Tensor) -> tuple[DimMap | None, ...]:
+    def _part(self, tensor: Tensor) -> int:
+        """Which part of the FFN's units an expert has."""
+        split = self.growth.split
+        return tensor.expert % split.parts if split and tensor.expert is not None else 0
+
+    def _find_dims(self, tensor: Tensor, source: Tensor, part: int) -> tuple[DimMap | None, ...]:
         if tensor.role in self.growth.verbatim:
             return (None,) * len(tensor.dims)
         own = self.growth.by_role.get(tensor.role)
-        dims = [self._map(*pair, own) for pair in zip(source.dims, tensor.dims, strict=True)]
+        if (fused := self.growth.fused.get(tensor.role)) is not None:
+            aliases = {axis: Alias(axis, {0: which}) for axis, which in fused[1].items()}
+            own = {**self.growth.aliases, **aliases}, self.growth.axes
+        pairs = zip(source.dims, tensor.dims, strict=True)
+        dims = [self._map(*pair, own, part) for pair in pairs]
         if tensor.role in self.growth.shared_rows and dims[0] is not None:
             dims[0] = replace(dims[0], consumes=True)
         return tuple(dims)
 
-    def _map(self, old: Dim, new: Dim, own: UnitMaps | None) -> DimMap | None:
-        """The map of one dimension; all tensors without maps of their ``own`` share it."""
-        if own is None and (old, new) in self._maps:
-            return self._maps[old, new]
+    def _map(self, old: Dim, new: Dim, own: UnitMaps | None, expert: int) -> DimMap | None:
+        """The map of one dimension; all tensors without maps of their ``own`` share it, and the
+        experts that have the same part of an FFN."""
+        if own is None and (old, new, expert) in self._maps:
+            return self._maps[old, new, expert]
         aliases, axes = own or (self.growth.aliases, self.growth.axes)
         units = new.layout(self.growth.sizes)
+        if (split := self.growth.split) is not None and "ffn" in units.axes:
+            routed = AxisMap(split.units(expert), self.source_sizes["ffn"], partial=True)
+            axes = {**axes, "ffn": routed}
         if "layer" in units.axes and self.growth.layers_moved:  # a part for each layer (Gemma 4)
             sources = np.array([layer.source for layer in self.growth.layers])
             axes = {**axes, "layer": AxisMap(sources, self.source_sizes["layer"], partial=True)}
@@ -391,7 +420,7 @@ class PlanBuilder:
             self.growth.perturbed,
         )
         if own is None:
-            self._maps[old, new] = found
+            self._maps[old, new, expert] = found
         return found
 
     def _lambda_change(
@@ -410,6 +439,12 @@ class PlanBuilder:
     def _factor(self, tensor: Tensor, change: LambdaChange | None, dtype: str) -> float:
         growth, role = self.growth, tensor.role
         factor = growth.factors.get(role, 1.0)
+        if growth.split is not None and tensor.writes_residual:
+            routed = tensor.of_experts
+            if routed or role.startswith("shared_"):
+                split = growth.split
+                factor *= split.routed_factor if routed else split.shared_factor
+                self.rounded |= frexp(factor)[0] != 0.5
         if tensor.is_gain:
             factor *= growth.norm_factor
         elif growth.stream_factor != 1.0 and self._writes_stream(tensor):

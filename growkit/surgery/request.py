@@ -81,6 +81,8 @@ class GrowthRequest:
     experts: Size = None
     experts_per_token: int | None = None
     expert_layers: str | None = None
+    expert_width: int | None = None
+    shared_expert_width: int | None = None
     expert_reinit: float = 0.0
     tokenizer: str | None = None
     add_tokens: str | None = None

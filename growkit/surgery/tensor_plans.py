@@ -84,6 +84,7 @@ class TensorPlan:
         source_start, output_start: bytes of the stacks in front of it.
         noise: factor on the class's spread, of what a warm start adds to its entries.
         computed: how its entries are calculated, where no map says where they come from.
+        repeated: of a random tensor: so many rows in succession are equal.
     """
 
     output: OutputTensor
@@ -106,11 +107,17 @@ class TensorPlan:
     output_start: int = 0
     noise: float = 0.0
     computed: Computed | None = None
+    repeated: int = 1
 
     @property
     def nbytes(self) -> int:
         """Bytes of the written tensor."""
         return prod(self.output.shape) * DTYPES[self.output.dtype].bits // 8
+
+    @property
+    def own_factor(self) -> float:
+        """The factor without what makes up for the copies that share the source."""
+        return self.factor / (self.share.copies if self.share else 1)
 
     @property
     def told(self) -> str:

@@ -140,14 +140,23 @@ def test_configs_say_what_the_dense_class_assumed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("family", "request_", "message"),
     [
-        ("qwen2", {}, "a Qwen2-MoE adds a shared expert"),
-        ("phi3", {}, "norms by LayerNorm"),
         ("gemma2", {}, "norms behind each block"),
+        ("gemma3", {}, "a Gemma 4 norms values"),
         ("llama", {"expert_layers": "1"}, "mixtral has experts in every layer"),
         ("qwen3", {"expert_layers": "1-3"}, "'1-3' is no layer, or range of layers, of 0 to 1"),
         ("qwen3", {"expert_layers": "1,x"}, "'x' is no layer"),
         ("qwen3", {"expert_layers": "1", "ffn": "x2"}, "widths of their own"),
         ("qwen3_moe", {"expert_layers": "1"}, "has experts already"),
+        ("mixtral", {"expert_width": 8}, "has experts already"),
+        ("llama", {"expert_width": 7}, "7 does not divide the 24 FFN units .* Widths .* 6, 8, 12"),
+        ("llama", {"expert_width": 8}, "3 experts of 8 units make one FFN, and 8 is no .* 6 or 9"),
+        ("llama", {"expert_width": 12, "experts_per_token": 3}, "by chance. Ask for 2 or 4 or 6"),
+        ("llama", {"expert_width": 12, "expert_reinit": 0.5}, "12 units is a part of one"),
+        ("llama", {"expert_width": 12, "ffn": "x2"}, "dealt out to experts and widened"),
+        ("llama", {"shared_expert_width": 12}, "has no shared expert"),
+        ("qwen2", {"shared_expert_width": 32}, "the FFN has 24 units"),
+        ("qwen2", {"ffn": "x2"}, "dealt out to experts and widened"),
+        ("phi3", {}, "rotates 0.5 of every head"),
     ],
 )
 def test_what_no_class_holds_is_refused_in_a_sentence(
@@ -246,6 +255,18 @@ def test_growth_that_is_not_exact_says_so_and_is_not(
 # -- what is refused ----------------------------------------------------------------------------
 
 
+LONGROPE = {
+    "partial_rotary_factor": 1.0,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 1.0,
+        "short_factor": [1.0, 1.1, 1.2, 1.3],
+        "long_factor": [2.0, 2.5, 3.0, 4.0],
+    },
+}
+
+
 @pytest.mark.parametrize(
     ("family", "config", "request_", "cause"),
     [
@@ -257,8 +278,8 @@ def test_growth_that_is_not_exact_says_so_and_is_not(
             {"experts": "4"},
             "one attention window for all",
         ),
-        ("qwen2", {}, {"experts": "4"}, "holds a qwen2 model with experts"),
         ("gemma2", {}, {"experts": "4"}, "holds a gemma2 model with experts"),
+        ("phi3", LONGROPE, {"experts": "4"}, "its rotary frequencies change with the length"),
         ("llama", {}, {"experts": "1"}, "one expert is the FFN itself"),
         ("llama", {}, {"experts": "4", "experts_per_token": 5}, "5 of 4 experts"),
         ("llama", {}, {"experts": "4", "experts_per_token": 0}, "0 of 4 experts"),

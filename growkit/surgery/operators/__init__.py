@@ -104,6 +104,14 @@ def _part_of_units(part: float) -> None:
         )
 
 
+def _some_units(flag: str) -> Callable[[int], None]:
+    def check(units: int) -> None:
+        if units < 1:
+            raise UsageError(f"{flag} {units} leaves no FFN units.", "Give a positive number.")
+
+    return check
+
+
 def _shrinks(factor: float) -> None:
     if not 0.0 < factor <= 1.0:
         raise UsageError(
@@ -277,6 +285,25 @@ ROWS = (
                 needs="experts",
                 help="Layers of the written model that get experts, of a dense one: indices and "
                 "half-open ranges, 1,3,8-16; the others keep their FFN. Default: all.",
+            ),
+            Option(
+                key="expert_width",
+                kind=int,
+                check=_some_units("--expert-width"),
+                needs="experts",
+                axis="ffn",
+                help="FFN units of an expert, of a dense model: a part of the FFN each, so that "
+                "several experts have it all (fine-grained experts). Default: all units.",
+            ),
+            Option(
+                key="shared_expert_width",
+                kind=int,
+                check=_some_units("--shared-expert-width"),
+                needs="experts",
+                axis="ffn_shared",
+                label="FFN width of the shared expert",
+                help="FFN units of the shared expert, where the class has one (Qwen2-MoE). "
+                "Default: all units.",
             ),
             Option(
                 key="expert_reinit",

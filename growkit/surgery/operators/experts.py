@@ -15,6 +15,14 @@ outputs, weighted (transformers 5.23, ``models/{mixtral,qwen3_moe}``).
 The copies are chosen together, so equal ones would stay equal for ever: with ``split`` and
 ``noise`` each carries r times its part of down_proj (:mod:`growkit.surgery.expand`).
 
+* Narrower experts (virtual groups, arXiv 2410.07524): the FFN's units in ``parts`` runs, expert e
+  has run e mod parts, and the experts of one group have equal router rows. Top-k of a multiple of
+  ``parts`` chooses whole groups, each expert at p / parts, and down_proj carries ``parts`` times
+  its columns: exact under the same condition, renormalised weights.
+* A shared expert, which every token meets at sigmoid(g x): g = 0 makes that 1/2. With all units it
+  and the routed experts compute half of the FFN each; with fewer it has them alone, and twice their
+  output weight.
+
 Where the copies are not chosen together, or not all (upcycling, top-k that does not grow), nothing
 makes noise cancel: ``noise`` puts noise into each expert's down_proj that sums to zero over all the
 experts made of one, and the function changes. So it does where a part of each new expert is drawn
@@ -32,10 +40,10 @@ import numpy as np
 
 from growkit.core.errors import UsageError
 from growkit.families import Family
-from growkit.families.upcycling import NO_TWIN, UPCYCLINGS
+from growkit.families.upcycling import NO_TWIN, UPCYCLINGS, Upcycling
 from growkit.surgery.amount import Amount
 from growkit.surgery.axis_map import AxisMap
-from growkit.surgery.effect import Alias, Effect, Exactness, ModelShape
+from growkit.surgery.effect import Alias, Effect, Exactness, FfnSplit, ModelShape
 from growkit.surgery.operators import OperatorRow
 from growkit.surgery.request import GrowthRequest
 from growkit.surgery.symmetry import Symmetry
@@ -56,6 +64,8 @@ class Experts:
         reinit: part of each new expert's FFN units that is drawn anew.
         widened: the same plan grows what experts read, hold or write.
         ffn_grows: it grows the FFN.
+        width: FFN units of an expert; None: all. Of a dense model.
+        shared_width: FFN units of the shared expert; None: all. Of a dense model.
     """
 
     axis: ClassVar[str] = "expert"
@@ -66,6 +76,8 @@ class Experts:
     widened: bool = False
     layers: str | None = None
     ffn_grows: bool = False
+    width: int | None = None
+    shared_width: int | None = None
 
     def apply(self, shape: ModelShape) -> Effect:
         dense = "expert" not in shape.sizes
@@ -79,12 +91,16 @@ class Experts:
             )
         if dense:
             return self._upcycled(shape, target)
-        if self.layers is not None:
-            raise UsageError(
-                f"--expert-layers {self.layers}: the model has experts already, and keeps them "
-                "where they are.",
-                "Leave it out; --experts gives every mixture more.",
-            )
+        for flag, value in (
+            ("--expert-layers", self.layers),
+            ("--expert-width", self.width),
+            ("--shared-expert-width", self.shared_width),
+        ):
+            if value is not None:
+                raise UsageError(
+                    f"{flag} {value}: the model has experts already, and keeps them as they are.",
+                    "Leave it out; --experts gives every mixture more.",
+                )
         return self._more(shape, experts, target)
 
     def _upcycled(self, shape: ModelShape, target: int) -> Effect:
@@ -107,36 +123,108 @@ class Experts:
                 f"--experts {self.amount.text}: one expert is the FFN itself.",
                 "Ask for 2 or more.",
             )
-        per_token = self._checked(target, min(USUAL_PER_TOKEN, target))
+        split = self._split(shape, target, upcycling)
+        parts = split.parts if split else 1
+        per_token = self._checked(target, min(USUAL_PER_TOKEN * parts, target))
+        if split is not None and per_token % parts:
+            whole = range(parts, min(target, 4 * parts) + 1, parts)
+            raise UsageError(
+                f"--experts-per-token {per_token}: {parts} experts of {split.width} units have "
+                "equal router rows and make one FFN, and a token would meet some of them by "
+                "chance.",
+                f"Ask for {' or '.join(map(str, whole))}.",
+            )
+        changed = self._changed(target // parts)
         layers = shape.sizes["layer"]
         chosen = self._chosen(layers, twin)
         partly = len(chosen) < layers
         where = f" in {len(chosen)} of {layers} layers" if partly else ""
         return Effect(
             operator="experts",
-            summary=f"FFN -> {target} experts, {per_token} per token{where}; new router",
+            summary=f"FFN -> {target} experts{_told(split)}, {per_token} per token{where}; "
+            "new router",
             axes={"expert": AxisMap.tile(1, target)},
             sizes={
                 "active_expert": per_token,
                 "expert_layers": sum(1 << layer for layer in chosen),
                 "fused_experts": 0,
                 **({"dense_ffn": shape.sizes["ffn"]} if partly else {}),
+                **({"ffn": split.width} if split else {}),
+                **({"ffn_shared": self._shared(shape)} if upcycling.shared else {}),
                 **upcycling.facts,
             },
-            aliases={"dense_ffn": Alias("ffn")} if partly else {},
+            aliases={
+                axis: Alias("ffn")
+                for axis, here in (("dense_ffn", partly), ("ffn_shared", upcycling.shared))
+                if here
+            },
             family=twin.name,
-            noisy_experts=target if self._noisy else 1,
+            split=split,
+            fused=upcycling.fused,
+            noisy_experts=target // parts if self._noisy else 1,
             expert_reinit=self.reinit,
-            exactness=Exactness.NOT_EXACT if self._changed else Exactness.EXACT,
-            reason=self._changed
-            or "equal experts whose weights are renormalised to sum to one compute the FFN, "
-            "whatever the router chooses (sparse upcycling, arXiv 2212.05055)",
+            exactness=Exactness.NOT_EXACT if changed else Exactness.EXACT,
+            reason=changed
+            or _REASONS[0 if parts == 1 else 1] + (_HALF if upcycling.shared else ""),
             warnings=(
-                *((f"not exact: {self._changed}",) if self._changed else _EQUAL),
-                *(_ONE_PER_TOKEN if per_token == 1 else ()),
+                *((f"not exact: {changed}",) if changed else _EQUAL if target > parts else ()),
+                *(_ONE_PER_TOKEN if per_token == parts else ()),
                 *_unbalanced({}),
             ),
         )
+
+    def _split(self, shape: ModelShape, target: int, upcycling: Upcycling) -> FfnSplit | None:
+        """Which units each expert gets; None: every one the whole FFN."""
+        if self.width is None and self.shared_width is None and not upcycling.shared:
+            return None
+        units, family = shape.sizes["ffn"], shape.family.name
+        if self.shared_width is not None and not upcycling.shared:
+            raise UsageError(
+                f"--shared-expert-width {self.shared_width}: a {upcycling.target.name} model has "
+                "no shared expert.",
+                "Leave it out; of the dense families, qwen2 gets one.",
+            )
+        if self.ffn_grows:
+            raise UsageError(
+                f"A {family} FFN would be dealt out to experts and widened by --ffn in one plan.",
+                "Grow the FFN first, in a growth of its own.",
+            )
+        shared = self._shared(shape) if upcycling.shared else 0
+        if shared > units:
+            raise UsageError(
+                f"--shared-expert-width {shared}: the FFN has {units} units.",
+                f"Give at most {units}; --ffn, in a growth of its own, makes more.",
+            )
+        # A shared expert of all units halves the work with the others; a narrower one has its
+        # units for itself.
+        first = 0 if shared == units else shared
+        routed = units - first
+        width = routed if self.width is None else self.width
+        if routed % width:
+            near = [n for n in range(1, routed + 1) if not routed % n and n * 64 >= routed]
+            raise UsageError(
+                f"--expert-width {width} does not divide the {routed} FFN units of the routed "
+                "experts.",
+                f"Widths that do: {', '.join(map(str, near[-8:]))}.",
+            )
+        parts = routed // width
+        if target % parts:
+            raise UsageError(
+                f"--experts {target}: {parts} experts of {width} units make one FFN, and {target} "
+                "is no whole multiple.",
+                f"Ask for {max(1, target // parts) * parts} or {(target // parts + 1) * parts}.",
+            )
+        if self.reinit and (parts > 1 or first):
+            raise UsageError(
+                f"--expert-reinit {self.reinit} draws units of whole FFNs anew, and an expert of "
+                f"{width} units is a part of one.",
+                "Leave one of the two out.",
+            )
+        half = 0.5 if shared == units else 1.0
+        return FfnSplit(width, parts, first, half, half if shared else 0.0)
+
+    def _shared(self, shape: ModelShape) -> int:
+        return shape.sizes["ffn"] if self.shared_width is None else self.shared_width
 
     def _chosen(self, layers: int, twin: Family) -> list[int]:
         """The layers that get experts."""
@@ -178,7 +266,7 @@ class Experts:
             exactness=Exactness.EXACT if exact else Exactness.NOT_EXACT,
             reason="the copies of an expert divide its probability, and top-k grows with them"
             if exact
-            else self._changed
+            else self._changed()
             if self.reinit
             else "another set of experts is chosen, or with other weights",
             warnings=_warnings(experts, target, before, per_token) + _unbalanced(shape.config),
@@ -188,15 +276,14 @@ class Experts:
     def _noisy(self) -> bool:
         return self.symmetry.mode == "noise"
 
-    @property
-    def _changed(self) -> str:
+    def _changed(self, copies: int = 2) -> str:
         """Why experts made of one FFN no longer compute it; empty where they do."""
         if self.reinit:
             return (
                 f"{self.reinit:.0%} of the FFN units of every new expert are drawn anew with the "
                 "statistics of the old weights (Drop-Upcycling, arXiv 2502.19261)"
             )
-        if self._noisy:
+        if self._noisy and copies > 1:
             return (
                 f"noise {self.symmetry.noise_snr_db:g} dB below the weights sums to zero over all "
                 "experts, not over those that a token is sent to"
@@ -213,6 +300,21 @@ class Experts:
         return per_token
 
 
+def _told(split: FfnSplit | None) -> str:
+    if split is None:
+        return ""
+    shared = " beside a shared one" if split.shared else ""
+    return f" of {split.width} units{shared}" if split.parts > 1 or split.first else shared
+
+
+_REASONS = (
+    "equal experts whose weights are renormalised to sum to one compute the FFN, "
+    "whatever the router chooses (sparse upcycling, arXiv 2212.05055)",
+    "experts that have a part of the FFN each have equal router rows where they make it whole, so "
+    "that it is chosen whole, each part at an equal weight that its output makes up for (virtual "
+    "groups, arXiv 2410.07524)",
+)
+_HALF = "; the gate of the shared expert begins at a half, which its output makes up for"
 _EQUAL = (
     "the experts begin equal, under --symmetry split and even alike: the random router sends them "
     "different tokens, so training makes them different from the first step on (--symmetry noise "
@@ -287,6 +389,8 @@ def make(row: OperatorRow, amount: Amount, request: GrowthRequest) -> Experts:
         widened=bool(request.ffn or request.hidden),
         layers=request.expert_layers,
         ffn_grows=bool(request.ffn),
+        width=request.expert_width,
+        shared_width=request.shared_expert_width,
     )
 
 
