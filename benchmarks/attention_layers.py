@@ -89,7 +89,7 @@ def step(layer: nn.Module, hidden: Tensor, rotary: Any, mode: str, mask: Any = N
         with torch.no_grad():
             layer(hidden, rotary, mask)
         return
-    output, _ = layer(hidden, rotary)
+    output, _ = layer(hidden, rotary, mask)
     output.backward(torch.ones_like(output))
     layer.zero_grad(set_to_none=True)
     hidden.grad = None

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from flex_backend import uncompiled
 from process_runs import run, script
 from torch.utils.flop_counter import FlopCounterMode
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
+import gpu  # noqa: E402
 from attention_flops import work_of  # noqa: E402
 from attention_layers import configs, inputs_of, layer_of, step  # noqa: E402
 
@@ -74,3 +76,21 @@ def test_a_tiny_run_writes_every_variant(tmp_path):
     assert all(len(row["seconds"]) == 1 and row["tokens"] == 32 for row in rows.values())
     assert rows["gqa", "forward"]["predicted"] == rows["gqa", "forward"]["ratio"] == 1
     assert report["machine"]["threads"] == 1
+
+
+def test_the_script_for_a_gpu_writes_every_part(tmp_path):
+    """Tiny and on the CPU, with flex_attention uncompiled; one JSON of all parts."""
+    out = tmp_path / "gpu.json"
+    with uncompiled():
+        gpu.main(["--smoke", "--peak-flops", "1e12", "--json", str(out)])
+    report = json.loads(out.read_text())
+    assert [row["kind"] for row in report["training"]] == ["llama", "gda"]
+    assert all(row["mfu"] > 0 for row in report["training"])
+    rows = {(row["variant"], row["backend"], row["mode"]): row for row in report["attention"]}
+    assert len(rows) == len(CONFIGS) * len(gpu.BACKENDS) * 2 and report["left out"] == []
+    failed = {key: row["error"] for key, row in rows.items() if "error" in row}
+    assert {backend for _, backend, _ in failed} <= {"flash"}, failed
+    for (variant, *_), row in rows.items():
+        assert "error" in row or row["median_s"] > 0
+        if variant == "gqa":
+            assert row["ratio"] == row["predicted"] == 1
