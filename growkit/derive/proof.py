@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
+from growkit.derive import head_size
 from growkit.derive.stored import Arrays, StoredModel, relative_error
 from growkit.derive.twin import Builder, Underivable, plain_kernels, said_by, token_ids
 from growkit.families.derived import forget, layers_fed, register
@@ -36,6 +37,7 @@ TOLERANCE = 5e-5
 BITES = 1e-3
 ROUNDING = 1e-3  # errors up to here may be rounding: they are measured in float64
 NEW_TOKENS = 4
+HEAD_NORMS = "the norms of query and key heads"
 PROJECTOR = "its towers write vectors of the hidden size, and they are copied as they are"
 
 
@@ -54,6 +56,10 @@ def prove(
     prover = _Prover(table, builder, found)
     with _folder() as folder:
         prover.write_twin(folder / "twin")
+        attention = None if only else head_size.find_attention(table, builder, found)
+        norm = table["stream"].get("norm", {})
+        if attention is not None and attention.normed:
+            norm |= {"shared": HEAD_NORMS, "shared_inputs": attention.normed}
         for option, request in _requests(table, found):
             if only and option not in only:
                 continue
@@ -61,9 +67,12 @@ def prove(
             table["operators"][option] = prover.tried(option, request, folder)
             if option == "--hidden":
                 _hidden(table, prover, request, folder)
+        for option, why in ({} if only else _never(table)).items():
+            table["operators"].setdefault(option, {"why": why})
+        if attention is not None:
+            step("proof of --head-dim")
+            table["operators"]["--head-dim"] = _head_dim(table, prover, attention, folder)
         shutil.rmtree(folder / "twin", ignore_errors=True)
-    for option, why in ({} if only else _never(table)).items():
-        table["operators"].setdefault(option, {"why": why})
 
 
 def _hidden(table: dict[str, Any], prover: _Prover, request: dict[str, Any], folder: Path) -> None:
@@ -90,6 +99,35 @@ def _hidden(table: dict[str, Any], prover: _Prover, request: dict[str, Any], fol
         operators["--hidden"]["padding"] = result
 
 
+def _head_dim(
+    table: dict[str, Any], prover: _Prover, attention: head_size.Attention, folder: Path
+) -> dict[str, Any]:
+    """Wider heads, as far as the position encoding and norms of heads allow."""
+    hidden = table["operators"]["--hidden"]
+    if table["fills"] and "why" in hidden:
+        return {"why": f"its heads fill the hidden size, which cannot grow ({hidden['why']})"}
+    if attention.why:
+        return {"why": attention.why}
+    entries = {entry["role"]: entry for entry in table["tensors"]}
+    for role, *place in attention.keys:
+        entries[role].setdefault("keys", []).append(place)
+    request = {"head_dim": "x2", "hidden": "x2"}
+    if not table["fills"]:
+        field = table["axes"]["head_dim"][0].split(".")
+        odd = leaf(prover.found.values, (*prover.found.layers.place, *field)) % 2
+        request = {"head_dim": "x2" if odd else "x1.5"}
+    result: dict[str, Any] = {}
+    for trial in head_size.trials(prover.builder, prover.found):
+        table["heads"] = trial
+        result = prover.tried("--head-dim", request, folder)
+        if "error" in result:
+            return result
+    del table["heads"]
+    for entry in entries.values():
+        entry.pop("keys", None)
+    return {"why": head_size.reason(prover.builder, prover.found, result["why"])}
+
+
 @contextlib.contextmanager
 def _folder() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="growkit-derive-"))
@@ -108,8 +146,6 @@ def _never(table: Mapping[str, Any]) -> dict[str, str]:
         "--heads": "its config cannot change the number of heads at a fixed head size",
         "--kv-heads": "it has no key/value heads of their own number",
         "--hidden": "no field of its config was found that sizes the residual stream",
-        "--head-dim": "position encodings and norms inside a head depend on its size, and which "
-        "channels could stand beside them is not derived",
         "--experts": "no number of experts and of those a token is sent to was found in its config",
         "--vocab": "no field of its config sizes the vocabulary alone",
         "--untie-embeddings": "its class has no output projection of its own to untie or to tie",
@@ -365,6 +401,8 @@ class _Prover:
         found, roles = self.found, self.found.axes.roles
         if option == "--hidden":
             yield from ((number, dim, 1) for number, dim in found.stream.readers)
+        elif option == "--head-dim":
+            yield from ((number, dim, 1) for number, dim in found.widths["query_head"].readers)
         elif option in ("--vocab", "--untie-embeddings", "--experts"):
             axis = "expert" if option == "--experts" else "vocab"
             moved = self.table["axes"][axis]

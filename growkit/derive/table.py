@@ -26,6 +26,7 @@ from growkit.derive.axes import (
     Role,
     evaluate,
 )
+from growkit.derive.head_size import size_of_heads
 from growkit.derive.studied import TIES, Findings
 from growkit.derive.twin import (
     Builder,
@@ -168,6 +169,13 @@ def make_table(builder: Builder, config: Any, found: Findings) -> dict[str, Any]
         table["layers"]["first"] = found.closings.first
     if kind != "decoder":
         table["kind"] = kind
+    if not place:
+        table["spellings"] = spellings(builder.config_class, words)
+    prefix = f"{getattr(found.model.model, 'base_model_prefix', '')}."
+    if not place and found.layers.second is None and layered_under(tensors, prefix):
+        table["prefix"] = prefix
+    if wants_whole_heads(builder, found):
+        table["divides"] = type(builder.config(found.values)).__name__
     if layers.second is not None and found.second is not None:
         table["second"] = {
             "field": _name(layers.second.counter, place),
@@ -185,6 +193,37 @@ def make_table(builder: Builder, config: Any, found: Findings) -> dict[str, Any]
             if isinstance(value, list) and len(value) == layers.count
         )
     return table
+
+
+def spellings(config_class: Any, words: _Words) -> dict[str, str]:
+    """Fields that the config class reads under a second name too (``num_experts``)."""
+    named = {name for names in words.axes.values() for name in names} | words.numbers
+    other = getattr(config_class, "attribute_map", None) or {}
+    return {field: name for name, field in other.items() if field in named and name not in named}
+
+
+def layered_under(tensors: Sequence[Mapping[str, Any]], prefix: str) -> bool:
+    """The names of all tensors of layers begin so: files without it are read by the class too."""
+    layered = [entry["name"] for entry in tensors if "{layer}" in entry["name"]]
+    return len(prefix) > 1 and all(name.startswith(prefix) for name in layered)
+
+
+def wants_whole_heads(builder: Builder, found: Findings) -> bool:
+    """The class refuses a hidden size that is no multiple of the query heads, though heads have a
+    size of their own."""
+    if found.stream is None or "query_head" not in found.paths or "query_head" in found.fills:
+        return False
+    hidden, heads = found.stream.path, found.paths["query_head"][0]
+    size, count = (found.axes.fields[path] for path in (hidden, heads))
+    odd = size + (count // 2 or 1)
+    accepted = []
+    for tried in (odd, size + 2 * count) if odd % count else ():
+        try:
+            builder.shapes(with_values(found.values, {hidden: tried}))
+            accepted.append(True)
+        except Exception:  # its refusal
+            accepted.append(False)
+    return accepted == [False, True]
 
 
 class _Unspeakable(Underivable):
@@ -262,6 +301,9 @@ class _Words:
         for path in found.axes.fields:
             if path == (*place, "head_dim"):
                 self.by_path[path], self.axes["head_dim"] = "head_dim", ["head_dim"]
+        size = size_of_heads(found)
+        if size is not None and "head_dim" not in self.axes and size not in self.by_path:
+            self.by_path[size], self.axes["head_dim"] = "head_dim", [_name(size, place)]
         experts = [p for p in found.axes.fields if EXPERTS.fullmatch(p[-1])]
         routed = [p for p, _ in integers(values) if ROUTED.fullmatch(p[-1]) and p[:-1] == place]
         stored = {(str(size), role.name) for role in found.axes.roles for size in role.sizes}

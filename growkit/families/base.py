@@ -234,6 +234,7 @@ class Family:
         per_layer_fields: config lists with one entry a layer.
         layer_rules: for such a list that config.json may leave out, what the class makes of
             (config, layers) then; listed after the fields that its rule reads.
+        layers_at: path of the part of the config that has these lists.
         fresh_entries: for such a list that config.json always states, what layers made from scratch
             have in it: (config, layers) -> one entry a layer.
         windows_everywhere: the class applies ``sliding_window`` to every layer.
@@ -286,6 +287,7 @@ class Family:
     links: tuple[Link, ...] = ()
     per_layer_fields: tuple[str, ...] = ("layer_types",)
     layer_rules: Mapping[str, LayerRule] = field(default_factory=dict)
+    layers_at: tuple[str, ...] = ()
     fresh_entries: Mapping[str, LayerRule] = field(default_factory=dict)
     windows_everywhere: bool = False
     layer_counts: tuple[str, ...] = ()
@@ -407,6 +409,8 @@ class Family:
         Raises:
             UsageError: the stored list is too short.
         """
+        for part in self.layers_at:
+            config = config[part]
         values = config.get(name)
         if isinstance(values, list):
             if len(values) < layers:

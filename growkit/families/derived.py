@@ -26,8 +26,18 @@ import numpy as np
 
 from growkit.core.errors import UsageError
 from growkit.core.json_files import read_json_object
-from growkit.families.base import Config, Dim, Family, Link, Norm, Stack, Tensor, every_layer
-from growkit.families.head_dim_rules import HeadDimRule
+from growkit.families.base import (
+    Config,
+    Dim,
+    Family,
+    LayerRule,
+    Link,
+    Norm,
+    Stack,
+    Tensor,
+    every_layer,
+)
+from growkit.families.head_dim_rules import HeadDimRule, PartialRotary
 from growkit.families.layer_fields import LABELS, leaf, move_counts, move_entry, with_values
 from growkit.families.unit_layout import IntArray, Layout, Sizes, Units
 
@@ -54,11 +64,15 @@ KEYS = {
     "cost": "elements of a cache a layer and token, and width of all heads",
     "tied": "output projection equals the embedding: null (never), true, or by the flag (^flag: "
     "of the whole config)",
-    "tensors": "role, name, dims, closes, passes_on, gain_offset, init, layers, experts, stack",
+    "tensors": "role, name, dims, closes, passes_on, gain_offset, init, layers, experts, stack, "
+    "keys (dimension, axis and part of attention keys)",
+    "heads": "of the size of heads: scaled (the softmax divides by its root), rotary (field of the "
+    "factor of rotated channels and its default, or null)",
     "whole": "axes that a norm runs over",
     "operators": "option -> proof (error, control, request) or why not",
     "stream": "of the hidden size: sqrt_embedding, root_divided, norm (eps_field, eps, centred, "
-    "shared; or why not padded), tied (why it cannot grow with tied embeddings)",
+    "shared, shared_inputs: roles of what those norms read; or why not padded), tied (why it "
+    "cannot grow with tied embeddings)",
     "fills": "axis of heads that fill the hidden size (so that both grow together) -> numbers that "
     "it is multiplied by for that; true: query_head, by none",
     "carried": "beginnings of the names of other parts, which are copied as they are stored",
@@ -66,6 +80,9 @@ KEYS = {
     "dimensions, null where it is as it is stored]",
     "copied": "patterns of stored tensors that the class ignores",
     "kind": "encoder or encoder_decoder; a decoder where it is silent",
+    "prefix": "of the names of the model's body, which files may lack",
+    "spellings": "path -> another name that config.json may hold it under",
+    "divides": "the config class, if it wants the hidden size to be a multiple of the heads",
     "second": "the decoder's stack: field of its number, place of its part, counts, first",
 }
 Product = Sequence[Any]
@@ -86,6 +103,8 @@ SPOKEN_FOR = {
     "--add-tokens": "--vocab",
     "--pad-vocab-to": "--vocab",
 }
+# Masks, positions and tables of angles that classes kept as buffers, and no longer read.
+BUFFERS = (r".*\.(attn|attention)\.(bias|masked_bias)", r".*(inv_freq|position_ids)")
 # The axis of heads inside a block that have no option of their own: it grows with the hidden size.
 INNER = "inner_head"
 # Words in lists of layer kinds that transformers itself reads as others.
@@ -251,6 +270,9 @@ class _Reader:
 
     def __init__(self, table: Mapping[str, Any], config: Config, names: Collection[str]) -> None:
         self.table, self.config, self.names = table, config, names
+        self.prefix: str = table.get("prefix", "")
+        if self.prefix and not any(name.startswith(self.prefix) for name in names):
+            names = self._prefixed(names)
         self.place = tuple(table["place"])
         self.axes: dict[str, list[str]] = table["axes"]
         self.layer_field: str | None = table["layers"]["field"]
@@ -282,10 +304,14 @@ class _Reader:
         for option, why in self._refused_here():
             refused[option] = why
             refused.proven.discard(option)
+        if "expert" not in self.axes and not self._stacks()[1:]:
+            refused.proven.add(
+                "--experts"
+            )  # the operator says which dense models can be given some
         if not table["operators"]:  # the table of a twin, whose proof is under way
             refused.proven = None
         heads = "query_head" in self.axes
-        return Family(
+        family = Family(
             name=table["model_type"],
             model_types=(table["model_type"],),
             tensors=tensors,
@@ -295,17 +321,21 @@ class _Reader:
             attention_flops=lambda sizes: 4 * self._sum("attended")(sizes),
             links=(_shared("query_head", "kv_head"),) if heads else (),
             per_layer_fields=(),
+            layer_rules={n: _repeated(period) for n, period in table["layers"]["lists"].items()},
+            layers_at=self.place,
             stacks=self._stacks(),
             stored_facts=self._stored_facts,
             norm=self._norm(),
             sqrt_embedding_scale=bool(self.stream.get("sqrt_embedding")),
             root_divided=tuple(self.stream.get("root_divided", ())),
-            head_dim=HeadDimRule("growth of head_dim is not derived"),
+            head_dim=self._head_dim_rule(),
             refusal=self._refusal,
-            ignored=(r".*rotary_emb\.inv_freq",),
+            ignored=BUFFERS,
+            prefix=self.prefix,
+            spellings=table.get("spellings", {}),
             unread=tuple(table["copied"]),
             refused=refused,
-            full_copies_only=lambda sizes: tuple(table["whole"]),
+            full_copies_only=lambda sizes: self._whole(),
             map_layers=self._map_layers,
             layer_period=table["layers"]["period"],
             hidden_along=tuple(axis for axis in self.fills if axis == INNER),
@@ -317,6 +347,13 @@ class _Reader:
             },
             origin=f"derived, proven on a twin with transformers {table['transformers']}",
         )
+        return family.stored_as(self.names)
+
+    def _prefixed(self, names: Collection[str]) -> Mapping[str, Any]:
+        """The names of a file without the prefix of the model's body, with it."""
+        outer = {t["name"] for t in self.table["tensors"] if not t["name"].startswith(self.prefix)}
+        infos = names if isinstance(names, Mapping) else dict.fromkeys(names)
+        return {n if n in outer else self.prefix + n: info for n, info in infos.items()}
 
     def _carried(self, name: str, shape: Sequence[int]) -> tuple[Dim, ...]:
         """Dimensions of a tensor of another part: as they are stored, but where it writes the
@@ -350,6 +387,8 @@ class _Reader:
         inner = config if name.startswith("^") else leaf(config, self.place)
         path = tuple(name.removeprefix("^").split("."))
         value = leaf(inner, path) if isinstance(inner, Mapping) else None
+        if value is None and (other := self.table.get("spellings", {}).get(name)):
+            value = inner.get(other)
         implied = self.table["implied"].get(name)
         if value is None and implied and depth < 4:
             rule, *sources = implied
@@ -396,6 +435,8 @@ class _Reader:
         for axis, times in self.fills.items():
             whole = sizes["hidden"] * prod(sizes[f".{name}"] for name in times)
             sizes[width_name(axis)] = whole // max(1, sizes[axis])
+        if "head_width" in sizes:
+            sizes["head_dim"] = sizes["head_width"]
         sizes["tied"] = int(self._tied(config))
         for number, mask in enumerate(self._masks(config, ())):
             if mask is not None:
@@ -424,6 +465,11 @@ class _Reader:
             for name, fields in self.axes.items()
             for field, _, divisor in (path.partition("/") for path in fields)
         }
+        for name in (f for axis in self.axes if axis.startswith("ffn") for f in self.axes[axis]):
+            path, value = self._path(name), changes.get(self._path(name))
+            if name in self.table["implied"] and leaf(self.config, path) is None:
+                silent = with_values(self.config, changes | {path: None})
+                changes[path] = None if self.number(silent, name) == value else value
         if self.layer_field:
             changes[self._path(self.layer_field)] = sizes["layer"]
         if self.second:
@@ -431,6 +477,12 @@ class _Reader:
         flag = {"flag": "", "^flag": "^"}.get(str(self.table["tied"]))
         if flag is not None:
             changes[self._path(f"{flag}tie_word_embeddings")] = bool(sizes["tied"])
+        if rotary := self._rotary():
+            old, new = self._sizes(self.config)["head_dim"], sizes["head_dim"]
+            rotated, inner = rotary.rotated(self.config, old), leaf(self.config, self.place)
+            if new != old:
+                written = rotary.rewritten(inner, new, rotated)
+                changes |= {(*self.place, name): value for name, value in written.items()}
         if all(len(path) == 1 for path in changes):
             return {path[0]: value for path, value in changes.items()}
         grown = with_values(self.config, changes)
@@ -484,7 +536,10 @@ class _Reader:
         }
         for name, period in self.table["layers"]["lists"].items():
             if inner.get(name) is None:
-                moved[name] = [period[source % len(period)] for source in sources]
+                kinds = [period[source % len(period)] for source in sources]
+                made = _repeated(period)(config, len(sources))
+                if kinds != made or any(kind != kinds[0] for kind in kinds):
+                    moved[name] = kinds  # readers other than transformers have rules of their own
         stated = {**self.table["defaults"], **inner}
         moved |= move_counts(stated, self.table["layers"]["counts"], old, sources)
         if not self.place:
@@ -507,17 +562,41 @@ class _Reader:
         if (why := self.stream.get("tied")) and self._tied(self.config):
             yield "--hidden", why
 
+    def _whole(self) -> tuple[str, ...]:
+        """Axes that a norm runs over; what norms all query heads norms all keys too."""
+        whole = list(self.table["whole"])
+        if "query_head" in whole and "kv_head" in self.axes:
+            whole.append("kv_head")
+        return tuple(dict.fromkeys(whole))
+
+    def _head_dim_rule(self) -> HeadDimRule:
+        """Whether the size of heads grows, and what goes with it."""
+        said = self.table.get("heads")
+        if not said:
+            proof = self.table["operators"].get("--head-dim", {})
+            return HeadDimRule(proof.get("why", "growth of head_dim is not derived"))
+        scaled, along = bool(said["scaled"]), ("head_width",) if "query_head" in self.fills else ()
+        return HeadDimRule("", lambda config: scaled, self._rotary(), along)
+
+    def _rotary(self) -> PartialRotary | None:
+        said = self.table.get("heads") or {}
+        if not said.get("rotary"):
+            return None
+        field, default = said["rotary"]
+        return PartialRotary(field, default, self.place)
+
     def _norm(self) -> Norm:
         """The norms over the residual stream."""
         norm = self.stream.get("norm", {"why": "it is not derived yet"})
         if "why" in norm:
             return Norm(refusal=norm["why"])
         shared = norm.get("shared", "") if norm["eps_field"] else ""
-        return Norm(norm["eps_field"], norm["eps"], norm["centred"], shared)
+        inputs = tuple(norm.get("shared_inputs", ())) if shared else ()
+        return Norm(norm["eps_field"], norm["eps"], norm["centred"], shared, inputs)
 
     def _refusal(self, config: Config, sizes: Sizes) -> str | None:
-        if width := sizes.get("head_width"):
-            heads, hidden = sizes["query_head"], sizes["hidden"]
+        if "query_head" in self.fills:
+            heads, hidden, width = (sizes[name] for name in ("query_head", "hidden", "head_dim"))
             times = [sizes[f".{name}"] for name in self.fills["query_head"]]
             if heads * width != hidden * prod(times):
                 return (
@@ -525,6 +604,12 @@ class _Reader:
                     f"{heads} heads of {width} make {heads * width}, not {hidden}; grow --hidden "
                     "and --heads together"
                 )
+        if (name := self.table.get("divides")) and sizes["hidden"] % sizes["query_head"]:
+            return (
+                f"{name} refuses {self.axes['hidden'][0]} {sizes['hidden']} with "
+                f"{self.axes['query_head'][0]} {sizes['query_head']}: it has to divide, even with "
+                "an explicit head_dim"
+            )
         if "kv_head" in sizes and "kv_head" not in self.axes:
             if sizes["kv_head"] != sizes["query_head"]:
                 return (
@@ -568,12 +653,15 @@ class _Reader:
             predicate = _in_mask(f"layers:{pattern}", str(rule[1]) if rule else "", entry["name"])
         tied = entry["role"] == "lm_head" and self.table["tied"] in ("flag", "^flag")
         closes = entry.get("closes")
+        keys: dict[int, list[tuple[str, int]]] = {}
+        for place, axis, part in entry.get("keys", ()):
+            keys.setdefault(place, []).append((axis, part))
         return Tensor(
             role=entry["role"],
             name=entry["name"],
             # A tensor of three dimensions is written matrix by matrix.
             dims=tuple(
-                self._dim(dim, single=len(entry["dims"]) > 2 and not place)
+                self._dim(dim, single=len(entry["dims"]) > 2 and not place, keys=keys.get(place))
                 for place, dim in enumerate(entry["dims"])
             ),
             when=(lambda sizes: not sizes["tied"]) if tied else (lambda sizes: True),
@@ -587,7 +675,9 @@ class _Reader:
             of_experts=bool(entry.get("of_experts")),
         )
 
-    def _dim(self, dim: Sequence[Any], *, single: bool) -> Dim:
+    def _dim(
+        self, dim: Sequence[Any], *, single: bool, keys: Sequence[tuple[str, int]] | None = None
+    ) -> Dim:
         reads, segments = dim
         first = segments[0][1][0][1][0]
         if first[0] == "stored":  # a grid of patches: as the file has it, nothing grows there
@@ -595,7 +685,8 @@ class _Reader:
             if shape is None and "{layer}" in first[1]:
                 return Dim(_untold(first[1]))
             return Dim(_fixed(shape[first[2]] if shape else 1))
-        return Dim(_layout(segments, single=single), consumes=reads == 1, normed=reads == 2)
+        layout = _layout(segments, single=single)
+        return Dim(layout, consumes=reads == 1, normed=reads == 2, keys=tuple(keys or ()))
 
     def _shape(self, name: str) -> tuple[int, ...] | None:
         """The shape of a stored tensor, in a layer the first that has it."""
@@ -655,6 +746,11 @@ def _mask(
     return sum(1 << layer for layer, has in enumerate(picked) if has)
 
 
+def _repeated(period: Sequence[Any]) -> LayerRule:
+    """The list that the class makes for any depth."""
+    return lambda config, layers: [period[layer % len(period)] for layer in range(layers)]
+
+
 def _shared(source: str, target: str) -> Link:
     """Consecutive units of ``source`` share one unit of ``target``."""
 
@@ -694,9 +790,14 @@ def _layout(segments: Sequence[Any], *, single: bool = False) -> Layout:
 
         return fixed
 
+    named = {name for _, items in segments for _, block in items for p in block for name in p[1:]}
+    heads = sorted(named & {"head_dim", "head_width"})
+
     def layout(sizes: Sizes) -> Units:
         axes: list[str] = []
         blocks = [evaluate(block, sizes) for _, items in segments for _, block in items]
+        # Several heads of one unit (q, k and v of GPT-NeoX) are parts, that grow each by itself.
+        blocks += [sizes[name] for name in heads]
         common = 1 if single else gcd(*blocks) or 1
         rows: list[IntArray] = []
         used: dict[str, int] = {}

@@ -24,18 +24,26 @@ class PartialRotary:
     Attributes:
         field: config field of the factor beside ``rope_parameters``.
         default: the factor where the config is silent.
+        place: of the part of the config that has them.
     """
 
     field: str
     default: float
+    place: tuple[str, ...] = ()
 
     def rotated(self, config: Config, head_dim: int) -> int:
         """Channels of a head that are rotated."""
+        for part in self.place:
+            config = config[part]
         factor = _rope(config)[1].get("partial_rotary_factor", config.get(self.field, self.default))
         return int(head_dim * factor)
 
     def rewritten(self, config: Config, head_dim: int, rotated: int) -> dict[str, Any]:
-        """Config fields with which heads of ``head_dim`` channels rotate ``rotated`` of them."""
+        """Fields of the part with which heads of ``head_dim`` channels rotate ``rotated`` of them.
+
+        Args:
+            config: that part.
+        """
         factor = rotated / head_dim
         if int(head_dim * factor) != rotated:
             factor = nextafter(factor, inf)
@@ -60,11 +68,13 @@ class HeadDimRule:
         refusal: why it cannot, or empty.
         scaled: whether the softmax scale of this config is derived from head_dim.
         rotary: partial rotary encoding; None without rotation.
+        along: other sizes that are the same number.
     """
 
     refusal: str = ""
     scaled: Callable[[Config], bool] = lambda config: True
     rotary: PartialRotary | None = None
+    along: tuple[str, ...] = ("value_dim",)
 
 
 PLAIN_ROTARY = HeadDimRule(ROTARY)

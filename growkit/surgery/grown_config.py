@@ -11,6 +11,7 @@ from growkit.core.engines import derived_head_dim
 from growkit.core.errors import GrowkitError, UsageError
 from growkit.families import Family
 from growkit.families.base import Config
+from growkit.families.layer_fields import leaf, with_values
 from growkit.families.stored_parts import moved_quantisation
 from growkit.families.upcycling import UPCYCLINGS
 from growkit.surgery.effect import NO_LAYER, Effect, LayerMap
@@ -88,6 +89,11 @@ def _map_layers(
     sources = [layer.source for layer in layers]
     if family.map_layers is not None:
         grown.update(family.map_layers(grown, sources, "layer"))
+        if by_rule:
+            lists = rule_lists(family, grown, len(sources))
+            stated = {(*family.layers_at, name): values for name, values in lists.items()}
+            kept = {p: v for p, v in stated.items() if leaf(grown, p) or any(e != v[0] for e in v)}
+            grown.update(with_values(grown, kept))
         return
     before = {name: family.layer_list(grown, name, old) for name in family.per_layer_fields}
     if not old:  # lists without an entry say nothing of the layers to come

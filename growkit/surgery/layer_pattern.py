@@ -26,7 +26,7 @@ def rule_lists(family: Family, config: Mapping[str, Any], layers: int) -> dict[s
     Empty where the class has layers of one kind.
     """
     bare = {name: value for name, value in config.items() if name not in family.layer_rules}
-    return _lists(family, bare, layers)
+    return {name: rule(bare, layers) for name, rule in family.layer_rules.items()}
 
 
 def rule_kinds(family: Family, config: Mapping[str, Any], layers: int) -> list[Kind]:

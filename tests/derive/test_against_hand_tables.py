@@ -1,14 +1,25 @@
 """Derived families against the tables that people wrote: the same tensors, axes, closings, links.
 
-The cheapest runs always; the others by ``-m derive``.
+``oracles/`` has the tables that ``python -m growkit.derive.all`` derives of the types with a table
+written by hand: what is planned with the one must be what is planned with the other. They are
+derived anew by ``-m derive``.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+from growkit import GrowthRequest, plan
+from growkit.core.errors import GrowkitError
+from growkit.families import derived as derived_tables
+from growkit.surgery.dim_map import DimMap
+from growkit.surgery.tensor_plans import Action, TensorPlan
 
 transformers = pytest.importorskip("transformers")
 
@@ -29,10 +40,18 @@ SMALL = {
 }
 MORE = pytest.mark.derive
 CASES = [
-    "llama",
     *(
         pytest.param(name, marks=MORE)
-        for name in ("mistral", "qwen2", "qwen3", "granite", "olmo2", "gemma2", "gemma3_text")
+        for name in (
+            "llama",
+            "mistral",
+            "qwen2",
+            "qwen3",
+            "granite",
+            "olmo2",
+            "gemma2",
+            "gemma3_text",
+        )
     ),
     *(pytest.param(name, marks=MORE) for name in ("smollm3", "olmo3", "phi3", "qwen3_moe")),
 ]
@@ -88,3 +107,90 @@ def test_the_derived_table_says_what_the_written_one_says(model_type: str) -> No
     for option in ("--layers", "--ffn", "--query-heads", "--heads", "--kv-heads", "--hidden"):
         if option in table["operators"] and option not in written.refused:
             assert "error" in table["operators"][option], table["operators"][option]
+
+
+# -- the same plans --------------------------------------------------------------------------------
+
+ORACLES = sorted(Path(__file__).with_name("oracles").glob("*.json"))
+PLAIN = SMALL | {"num_hidden_layers": 4, "tie_word_embeddings": False, "rms_norm_eps": 1e-5}
+LAYERED = PLAIN | {"sliding_window": 16, "tie_word_embeddings": True}
+WHOLE_HEADS = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 64, "vocab_size": 96},
+    "gpt_neox": WHOLE_HEADS | {"intermediate_size": 80, "vocab_size": 96, "rotary_pct": 0.25},
+    "opt": WHOLE_HEADS
+    | {"ffn_dim": 80, "vocab_size": 96, "max_position_embeddings": 64, "word_embed_proj_dim": 64},
+    "qwen3_moe": PLAIN | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48},
+    "mixtral": PLAIN | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    **dict.fromkeys(("gemma2", "gemma3_text", "olmo3"), LAYERED),
+}
+REQUESTS: list[dict[str, Any]] = [
+    {"layers": "x2"},
+    {"layers": "+1", "new_layers": "copy"},
+    {"layers": "+2", "new_layers": "random"},
+    {"layers": "+1", "layer_placement": "end"},
+    {"ffn": "x1.5"},
+    {"ffn": "+8", "new_units": "zero"},
+    {"query_heads": "x2"},
+    {"heads": "x2", "new_heads": "zero"},
+    {"kv_heads": "x2"},
+    {"hidden": "x2"},
+    {"hidden": "72"},
+    {"hidden": "x2", "heads": "x2", "symmetry": "noise"},
+    {"hidden": "x1.5", "heads": "x1.5"},
+    {"head_dim": "x1.5"},
+    {"head_dim": "x1.5", "hidden": "x1.5"},
+    {"vocab": "+10"},
+    {"untie_embeddings": True},
+    {"layers": "+1", "hidden": "x2", "heads": "x2", "warm_start": "shrink-pad-perturb"},
+]
+
+
+def mapped(dim: DimMap | None) -> Any:
+    """A dimension's map, element by element: blocks of another size say the same."""
+    if dim is None:
+        return None
+    sources = dim.source[:, None] * dim.block + np.arange(dim.block)
+    sources[dim.source < 0] = -1
+    fills = [np.flatnonzero(dim.new(fill)).tolist() for fill in dim.fills]
+    scale = None if dim.element_scale is None else dim.element_scale.tolist()
+    return sources.reshape(-1).tolist(), dim.consumes, dim.old_width, fills, scale
+
+
+def said(tensor: TensorPlan) -> Any:
+    """What is written, whatever the tensor is called in the table."""
+    new = tensor.source is None or any(dim is not None and dim.fills for dim in tensor.dims)
+    init = tensor.init if new else ""
+    offset = tensor.gain_offset if tensor.action is Action.CLOSED or tensor.factor != 1.0 else 0.0
+    what = (tensor.action, round(tensor.factor, 12), tensor.noise, offset)
+    return tensor.output, tensor.source, [mapped(dim) for dim in tensor.dims], init, what
+
+
+def planned(folder: Path, request: Mapping[str, Any]) -> Any:
+    """Config, tensors and how exact it is; None where it is refused."""
+    try:
+        made = plan(folder, GrowthRequest.from_mapping(request))
+    except GrowkitError:
+        return None
+    steps = [(step.operator, step.reason, step.warnings) for step in made.growth.steps]
+    tensors = {tensor.output.name: said(tensor) for tensor in made.tensors}
+    return made.config, made.exactness, steps, tensors
+
+
+@pytest.mark.parametrize("path", ORACLES, ids=lambda path: path.stem)
+def test_what_is_planned_with_the_derived_table_is_planned_with_the_written_one(
+    path: Path, tmp_path: Path
+) -> None:
+    table = json.loads(path.read_text())
+    name = table["model_type"]
+    stated = {"model_type": name, "architectures": [table["class"]], **CONFIGS.get(name, PLAIN)}
+    (tmp_path / "config.json").write_text(json.dumps(stated))
+    assert derived_tables.misfit(table, stated) == ""
+    for request in REQUESTS:
+        written = planned(tmp_path, request)
+        derived_tables.register(table)
+        try:
+            assert "derived" in derived_tables.derived_family(stated, registered=True).origin
+            assert planned(tmp_path, request) == written, request
+        finally:
+            derived_tables.forget(table)

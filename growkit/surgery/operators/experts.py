@@ -105,7 +105,7 @@ class Experts:
 
     def _upcycled(self, shape: ModelShape, target: int) -> Effect:
         upcycling = UPCYCLINGS.get(shape.family.name)
-        if upcycling is None:
+        if upcycling is None or shape.family.origin:  # derived tables have roles of their own
             raise UsageError(
                 f"growkit knows no class of transformers that holds a {shape.family.name} model "
                 f"with experts{NO_TWIN.get(shape.family.name, '')}.",
@@ -395,4 +395,5 @@ def make(row: OperatorRow, amount: Amount, request: GrowthRequest) -> Experts:
 
 
 def grows(row: OperatorRow, shape: ModelShape) -> bool:
-    return row.axis in shape.sizes or shape.family.name in UPCYCLINGS
+    family = shape.family
+    return row.axis in shape.sizes or (family.name in UPCYCLINGS and not family.origin)

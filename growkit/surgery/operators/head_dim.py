@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import frexp, sqrt
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from growkit.core.errors import UsageError
 from growkit.surgery.amount import Amount
@@ -49,10 +49,12 @@ class HeadDim:
                 f"Grow the number of heads by {instead}.",
             )
         target = self.amount.resolve(size, "--head-dim", "channels a head")
-        notes, config = [], {}
+        notes: list[str] = []
+        config: dict[str, Any] = {}
         if rule.rotary:
             rotated = rule.rotary.rotated(shape.config, size)
-            config = rule.rotary.rewritten(shape.config, target, rotated)
+            if not shape.family.origin:  # a derived table states all of its fields together
+                config = rule.rotary.rewritten(shape.config, target, rotated)
             notes.append(f"{rotated} of them rotated as before")
         factor = sqrt(target / size) if rule.scaled(shape.config) else 1.0
         if factor != 1.0:
@@ -63,7 +65,7 @@ class HeadDim:
             summary=", ".join([f"head_dim {size} -> {target}", *notes]),
             axes={"head_dim": AxisMap.with_new(size, target, 1)},
             new_units={"head_dim": NEW_CHANNELS},
-            sizes={"value_dim": target},
+            sizes=dict.fromkeys(rule.along, target),
             key_factor=factor,
             fields=config,
             exactness=Exactness.ROUNDED if rounds else Exactness.EXACT,
