@@ -19,7 +19,6 @@ from growkit.record.cost import cost_of
 from growkit.record.manifest import read_manifest, trained_tokens
 from growkit.record.new_parameters import new_parameters
 from growkit.record.plan_report import cost_context, main_dtype, plan_report, stored_dtypes
-from growkit.training.parallel.launch import shares
 
 if TYPE_CHECKING:
     from growkit.surgery.plan import Plan
@@ -96,7 +95,7 @@ def one_pass(recipe: Recipe, processes: int) -> dict[str, Any]:
     """What decides the activations of a forward pass."""
     if recipe.sequences_per_step % processes:
         return {}
-    sequences, _ = shares(recipe, processes)
+    sequences, _ = recipe.shares(processes)
     return {
         "tokens": sequences * recipe.data.sequence_length,
         "checkpointing": recipe.training.gradient_checkpointing,

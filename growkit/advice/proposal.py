@@ -35,8 +35,7 @@ from growkit.core.errors import UsageError
 from growkit.core.quantities import counted, human_count
 from growkit.core.yaml_files import parse_yaml
 from growkit.families import family_of
-from growkit.record.cost import cost_of, training_flops
-from growkit.record.plan_report import main_dtype, stored_dtypes
+from growkit.record.cost import cost_of, training_flops_of
 from growkit.surgery.plan import declare_tensors, plan_growth
 from growkit.surgery.request import GrowthRequest
 from growkit.training.read_recipe import make_recipe
@@ -133,15 +132,14 @@ class _Model:
     family: Any
     sizes: dict[str, int]
     trained: bool
-    dtype: str
 
     def flops(self, layers: int, length: int) -> float:
         """Of a training step a token, with so many layers."""
         sizes = {**self.sizes, "layer": layers}
-        return training_flops(cost_of(self.family, sizes, self.dtype, length).flops_per_token)
+        return training_flops_of(self.family, sizes, length)
 
     def parameters(self, layers: int) -> int:
-        return cost_of(self.family, {**self.sizes, "layer": layers}, self.dtype, 1).parameters
+        return cost_of(self.family, {**self.sizes, "layer": layers}, "F32", 1).parameters
 
 
 def propose(
@@ -210,9 +208,7 @@ def propose(
 
 def _read(folder: Path) -> _Model:
     with open_checkpoint(folder, require_tensors=False) as found:
-        trained, dtype = bool(found.tensors), "F32"
-        if trained:
-            dtype = main_dtype(stored_dtypes(found))
+        trained = bool(found.tensors)
         config = dict(found.config)
         family = family_of(config, found.tensors)
         sizes = family.sizes_of(config, found.tensors)
@@ -228,7 +224,7 @@ def _read(folder: Path) -> _Model:
             "late.",
             "Give the config.json of the model that is wanted in the end.",
         )
-    return _Model(folder, config, family, sizes, trained, dtype)
+    return _Model(folder, config, family, sizes, trained)
 
 
 def _with_layers(model: _Model, layers: int) -> dict[str, Any]:

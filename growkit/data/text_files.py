@@ -131,13 +131,13 @@ def _open(path: Path) -> IO[bytes]:
     if suffix == ".gz":
         return cast(IO[bytes], gzip.open(open_binary(path), "rb"))
     if suffix == ".zst":
-        arrow = _pyarrow("pyarrow", path)
+        arrow = import_pyarrow("pyarrow", path)
         source = open_binary(path) if is_remote(path) else str(path)
         return io.BufferedReader(arrow.input_stream(source, compression="zstd"))
     return open_binary(path)
 
 
-def _pyarrow(module: str, path: Path) -> Any:
+def import_pyarrow(module: str, path: Path) -> Any:
     import importlib
 
     try:
@@ -270,7 +270,7 @@ def _array(path: Path) -> UsageError:
 
 def _table(path: Path, field: str, key: str) -> Any:
     """A parquet file that has a column."""
-    parquet = _pyarrow("pyarrow.parquet", path)
+    parquet = import_pyarrow("pyarrow.parquet", path)
     try:
         table = parquet.ParquetFile(open_binary(path) if is_remote(path) else path)
     except Exception as error:

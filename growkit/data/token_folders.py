@@ -10,7 +10,8 @@ MDS            MosaicML's StreamingDataset: uint32 samples n, uint32 [n + 1] byt
                one-dimensional arrays, or int64 as bytes, and so are no flat run: they are copied.
 =============  ===================================================================================
 
-All numbers are little-endian.
+All numbers are little-endian. Compressed files are decompressed whole, one at a time, into the
+cache.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from __future__ import annotations
 import glob
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ import numpy as np
 from growkit.core.errors import GrowkitError, UsageError, shown
 from growkit.core.json_files import parse_json_object, read_json_object
 from growkit.data.remote_files import is_remote, url_of
+from growkit.data.text_files import import_pyarrow
 from growkit.data.token_formats import TokenFile, damaged, open_bin, open_ds
 
 KINDS = (
@@ -38,6 +41,8 @@ _LITDATA_TYPES = {
                          17: "<i8", 18: "<i8", 20: "<u2"},
     "no_header_numpy": dict(enumerate(("<i1", "<i2", "<i4", "<i8", "<u1", "<u2", "<u4", "<u8"))),
 }  # fmt: skip
+# By how the file's name ends (in front of litdata's .bin), as pyarrow calls them.
+_CODECS = {"zstd": "zstd", "gz": "gzip", "bz2": "bz2", "br": "brotli"}
 _MDS_COLUMNS = ("tokens", "input_ids")
 
 
@@ -122,17 +127,81 @@ def _open(path: Path) -> list[TokenFile]:
     return [open_bin(path)]
 
 
-class LitdataChunk(TokenFile):
+@dataclass(frozen=True)
+class _Decompressed(TokenFile):
+    """A file that may be stored compressed.
+
+    Attributes:
+        raw: its bytes once it is decompressed, as its index says; 0: it is stored as it is.
+    """
+
+    raw: int = 0
+
+    def content(self) -> np.ndarray:
+        """The bytes, decompressed: uint8."""
+        if not self.raw:
+            return np.memmap(self.path, np.uint8, mode="r")
+        stat = self.path.stat()
+        return _decompressed(self, stat.st_size, stat.st_mtime_ns)
+
+    def head(self, dtype: str, count: int, offset: int = 0) -> np.ndarray:
+        """Numbers at the beginning.
+
+        Raises:
+            GrowkitError: the file has fewer.
+        """
+        if not self.raw:
+            return self.integers(self.path, dtype, count, offset)
+        data, end = self.content(), offset + count * np.dtype(dtype).itemsize
+        if end > len(data):
+            raise self.damaged("its index is cut off")
+        return np.frombuffer(data[offset:end].tobytes(), dtype)
+
+
+@lru_cache(maxsize=1)
+def _decompressed(file: _Decompressed, size: int, changed: int) -> np.ndarray:
+    """The content of a compressed file; the sizes tell a file that was written anew."""
+    arrow = import_pyarrow("pyarrow", file.path)
+    codec = _CODECS[file.path.name.removesuffix(".bin").rpartition(".")[2]]
+    try:
+        with arrow.input_stream(str(file.path), compression=codec) as stream:
+            data = stream.read(file.raw + 1)
+    except OSError as error:
+        raise file.damaged(f"it cannot be decompressed ({error})") from error
+    if len(data) != file.raw:
+        found = "more" if len(data) > file.raw else f"{len(data):,}"
+        raise file.damaged(f"it decompresses to {found} bytes and its index says {file.raw:,}")
+    return np.frombuffer(data, np.uint8)
+
+
+class LitdataChunk(_Decompressed):
     """A chunk of a litdata folder."""
 
     kind = "litdata"
 
     def document_ends(self) -> np.ndarray | None:
         """See :class:`TokenFile`."""
-        header = self.integers(self.path, "<u4", self.offset // 4)
+        header = self.head("<u4", self.offset // 4)
         if int(header[0]) != len(header) - 2 or int(header[1]) != self.offset:
             raise self.damaged("its offsets do not begin where its ids do")
         return self.checked_ends((header[2:].astype(np.int64) - self.offset) // self._item)
+
+
+class CompressedChunk(LitdataChunk):
+    """A chunk that is one compressed file."""
+
+    mapped = False
+
+    def __len__(self) -> int:
+        """See :class:`TokenFile`."""
+        ids, rest = divmod(self.raw - self.offset, self._item)
+        if rest or ids <= 0:
+            raise self.damaged(f"{self.raw:,} bytes are no whole number of ids behind a head")
+        return ids
+
+    def tokens(self) -> np.ndarray:
+        """The ids, read into memory."""
+        return np.frombuffer(self.content(), self.dtype, offset=self.offset)
 
 
 def _litdata(folder: Path, values: Mapping[str, Any]) -> list[TokenFile]:
@@ -147,13 +216,15 @@ def _litdata(folder: Path, values: Mapping[str, Any]) -> list[TokenFile]:
     formats = config.get("data_format")
     name, _, code = str(formats[0] if isinstance(formats, list) and formats else "").partition(":")
     dtype = _LITDATA_TYPES.get(name, {}).get(int(code) if code.isdecimal() else -1)
-    other = next((key for key in ("compression", "encryption") if config.get(key)), None)
+    codec = str(config.get("compression") or "").partition(":")[0]
+    whole = codec in ("", *_CODECS) and config.get("compression_level") in (None, "chunk")
+    other = "encryption" if config.get("encryption") else None if whole else "compression"
     if dtype is None or other is not None or not isinstance(formats, list) or len(formats) != 1:
         what = f"{other} {json.dumps(config[other])}" if other else f"data_format {shown(formats)}"
         raise UsageError(
             f"{str(folder)!r} is a litdata folder with {what}, no plain token ids.",
             "Write it with item_loader=TokensLoader() and one 1-d integer tensor an item, "
-            "uncompressed.",
+            "uncompressed or with compression='zstd' of whole chunks.",
         )
     found: list[TokenFile] = []
     for chunk in chunks:
@@ -164,6 +235,9 @@ def _litdata(folder: Path, values: Mapping[str, Any]) -> list[TokenFile]:
         path = folder / file
         if Path(file).name != file or not path.is_file():
             raise damaged(index, LitdataChunk.kind, f"its chunk {shown(file)} is not there")
+        if codec and file.endswith(f".{codec}.bin"):
+            found.append(CompressedChunk(path, dtype, offset=4 * (items + 2), raw=size))
+            continue
         if path.stat().st_size != size:
             raise damaged(
                 path,
@@ -174,7 +248,7 @@ def _litdata(folder: Path, values: Mapping[str, Any]) -> list[TokenFile]:
     return found
 
 
-class MdsShard(TokenFile):
+class MdsShard(_Decompressed):
     """A shard of MosaicML's StreamingDataset; the ids of its samples follow each other."""
 
     kind = "MDS"
@@ -189,7 +263,7 @@ class MdsShard(TokenFile):
 
     def tokens(self) -> np.ndarray:
         """The ids of all samples, read into memory."""
-        data = np.memmap(self.path, np.uint8, mode="r")
+        data = self.content()
         pieces = [
             data[start : start + size] for start, size in zip(*self._spans(), strict=True) if size
         ]
@@ -197,9 +271,9 @@ class MdsShard(TokenFile):
 
     def _spans(self) -> tuple[np.ndarray, np.ndarray]:
         """(first byte, bytes) of the ids of each sample, int64 ``[samples]``."""
-        (samples,) = self.integers(self.path, "<u4", 1).astype(np.int64)
-        offsets = self.integers(self.path, "<u4", int(samples) + 1, 4).astype(np.int64)
-        data = np.memmap(self.path, np.uint8, mode="r")
+        (samples,) = self.head("<u4", 1).astype(np.int64)
+        offsets = self.head("<u4", int(samples) + 1, 4).astype(np.int64)
+        data = self.content()
         begin = 4 * (int(samples) + 2)
         if (np.diff(offsets, prepend=begin) < 0).any() or int(offsets[-1]) != len(data):
             raise self.damaged("its offsets do not fit its size")
@@ -284,18 +358,25 @@ def _mds(folder: Path, shards: list[Any]) -> list[TokenFile]:
                 "Token ids are a column 'tokens' of 'ndarray:int32' (or of another whole type) or "
                 "'bytes' (int64); text is read from .jsonl or .parquet files.",
             )
-        path = folder / name
+        path, stored, raw_size = folder / name, size, 0
+        zipped = shard.get("zip_data")
+        if not path.is_file() and isinstance(zipped, dict):
+            name, stored, raw_size = str(zipped.get("basename")), zipped.get("bytes"), size
+            path = folder / name
+            if path.suffix[1:] not in _CODECS:
+                codec = shown(shard.get("compression"))
+                raise UsageError(
+                    f"{str(folder)!r} has shards with compression {codec}.",
+                    f"Known: {', '.join(_CODECS)}; or decompress them beside the index.",
+                )
         if Path(name).name != name or not path.is_file():
-            packed = " (only the compressed one)" * bool(shard.get("zip_data"))
-            raise damaged(
-                index, MdsShard.kind, f"its shard {shown(name)} is not there{packed}",
-                "Decompress or copy the shards beside the index." if packed else "",
-            )  # fmt: skip
-        if path.stat().st_size != size:
+            raise damaged(index, MdsShard.kind, f"its shard {shown(name)} is not there")
+        if path.stat().st_size != stored:
             raise damaged(
                 path,
                 MdsShard.kind,
-                f"it has {path.stat().st_size:,} bytes and its index says {size:,}",
+                f"it has {path.stat().st_size:,} bytes and its index says {shown(stored)}",
             )
-        found.append(MdsShard(path, "<i8" if encoding == "bytes" else np.dtype(dtype).str))
+        ids = "<i8" if encoding == "bytes" else np.dtype(dtype).str
+        found.append(MdsShard(path, ids, raw=raw_size))
     return found

@@ -97,6 +97,16 @@ def cost_of(
     )
 
 
+def training_flops_of(
+    family: Family,
+    sizes: Mapping[str, int],
+    context: int,
+    config: Mapping[str, Any] | None = None,
+) -> float:
+    """FLOPs of a training step a token, in texts of ``context`` tokens, where all is trained."""
+    return training_flops(cost_of(family, sizes, "F32", context, config).flops_per_token)
+
+
 def _attention(
     family: Family, sizes: Mapping[str, int], context: int, config: Mapping[str, Any]
 ) -> tuple[float, float]:

@@ -15,14 +15,13 @@ from growkit.core.files import output_path
 from growkit.core.names import CONFIG, METRICS, RECIPE
 from growkit.core.yaml_files import read_yaml
 from growkit.families import family_of
-from growkit.record.cost import cost_of, training_flops
+from growkit.record.cost import training_flops_of
 from growkit.record.manifest import (
     TRAINING_RECORD,
     read_manifest,
     read_training_record,
     trained_tokens,
 )
-from growkit.record.plan_report import main_dtype, stored_dtypes
 from growkit.training.checkpoints import list_checkpoints, newest_whole
 from growkit.training.metrics import read_metrics
 
@@ -173,11 +172,10 @@ def _flops_per_token(folder: Path, source: Path | None, recipe: dict[str, Any]) 
         with open_checkpoint(place) as checkpoint:
             family = family_of(checkpoint.config, checkpoint.tensors)
             sizes = family.sizes_of(checkpoint.config, checkpoint.tensors)
-            dtype = main_dtype(stored_dtypes(checkpoint))
     except GrowkitError:
         return None
     length = recipe["data"].get("sequence_length", 512)
-    return training_flops(cost_of(family, sizes, dtype, length).flops_per_token)
+    return training_flops_of(family, sizes, length)
 
 
 def _parent(run: Run, runs: Sequence[Run]) -> tuple[Run, int] | None:

@@ -22,7 +22,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from growkit.core.errors import GrowkitError, UsageError
 from growkit.families import family_of
-from growkit.record.cost import cost_of, training_flops
+from growkit.record.cost import training_flops_of
 
 if TYPE_CHECKING:
     from growkit.training.recipe import Recipe
@@ -187,7 +187,7 @@ def utilisation_of(recipe: Recipe, model: Any, processes: int) -> float | None:
     config, length = model.config.to_dict(), recipe.data.sequence_length
     try:
         family = family_of(config, [name for name, _ in model.named_parameters()])
-        cost = cost_of(family, family.sizes_of(config), "F32", length, config)
+        flops = training_flops_of(family, family.sizes_of(config), length, config)
     except (GrowkitError, KeyError):  # no table: nothing is known of its FLOPs
         return None
-    return training_flops(cost.flops_per_token) / (peak * processes)
+    return flops / (peak * processes)

@@ -301,13 +301,12 @@ def flops_per_token(folder: Path, settings: DemoSettings) -> float:
     """Of training, as a plan and a study count them."""
     from growkit.checkpoint import open_checkpoint
     from growkit.families import family_of
-    from growkit.record.cost import cost_of, training_flops
+    from growkit.record.cost import training_flops_of
 
     with open_checkpoint(folder) as checkpoint:
         family = family_of(checkpoint.config, checkpoint.tensors)
         sizes = family.sizes_of(checkpoint.config, checkpoint.tensors)
-        cost = cost_of(family, sizes, "F32", settings.sequence_length, checkpoint.config)
-    return training_flops(cost.flops_per_token)
+        return training_flops_of(family, sizes, settings.sequence_length, checkpoint.config)
 
 
 def _untrained(config: dict[str, Any]) -> dict[str, Any]:

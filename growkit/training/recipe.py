@@ -164,6 +164,16 @@ class Recipe(Section):
         """Sequences in one optimizer step, of all processes: batch size times accumulation."""
         return self.training.per_device_train_batch_size * self.training.gradient_accumulation_steps
 
+    def shares(self, processes: int) -> tuple[int, int]:
+        """(batch size, accumulation steps) of one process, so that all read the step together.
+
+        The batch is the largest that is at most the recipe's and divides the share evenly.
+        """
+        share = self.sequences_per_step // processes
+        largest = min(self.training.per_device_train_batch_size, share)
+        batch = next(size for size in range(largest, 0, -1) if share % size == 0)
+        return batch, share // batch
+
     @property
     def tokens_per_step(self) -> int:
         """Tokens read in one optimizer step."""

@@ -32,7 +32,6 @@ from growkit.training.evaluate import evaluate
 from growkit.training.growth.trainer_hooks import GrowthTraining
 from growkit.training.live import LiveFigures, log_line
 from growkit.training.metrics import append_metrics
-from growkit.training.parallel.launch import shares
 from growkit.training.parallel.process_trainer import ProcessTrainer
 from growkit.training.parallel.processes import Processes, on_cpu
 from growkit.training.parallel.sharding import ShardedModel
@@ -47,7 +46,7 @@ def training_arguments(
 ) -> TrainingArguments:
     """The recipe in transformers' terms; ``folder`` receives the checkpoints."""
     section = recipe.training
-    batch_size, accumulation_steps = shares(recipe, processes)
+    batch_size, accumulation_steps = recipe.shares(processes)
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=recipe.end_step,

@@ -12,7 +12,7 @@ from process_runs import start
 from training_runs import make, recipe_values
 
 from growkit.core.errors import UsageError
-from growkit.training.parallel.launch import check_launch, shares, torchrun_command
+from growkit.training.parallel.launch import check_launch, torchrun_command
 from growkit.training.read_recipe import make_recipe
 
 TORCHRUN = {
@@ -93,7 +93,7 @@ def test_step_is_shared(
     recipe = make(
         text_file, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation
     )
-    assert shares(recipe, processes) == expected
+    assert recipe.shares(processes) == expected
     assert expected[0] * expected[1] * processes == batch * accumulation
 
 

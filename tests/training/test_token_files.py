@@ -102,6 +102,26 @@ def litdata(folder: Path, documents: Sequence[Sequence[int]], code: int, dtype: 
     return folder
 
 
+def compressed(folder: Path) -> Path:
+    """The same folder as the libraries write it with ``compression="zstd"``."""
+    pyarrow = pytest.importorskip("pyarrow")
+    index = json.loads((folder / "index.json").read_text())
+    for entry in index.get("chunks", []) + index.get("shards", []):
+        raw = entry["raw_data"]["basename"] if "raw_data" in entry else entry["filename"]
+        name = f"{raw}.zstd" if "raw_data" in entry else raw.replace(".bin", ".zstd.bin")
+        data = pyarrow.Codec("zstd").compress((folder / raw).read_bytes(), asbytes=True)
+        (folder / raw).unlink()
+        (folder / name).write_bytes(data)
+        if "raw_data" in entry:
+            entry["zip_data"] = {"basename": name, "bytes": len(data), "hashes": {}}
+            entry["compression"] = "zstd"
+        else:
+            entry["filename"] = name
+            index["config"] |= {"compression": "zstd"}
+    (folder / "index.json").write_text(json.dumps(index))
+    return folder
+
+
 def mds(folder: Path, documents: Sequence[Sequence[int]], encoding: str, length: int = 0) -> Path:
     """Documents joined and cut into samples of a length, as LLM Foundry does, or one a sample."""
     folder = folder / "mds"
@@ -150,6 +170,8 @@ WRITERS: dict[str, Any] = {
     "litdata": lambda f, d: litdata(f, d, 16, "<i4"),
     "mds-int32": lambda f, d: mds(f, d, "ndarray:int32"),
     "mds-bytes": lambda f, d: mds(f, d, "bytes"),
+    "litdata-zstd": lambda f, d: compressed(litdata(f, d, 16, "<i4")),
+    "mds-zstd": lambda f, d: compressed(mds(f, d, "ndarray:int32")),
 }
 
 
@@ -181,7 +203,7 @@ def test_ids_and_documents_are_those_of_the_file(name: str, tokenizer: Any, tmp_
     assert starts == [0, *ENDS[:-1].tolist()]
     # The ids of flat formats are mapped, not copied: the cache has what is known of them only.
     assert all(isinstance(shard.tokens, np.memmap) for shard in train.shards)
-    assert ("mds" in name) == bool(list((tmp_path / "cache").rglob("tokens.bin")))
+    assert ("mds" in name or "zstd" in name) == bool(list((tmp_path / "cache").rglob("tokens.bin")))
     again = pickle.loads(pickle.dumps(train))  # as a data-loading process gets it
     assert again.tokens(0, len(train)).tolist() == FLAT
     item = PackedDataset([train], 64, separate=True)[1]
@@ -262,6 +284,14 @@ def _edit(path: Path, at: int, data: bytes) -> None:
         file.write(data)
 
 
+def _longer(folder: Path) -> None:
+    """The index says that every shard has fewer bytes than it decompresses to."""
+    index = json.loads((folder / "index.json").read_text())
+    for shard in index["shards"]:
+        shard["raw_data"]["bytes"] -= 8
+    (folder / "index.json").write_text(json.dumps(index))
+
+
 def _cut(path: Path, size: int) -> None:
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size - size)
@@ -307,6 +337,9 @@ DAMAGE: dict[str, tuple[str, Any, str]] = {
                     "offsets do not fit"),
     "mds samples": ("mds-int32", lambda p: _edit(p / "shard.00001.mds", 0, b"\xff" * 4),
                     "index is cut off"),
+    "mds zstd longer": ("mds-zstd", lambda p: _longer(p), "decompresses to"),
+    "litdata zstd damaged": ("litdata-zstd", lambda p: _edit(p / "chunk-0-0.zstd.bin", 0, b"none"),
+                             "cannot be decompressed"),
     "mds text": ("mds-bytes",
                  lambda p: (p / "index.json").write_text(
                      (p / "index.json").read_text().replace('"tokens"', '"text"')),
@@ -426,9 +459,11 @@ def test_streaming_writes_what_is_read(tokenizer: Any, tmp_path: Path) -> None:
     pytest.importorskip("streaming")
     from streaming import MDSWriter
 
-    for number, encoding in enumerate(("ndarray:int32", "ndarray:uint16", "bytes")):
-        out = tmp_path / str(number)
-        with MDSWriter(out=str(out), columns={"tokens": encoding}, size_limit=4000) as writer:
+    kinds = ("ndarray:int32", None), ("ndarray:uint16", "zstd:3"), ("bytes", None)
+    for number, (encoding, compression) in enumerate(kinds):
+        out, columns = tmp_path / str(number), {"tokens": encoding}
+        options = {"size_limit": 4000, "compression": compression}
+        with MDSWriter(out=str(out), columns=columns, **options) as writer:
             for document in DOCUMENTS:
                 dtype = np.int64 if encoding == "bytes" else encoding.partition(":")[2]
                 ids = np.array(document, dtype)
@@ -437,12 +472,20 @@ def test_streaming_writes_what_is_read(tokenizer: Any, tmp_path: Path) -> None:
         assert train.tokens(0, len(train)).tolist() == FLAT and len(train.shards) > 1
 
 
-def test_litdata_writes_what_is_read(tokenizer: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("compression", [None, "zstd"])
+def test_litdata_writes_what_is_read(
+    compression: str | None, tokenizer: Any, tmp_path: Path
+) -> None:
     pytest.importorskip("litdata")
+    if compression:
+        pytest.importorskip("zstd")
     import torch
     from litdata.streaming import Cache, TokensLoader
 
-    cache = Cache(str(tmp_path / "lit"), chunk_bytes=2000, item_loader=TokensLoader(block_size=8))
+    options = {"chunk_bytes": 2000, "compression": compression}
+    if compression:
+        options["compression_level"] = "chunk"  # whole chunks
+    cache = Cache(str(tmp_path / "lit"), item_loader=TokensLoader(block_size=8), **options)
     for number, document in enumerate(DOCUMENTS):
         cache[number] = torch.tensor(document, dtype=torch.int32)
     cache.done()

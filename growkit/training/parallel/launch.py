@@ -151,14 +151,3 @@ def _refuse_copies(processes: int, environment: Mapping[str, str]) -> None:
                 f"Let {launcher} start one torchrun a machine; on one machine: "
                 f"{torchrun_command(count)}",
             )
-
-
-def shares(recipe: Recipe, processes: int) -> tuple[int, int]:
-    """(batch size, accumulation steps) of one process, so that all together read the recipe's step.
-
-    The batch is the largest that is at most the recipe's and divides the share evenly.
-    """
-    share = recipe.sequences_per_step // processes
-    largest = min(recipe.training.per_device_train_batch_size, share)
-    batch = next(size for size in range(largest, 0, -1) if share % size == 0)
-    return batch, share // batch
