@@ -358,7 +358,8 @@ def _mds(folder: Path, shards: list[Any]) -> list[TokenFile]:
                 "Token ids are a column 'tokens' of 'ndarray:int32' (or of another whole type) or "
                 "'bytes' (int64); text is read from .jsonl or .parquet files.",
             )
-        path, stored, raw_size = folder / name, size, 0
+        path, raw_size = folder / name, 0
+        stored: Any = size
         zipped = shard.get("zip_data")
         if not path.is_file() and isinstance(zipped, dict):
             name, stored, raw_size = str(zipped.get("basename")), zipped.get("bytes"), size
