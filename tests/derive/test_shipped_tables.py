@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from growkit import GrowthRequest, plan
+from growkit.cli.main import main
 from growkit.core.errors import UsageError
 from growkit.families import derived
 from growkit.families.derived import SHIPPED, derived_family, misfit
@@ -225,3 +226,26 @@ def test_layers_of_a_period_are_inserted_as_whole_periods(jamba: Path, placement
 def test_layers_that_break_a_period_are_refused_at_plan_time(jamba: Path, request_: dict) -> None:
     with pytest.raises(UsageError, match="in an order of 8"):
         plan(jamba, GrowthRequest.from_mapping(request_))
+
+
+def test_heads_rotated_in_part_get_more_channels_with_or_without_the_prefix(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GlmConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=16, attention_bias=True,
+        pad_token_id=0, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    source, out = tmp_path / "a", tmp_path / "b"
+    transformers.GlmForCausalLM(config).save_pretrained(source)
+    assert main(["grow", str(source), "--head-dim", "x1.5", "--out", str(out), "--quiet"]) == 0
+    written = json.loads((out / "config.json").read_text())
+    assert written["head_dim"] == 24
+    assert int(24 * written["rope_parameters"]["partial_rotary_factor"]) == 8
+    before, after = load_file(source / "model.safetensors"), load_file(out / "model.safetensors")
+    name = "model.layers.0.self_attn.k_proj.weight"
+    old, new = before[name].reshape(2, 16, 32), after[name].reshape(2, 24, 32)
+    assert np.allclose(new[:, :16], old * 1.5**0.5, rtol=1e-6) and not new[:, 16:].any()
+    bare = {key.removeprefix("model."): array for key, array in before.items()}
+    save_file(bare, source / "model.safetensors", {"format": "pt"})
+    made = {tensor.output.name for tensor in plan(source, GrowthRequest(head_dim="x1.5")).tensors}
+    assert made == {key.removeprefix("model.") for key in after}
