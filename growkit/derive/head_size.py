@@ -69,7 +69,8 @@ def _widths_of_heads(found: Findings) -> set[tuple[Path, ...]]:
 def why_not(table: Mapping[str, Any], found: Findings) -> str:
     """Why the size of its heads is not even tried, or empty."""
     if "query_head" not in table["axes"]:
-        return "its attention heads were not told apart, or it has none"
+        unsaid = "its attention heads were not told apart, or it has none"
+        return found.failures.get("query_head", unsaid).rstrip(".")
     if "query_head" in table["fills"] or "head_dim" in table["axes"]:
         return ""
     several = sorted({path[-1] for term in _widths_of_heads(found) for path in term})
