@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from tiny_checkpoints import grow
+from tiny_checkpoints import grow, llama_config, make_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 import growkit.modeling  # noqa: F401  (the source has no code of its own)
@@ -97,3 +98,47 @@ def test_an_unknown_task_is_named(folder: Path, tasks: Path, capsys) -> None:
     command = ["eval", str(folder), "--tasks", "letter_choise", "--include-path", str(tasks)]
     assert main(command) == 2
     assert "letter_choice" in capsys.readouterr().err
+
+
+LIGHTEVAL_TASK = """\
+from lighteval.metrics.metrics import Metrics
+from lighteval.tasks.lighteval_task import LightevalTaskConfig
+from lighteval.tasks.requests import Doc
+
+
+def question(line, task_name):
+    return Doc(task_name=task_name, query=line["question"], choices=line["choices"], gold_index=0)
+
+
+TASKS_TABLE = [
+    LightevalTaskConfig(
+        name="letters",
+        prompt_function=question,
+        hf_repo="FOLDER",
+        hf_subset="default",
+        hf_avail_splits=["train"],
+        evaluation_splits=["train"],
+        metrics=[Metrics.loglikelihood_acc],
+    )
+]
+"""
+
+
+@pytest.mark.skipif(shutil.which("lighteval") is None, reason="LightEval is not installed")
+def test_lighteval_takes_a_grown_ordinary_folder(folder: Path, tmp_path: Path) -> None:
+    """In an environment of its own, found by PATH: its program on a local task."""
+    source = make_folder(tmp_path / "a", llama_config(4, 2))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folder / name, source)
+    grow(source, tmp_path / "grown", layers="+1", ffn="x2")
+    (tmp_path / "data").mkdir()
+    row = json.dumps({"question": "To be or not to", "choices": [" be", " see"]})
+    (tmp_path / "data" / "letters.jsonl").write_text(row + "\n")
+    task = tmp_path / "letters_task.py"
+    task.write_text(LIGHTEVAL_TASK.replace("FOLDER", str(tmp_path / "data")))
+    model = f"model_name={tmp_path / 'grown'},batch_size=1"
+    command = ["lighteval", "accelerate", model, "letters", "--custom-tasks", str(task)]
+    done = subprocess.run(
+        [*command, "--output-dir", str(tmp_path / "out")], capture_output=True, text=True
+    )
+    assert list((tmp_path / "out").rglob("results_*.json")), done.stdout + done.stderr
