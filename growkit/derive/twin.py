@@ -220,6 +220,12 @@ def find_layers(builder: Builder, values: Mapping[str, Any]) -> Layers:
     names = [text.attribute_map.get("num_hidden_layers", "num_hidden_layers")]
     names += ["num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers"]
     counts = {n: v for n in names if isinstance(v := inner.get(n), int) and v > 0}
+    stages = inner.get("depths")
+    if isinstance(stages, list) and set(counts.values()) <= {len(stages)}:
+        raise Underivable(
+            f"Its layers stand in {len(stages)} stages of widths of their own (depths), of which no "
+            "growth is derived."
+        )
     for name, value in counts.items():
         if len(counts) == 1 or _counts(builder, values, (*place, name)):
             groups = inner.get("num_hidden_groups")
