@@ -223,8 +223,8 @@ def find_layers(builder: Builder, values: Mapping[str, Any]) -> Layers:
     stages = inner.get("depths")
     if isinstance(stages, list) and set(counts.values()) <= {len(stages)}:
         raise Underivable(
-            f"Its layers stand in {len(stages)} stages of widths of their own (depths), of which no "
-            "growth is derived."
+            f"Its layers stand in {len(stages)} stages of widths of their own (depths), of which "
+            "no growth is derived."
         )
     for name, value in counts.items():
         if len(counts) == 1 or _counts(builder, values, (*place, name)):
