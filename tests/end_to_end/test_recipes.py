@@ -120,6 +120,17 @@ METHODS: dict[str, tuple[tiny.Config, dict[str, int], str]] = {
         {"expert": 8, "active_expert": 2},
         "exact",
     ),
+    "sparkling-width-x2": (
+        tiny.llama_config(4, 2, **SIZES),
+        {"hidden": 64, "ffn": 48},
+        "exact",
+    ),
+    "shrink-pad-perturb-x2": (
+        tiny.llama_config(4, 2, **SIZES),
+        {"hidden": 64, "ffn": 48},
+        "not-exact",
+    ),
+    "opt-deus-x1.5": (tiny.llama_config(4, 2, **SIZES), {"layer": 3}, "not-exact"),
     "gda-signal-x2": (
         tiny.gda_config(4, 2, **SIZES),
         {"signal_head": 8, "noise_head": 2, "kv_head": 2},
@@ -162,7 +173,14 @@ def test_a_method_by_its_name(
 
 
 @pytest.mark.parametrize(
-    "name", ["hypercloning-x2", "bert2bert-fpi-width", "gda-signal-x2", "llama-pro-32-to-40"]
+    "name",
+    [
+        "hypercloning-x2",
+        "bert2bert-fpi-width",
+        "sparkling-width-x2",
+        "gda-signal-x2",
+        "llama-pro-32-to-40",
+    ],
 )
 def test_exact_methods_verify(tmp_path: Path, name: str) -> None:
     source = tiny.make_folder(tmp_path / "a", METHODS[name][0])
