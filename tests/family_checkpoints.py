@@ -56,6 +56,13 @@ FAMILIES: dict[str, Config] = {
         "num_experts_per_tok": 2,
         "norm_topk_prob": True,
     },
+    "qwen2_moe": {
+        "model_type": "qwen2_moe",
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 32,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+    },
     "mixtral": {"model_type": "mixtral", "num_local_experts": 4, "sliding_window": 16},
     "smollm3": {"model_type": "smollm3"},
     "phi3": {"model_type": "phi3", "partial_rotary_factor": 0.5},
@@ -125,11 +132,13 @@ def layer_norm_config(family: str, **changes: Any) -> Config:
 
 
 # The classes with experts run only widths that are multiples of 16 bytes.
-EXPERTS = ("qwen3_moe", "mixtral")
+EXPERTS = ("qwen3_moe", "qwen2_moe", "mixtral")
 
 
 def fitting(family: str, request: dict[str, Any]) -> dict[str, Any]:
     """The request, with an FFN that the family can run."""
+    if family == "qwen2_moe" and str(request.get("ffn", "")).startswith("+"):
+        return request | {"ffn": "x2"}  # a number of units fits not both: experts, shared expert
     odd = family in EXPERTS and str(request.get("ffn", "")) in ("+7", "+9")
     return request | {"ffn": "+8"} if odd else request
 

@@ -140,9 +140,13 @@ def families_of(operator: str) -> tuple[str, ...]:
         families = [family for family in families if family != "motif"]  # PolyNorm
     if operator == "--decoder-layers +2":
         families = T5
+    if operator.startswith("--ffn +"):  # one number for two widths: experts and shared expert
+        families = [family for family in families if family != "qwen2_moe"]
     if operator == "--experts":
         families = [
-            family for family in families if family in ("llama", "mistral", "qwen3", *EXPERTS)
+            family
+            for family in families
+            if family in ("llama", "mistral", "qwen2", "qwen3", *EXPERTS)
         ]
     return tuple(families)
 

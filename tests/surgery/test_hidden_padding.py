@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny_checkpoints as tiny
 import torch
-from family_checkpoints import BIASES, EXPERTS, FAMILIES, family_config, write_checkpoint
+from family_checkpoints import BIASES, EXPERTS, FAMILIES, family_config, fitting, write_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -78,7 +78,8 @@ def test_the_algebra_is_exact(tmp_path: Path, family: str, tied: bool) -> None:
 def test_bfloat16_keeps_every_old_weight(tmp_path: Path, family: str) -> None:
     """Gains are written in float32, so nothing rounds but Gemma's scaled embedding."""
     source = write_checkpoint(tmp_path / "a", family_config(family), torch.bfloat16)
-    plan = tiny.grow(source, tmp_path / "b", hidden="48", layers="+1", ffn="+8", heads="x2")
+    request = fitting(family, {"hidden": "48", "layers": "+1", "ffn": "+8", "heads": "x2"})
+    plan = tiny.grow(source, tmp_path / "b", **request)
     report = verified(source, tmp_path / "b")
     assert report.passed, report.cause
     if family not in SHARED and not family.startswith("gemma"):
