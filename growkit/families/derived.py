@@ -305,9 +305,7 @@ class _Reader:
             refused[option] = why
             refused.proven.discard(option)
         if "expert" not in self.axes and not self._stacks()[1:]:
-            refused.proven.add(
-                "--experts"
-            )  # the operator says which dense models can be given some
+            refused.proven.add("--experts")  # the operator says which dense models get some
         if not table["operators"]:  # the table of a twin, whose proof is under way
             refused.proven = None
         heads = "query_head" in self.axes

@@ -209,10 +209,8 @@ class _Builder:
             return self.plan.sizes["expert"] // split.parts, split.routed
         if split is not None and tensor.role.startswith("shared_"):
             return 1, split.shared
-        if tensor.role in self.plan.growth.fused and tensor.expert is None:
-            return 1, 1.0
-        if tensor.role in self.plan.growth.fused:
-            return self.plan.sizes["expert"], 1.0
+        if tensor.role in self.plan.growth.fused:  # its source has other matrices too
+            return self.plan.sizes["expert"] if tensor.expert is not None else 1, 1.0
         return self.readers.get(tensor.source, 1), 1.0
 
     def _dims_of(self, tensor: TensorPlan) -> tuple[tuple[DimRule | None, ...], tuple[str, ...]]:

@@ -20,7 +20,7 @@ from growkit.checkpoint import open_checkpoint
 from growkit.core.errors import UsageError
 from growkit.core.writing import make_whole
 from growkit.families import Family, family_of
-from growkit.record.cost import cost_of, training_flops_of
+from growkit.record.cost import cost_of, training_flops
 from growkit.study.recipe import Base, Start, StudyRecipe
 from growkit.surgery.plan import Plan, build_conversion_plan, plan_growth
 from growkit.surgery.request import GrowthRequest
@@ -97,10 +97,9 @@ class Shapes:
             return self._shape(family, sizes, checkpoint.config)
 
     def _shape(self, family: Family, sizes: Mapping[str, int], config: Mapping[str, Any]) -> Shape:
-        length = self.study.data.sequence_length
-        parameters = cost_of(family, sizes, "F32", length).parameters
+        cost = cost_of(family, sizes, "F32", self.study.data.sequence_length, config)
         kept = {key: value for key, value in config.items() if key not in NO_SHAPE}
-        return Shape(kept, parameters, training_flops_of(family, sizes, length, config))
+        return Shape(kept, cost.parameters, training_flops(cost.flops_per_token))
 
     def _origin(self, start: Start) -> Path:
         """A folder with the model before the change of ``start``, untrained if need be."""

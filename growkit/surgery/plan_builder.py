@@ -396,15 +396,15 @@ class PlanBuilder:
             dims[0] = replace(dims[0], consumes=True)
         return tuple(dims)
 
-    def _map(self, old: Dim, new: Dim, own: UnitMaps | None, expert: int) -> DimMap | None:
+    def _map(self, old: Dim, new: Dim, own: UnitMaps | None, part: int) -> DimMap | None:
         """The map of one dimension; all tensors without maps of their ``own`` share it, and the
         experts that have the same part of an FFN."""
-        if own is None and (old, new, expert) in self._maps:
-            return self._maps[old, new, expert]
+        if own is None and (old, new, part) in self._maps:
+            return self._maps[old, new, part]
         aliases, axes = own or (self.growth.aliases, self.growth.axes)
         units = new.layout(self.growth.sizes)
         if (split := self.growth.split) is not None and "ffn" in units.axes:
-            routed = AxisMap(split.units(expert), self.source_sizes["ffn"], partial=True)
+            routed = AxisMap(split.units(part), self.source_sizes["ffn"], partial=True)
             axes = {**axes, "ffn": routed}
         if "layer" in units.axes and self.growth.layers_moved:  # a part for each layer (Gemma 4)
             sources = np.array([layer.source for layer in self.growth.layers])
@@ -420,7 +420,7 @@ class PlanBuilder:
             self.growth.perturbed,
         )
         if own is None:
-            self._maps[old, new, expert] = found
+            self._maps[old, new, part] = found
         return found
 
     def _lambda_change(

@@ -321,8 +321,9 @@ _EQUAL = (
     "and --expert-reinit make them differ before it, and are not exact)",
 )
 _ONE_PER_TOKEN = (
-    "with one expert per token its renormalised weight is always 1: the router gets no gradient "
-    "from the language-model loss, only from the auxiliary loss (training.router_aux_loss)",
+    "with one expert per token (or one group that shares an FFN) its renormalised weight is always "
+    "1: the router gets no gradient from the language-model loss, only from the auxiliary loss "
+    "(training.router_aux_loss)",
 )
 
 
