@@ -133,7 +133,8 @@ class TrainingSection(Section):
         bf16: compute in bfloat16, with float32 weights and moments.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping
             them (activation checkpointing): less memory, a third more FLOPs.
-        torch_compile: compile the model by torch.
+        torch_compile: compile the model by torch; ``auto``: where the first steps of a long run
+            show that it pays (:mod:`growkit.training.compiling`).
         use_cpu: train on the CPU although there is a GPU.
         full_determinism: ask torch for deterministic kernels (slower).
         seed: random seed of initial weights, sample order and dropout.
@@ -194,7 +195,7 @@ class TrainingSection(Section):
     gradient_accumulation_steps: Positive = 1
     bf16: bool = False
     gradient_checkpointing: bool = False
-    torch_compile: bool = False
+    torch_compile: bool | Literal["auto"] = "auto"
     use_cpu: bool = False
     full_determinism: bool = False
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0

@@ -26,6 +26,7 @@ from growkit.data.packing import PackedDataset
 from growkit.training.adapters import adapter_slots
 from growkit.training.at_evaluation import AtEvaluation
 from growkit.training.averaging import average_into, last_whole
+from growkit.training.compiling import CompileChoice
 from growkit.training.data_position import sample_order
 from growkit.training.document_check import DocumentCheck
 from growkit.training.evaluate import evaluate
@@ -56,7 +57,7 @@ def training_arguments(
         max_grad_norm=section.max_grad_norm,
         bf16=section.bf16,
         **{_checkpointing_name(): section.gradient_checkpointing},
-        torch_compile=section.torch_compile,
+        torch_compile=section.torch_compile is True,  # auto: growkit.training.compiling
         # Said explicitly: without it, several processes on a machine without a GPU would each
         # train alone (accelerate's DistributedType.NO).
         use_cpu=on_cpu(recipe),
@@ -129,6 +130,10 @@ class RunTrainer(ProcessTrainer):
         self.optimizer: Any
         self.lr_scheduler: Any
         self.router_loss = router_loss_of(model, recipe)
+        self.compiling = CompileChoice(
+            recipe, folder.parent, self.processes, separate=train.separate, say=log
+        )
+        self._begins = -1  # the step whose first micro-batch was seen last
         self._averaged = 0
         self.control: TrainerControl
         # transformers switches it off for the training; what is written keeps the model's own.
@@ -218,11 +223,29 @@ class RunTrainer(ProcessTrainer):
         loss = self.router_loss.join(loss, outputs.aux_loss, parts)
         return (loss, outputs) if return_outputs else loss
 
-    def training_step(self, *arguments: Any, **options: Any) -> Any:
-        loss = super().training_step(*arguments, **options)
+    def training_step(self, model: Any, inputs: Any, *more: Any, **options: Any) -> Any:
+        if self.compiling.undecided and self._begins != self.state.global_step:
+            self._begins = self.state.global_step
+            self._choose_compiling(model, dict(inputs), *more, **options)
+        with self.compiling.applied(self.model):
+            loss = super().training_step(model, inputs, *more, **options)
         if self.accelerator.sync_gradients:
             self.growth.after_backward()
         return loss
+
+    def _choose_compiling(self, *given: Any, **options: Any) -> None:
+        before = None if self.router_loss is None else self.router_loss.state()
+
+        def trial() -> None:
+            super(RunTrainer, self).training_step(*given, **options)
+            self.model.zero_grad(set_to_none=True)
+
+        seconds = self.compiling.before_step(self.model, self._begins, trial)
+        if self.router_loss is not None and before is not None:
+            self.router_loss.load(*before)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, RunCallback):
+                callback.pause(seconds)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
