@@ -14,13 +14,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 from growkit.core.errors import CheckpointError
 from growkit.core.names import CONFIG
 from growkit.core.writing import write_whole
 from growkit.derive.proof import prove
-from growkit.derive.studied import TIES, Findings, Step, explicit, study, tied_twin
+from growkit.derive.studied import TIES, Findings, Step, explicit, rounded_twin, study, tied_twin
 from growkit.derive.table import make_table
 from growkit.derive.twin import MOST_LAYERS, Builder, Underivable, said_by
 from growkit.families.derived import cache_folder, file_stem, misfit, read_with
@@ -62,6 +62,7 @@ def _studied(
     _fit_model(table, builder, values, found)
     prove(table, builder, found, step)
     _settle_ties(table, builder, found, step)
+    _settle_widths(table, builder, found, step)
     return table
 
 
@@ -73,6 +74,12 @@ def _of_another_kind(values: Any, found: Findings) -> list[ConfigPath]:
         for path in found.axes.structural
         if path[-1] not in counted and leaf(found.values, path) != leaf(values, path)
     ]
+
+
+class _Stored(NamedTuple):
+    """A tensor as the header of a file tells of it."""
+
+    shape: tuple[int, ...]
 
 
 def _fit_model(table: dict[str, Any], builder: Builder, values: Any, found: Findings) -> None:
@@ -87,7 +94,9 @@ def _fit_model(table: dict[str, Any], builder: Builder, values: Any, found: Find
     config = values if found.layers.second else place.moved(values, range(min(count, MOST_LAYERS)))
     try:
         full = builder.shapes(config)
-        family = read_with(table, {**config, "model_type": table["model_type"]})
+        names = {name: _Stored(shape) for name, shape in full.items()}
+        told = names if "rounded" in table else ()
+        family = read_with(table, {**config, "model_type": table["model_type"]}, told)
         declared = dict(family.declared(family.sizes_of(config)))
     except Exception:  # a class that is not built without its numbers, or a config left open
         return
@@ -161,6 +170,26 @@ def _settle_ties(table: dict[str, Any], builder: Builder, found: Findings, step:
         table["stream"]["tied"] = f"with tied embeddings it could not be proven: {why}"
     elif "why" in trial["stream"].get("norm", {}):
         table["stream"]["norm"] = trial["stream"]["norm"]
+
+
+def _settle_widths(table: dict[str, Any], builder: Builder, found: Findings, step: Step) -> None:
+    """Whether the table holds too where the class rounds the widths of the config: every growth is
+    proven once more, of a config whose widths are those of the files alone."""
+    rounded = table.get("rounded")
+    if not rounded:
+        return
+    step("proof with rounded widths")
+    flags = {flag: value for flag, value in table["flags"].items() if flag != rounded["flag"]}
+    trial = {**table, "operators": {}, "flags": flags}
+    proven = [option for option, proof in table["operators"].items() if "error" in proof]
+    proven = [option for option in proven if option != "--untie-embeddings"]  # of a tied twin
+    try:
+        prove(trial, builder, rounded_twin(builder, found), step, only=proven)
+        lost = {o: p["why"] for o, p in trial["operators"].items() if "why" in p}
+    except Exception as error:  # whatever the class objects to
+        lost = dict.fromkeys(proven, said_by(error))
+    if not lost:
+        table["flags"] = flags
 
 
 class OldForm(CheckpointError):

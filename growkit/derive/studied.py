@@ -54,6 +54,8 @@ class Findings:
         stream: of the residual stream; None where nothing could be said.
         fills: axis of heads that fill the hidden size, whatever their number (they have to grow
             together) -> fields that it is multiplied by for that.
+        rounded: what the twin's config said before, where the class makes other widths of those
+            that it states unless a flag is changed: that flag's value, and those widths.
     """
 
     values: Values
@@ -72,6 +74,7 @@ class Findings:
     untied: Path | None = None
     stream: Stream | None = None
     fills: dict[str, tuple[Path, ...]] = field(default_factory=dict)
+    rounded: dict[Path, int] = field(default_factory=dict)
 
     def drop(self, names: Sequence[str], why: str) -> None:
         """These axes do not grow: what they are cannot be said."""
@@ -139,6 +142,53 @@ def untied(builder: Builder, values: Values) -> tuple[Values, Path | None]:
     return values, None
 
 
+def exact_widths(
+    builder: Builder, values: Values, layers: Layers
+) -> tuple[Values, dict[Path, int]]:
+    """The twin with an FFN as wide as its config says, and what its config said before if the class
+    then rounds widths by a flag (LFM2's ``block_auto_adjust_ff_dim``): flag and width."""
+    plain = _shapes_or_none(builder, values)
+    inner = leaf(values, layers.place)
+    for name, size in inner.items():
+        path = (*layers.place, name)
+        if not WIDTHS.fullmatch(name) or not isinstance(size, int) or isinstance(size, bool):
+            continue
+        steps = [
+            _shapes_or_none(builder, with_values(values, {path: n})) for n in (size + 1, 32 * size)
+        ]
+        if steps[0] != plain or steps[1] in (None, plain):
+            continue  # one more is one more already, or it says nothing
+        for flag in (n for n, value in inner.items() if isinstance(value, bool)):
+            other = with_values(values, {(*layers.place, flag): not inner[flag]})
+            exact = _as_wide(builder, other, path, plain)
+            if exact is not None:
+                return exact, {(*layers.place, flag): inner[flag], path: size}
+    return values, {}
+
+
+def _as_wide(builder: Builder, values: Values, path: Path, wanted: Any) -> Values | None:
+    """The config with the number there that gives a model of these shapes, if one more gives more."""
+    size = leaf(values, path)
+    here, more = (
+        _shapes_or_none(builder, with_values(values, {path: n})) for n in (size, size + 1)
+    )
+    if here is None or more is None or here.keys() != wanted.keys():
+        return None
+    for name, shape in here.items():
+        for dim, (before, after) in enumerate(zip(shape, more[name], strict=True)):
+            if after > before:
+                found = size + (wanted[name][dim] - before) // (after - before)
+                exact = with_values(values, {path: found})
+                return exact if _shapes_or_none(builder, exact) == wanted else None
+    return None
+
+
+def rounded_twin(builder: Builder, found: Findings) -> Findings:
+    """The same twin by a config whose widths the class rounds up to those that it has."""
+    values = with_values(found.values, found.rounded)
+    return replace(found, values=values, model=StoredModel(builder, values))
+
+
 def tied_twin(builder: Builder, found: Findings) -> Findings:
     """The same twin, its embeddings tied."""
     assert found.untied is not None
@@ -202,6 +252,7 @@ def study(
     small = _honest_head_dim(builder, small, layers)
     keep_ties = keep_ties or not can_generate(builder.build(small))
     small, may_tie = (small, None) if keep_ties else untied(builder, small)
+    small, rounded = exact_widths(builder, small, layers)
     step("axes")
     hidden, _ = hidden_of(small, layers.place)
     again = grows_along(builder, small, layers)
@@ -222,6 +273,7 @@ def study(
     }
     dead = {number for number, role in enumerate(axes.roles) if role.name not in alive}
     found = Findings(small, layers, model, axes, weights, fresh, order, dead, untied=may_tie)
+    found.rounded = rounded
     step("depth")
     insertion = LayerInsertion(builder, small, layers, axes, weights, logits, fresh)
     if unseen := _unseen(found):

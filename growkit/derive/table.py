@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import inspect
 import json
 import re
 import sys
@@ -165,12 +166,16 @@ def make_table(builder: Builder, config: Any, found: Findings) -> dict[str, Any]
         },
         "copied": list(getattr(found.model.model, "_keys_to_ignore_on_load_unexpected", ()) or ()),
     }
+    if rounded := words.rounded():
+        table["rounded"] = rounded
     if found.closings.first:
         table["layers"]["first"] = found.closings.first
     if kind != "decoder":
         table["kind"] = kind
     if not place:
         table["spellings"] = spellings(builder.config_class, words)
+    if older := older_names(builder, found, words):
+        table["older"] = older
     prefix = f"{getattr(found.model.model, 'base_model_prefix', '')}."
     if not place and found.layers.second is None and layered_under(tensors, prefix):
         table["prefix"] = prefix
@@ -200,6 +205,32 @@ def spellings(config_class: Any, words: _Words) -> dict[str, str]:
     named = {name for names in words.axes.values() for name in names} | words.numbers
     other = getattr(config_class, "attribute_map", None) or {}
     return {field: name for name, field in other.items() if field in named and name not in named}
+
+
+def older_names(builder: Builder, found: Findings, words: _Words) -> dict[str, str]:
+    """Fields whose older name the config class obeys first where config.json has it (LFM2's
+    ``block_ff_dim``): read in its source, and tried."""
+    named = {name for names in words.axes.values() for name in names} | words.numbers
+    place = found.layers.place
+
+    def part(values: Mapping[str, Any]) -> Any:
+        config = builder.config(values)
+        for name in place:
+            config = getattr(config, name)
+        return config
+
+    try:
+        source = inspect.getsource(type(part(found.values)))
+    except (OSError, TypeError, AttributeError):
+        return {}
+    result = {}
+    for older, field in re.findall(r"kwargs\.pop\(\s*\"(\w+)\", self\.(\w+)\)", source):
+        value = leaf(found.values, (*place, field)) if field in named else None
+        if isinstance(value, int):
+            told = part(with_values(found.values, {(*place, older): 2 * value}))
+            if getattr(told, field, None) == 2 * value:
+                result[field] = older
+    return result
 
 
 def layered_under(tensors: Sequence[Mapping[str, Any]], prefix: str) -> bool:
@@ -484,6 +515,27 @@ class _Words:
             if not gains.issuperset(inside):
                 norm["shared"] = "norms inside its blocks"
         return {"sqrt_embedding": False, "norm": norm}
+
+    def rounded(self) -> dict[str, Any]:
+        """The flag with which the class takes widths as they stand, and for every axis of such a
+        width the tensor and dimension that has it and the elements of a unit."""
+        widths = {
+            axis: path
+            for axis, (path, *_) in self.found.paths.items()
+            if path in self.found.rounded
+        }
+        if not widths:
+            return {}
+        stored: dict[str, list[Any]] = {}
+        for axis, path in widths.items():
+            for number, dim in sorted(self.found.widths[axis].readers):
+                role = self.found.axes.roles[number]
+                block = (role.sizes[dim] or {}).get((path,))
+                if block and len(role.sizes[dim] or {}) == 1:
+                    stored[axis] = [role.name, dim, block]
+        flag = next(path for path, value in self.found.rounded.items() if isinstance(value, bool))
+        name = _name(flag, self.place)
+        return {"flag": name, "exact": leaf(self.found.values, flag), "stored": stored}
 
     def stack(self, role: Role) -> Layers:
         """The stack that a role belongs to."""

@@ -83,6 +83,9 @@ KEYS = {
     "prefix": "of the names of the model's body, which files may lack",
     "spellings": "path -> another name that config.json may hold it under",
     "divides": "the config class, if it wants the hidden size to be a multiple of the heads",
+    "rounded": "widths that the class makes others of unless a flag has this value: flag, exact, "
+    "stored (axis -> tensor, dimension, elements of a unit)",
+    "older": "path -> an older name in config.json, which the class obeys first",
     "second": "the decoder's stack: field of its number, place of its part, counts, first",
 }
 Product = Sequence[Any]
@@ -286,6 +289,7 @@ class _Reader:
         }
         fills = table.get("fills") or {}
         self.fills: dict[str, list[str]] = {"query_head": []} if fills is True else fills
+        self.rounded: dict[str, Any] = table.get("rounded", {}).get("stored", {})
         self.masks = self._masks(config, names)
 
     def family(self) -> Family:
@@ -385,6 +389,8 @@ class _Reader:
         inner = config if name.startswith("^") else leaf(config, self.place)
         path = tuple(name.removeprefix("^").split("."))
         value = leaf(inner, path) if isinstance(inner, Mapping) else None
+        if older := self.table.get("older", {}).get(name):
+            value = leaf(inner, (older,)) or value
         if value is None and (other := self.table.get("spellings", {}).get(name)):
             value = inner.get(other)
         implied = self.table["implied"].get(name)
@@ -425,7 +431,10 @@ class _Reader:
         if self.second:
             sizes["decoder_layer"] = self._count(config, "decoder_layer")
         for axis, paths in self.axes.items():
-            sizes[axis] = self.number(config, paths[0]) if paths else 1
+            as_stored = axis in self.rounded and self._rounds(config)
+            sizes[axis] = self.number(config, paths[0]) if paths and not as_stored else 1
+            if as_stored:
+                sizes[axis] = self._stored_width(axis)
         for name in self.table["numbers"]:
             sizes[f".{name}"] = self.number(config, name)
         if "kv_head" not in sizes and "query_head" in sizes:
@@ -440,6 +449,29 @@ class _Reader:
             if mask is not None:
                 sizes[f"layers:{number}"] = mask
         return sizes
+
+    def _rounds(self, config: Config) -> bool:
+        """The class makes other widths of those that this config states."""
+        flag = self.table["rounded"]["flag"]
+        value = leaf(leaf(config, self.place), tuple(flag.split(".")))
+        value = self.table["defaults"].get(flag) if value is None else value
+        return bool(value) != self.table["rounded"]["exact"]
+
+    def _stored_width(self, axis: str) -> int:
+        """Units of an axis as the file has them.
+
+        Raises:
+            UsageError: there is no file.
+        """
+        name, dim, block = self.rounded[axis]
+        shape = self._shape(name)
+        if shape is None:
+            raise UsageError(
+                f"config.json does not say how wide the FFN is: {self.table['class']} rounds "
+                f"{self.axes[axis][0]} ({self.table['rounded']['flag']}).",
+                "Give the folder with its weights.",
+            )
+        return int(shape[dim] // block)
 
     def _tied(self, config: Config) -> bool:
         """The output projection is the embedding."""
@@ -463,11 +495,21 @@ class _Reader:
             for name, fields in self.axes.items()
             for field, _, divisor in (path.partition("/") for path in fields)
         }
+        if self.rounded and self._rounds(self.config):  # stated exactly from the first growth on
+            kept = all(sizes[axis] == self._stored_width(axis) for axis in self.rounded)
+            for name in (name for axis in self.rounded for name in self.axes[axis] if kept):
+                changes.pop(self._path(name))
+            if not kept:
+                flag = self._path(self.table["rounded"]["flag"])
+                changes[flag] = self.table["rounded"]["exact"]
         for name in (f for axis in self.axes if axis.startswith("ffn") for f in self.axes[axis]):
             path, value = self._path(name), changes.get(self._path(name))
             if name in self.table["implied"] and leaf(self.config, path) is None:
                 silent = with_values(self.config, changes | {path: None})
                 changes[path] = None if self.number(silent, name) == value else value
+        for name, older in self.table.get("older", {}).items():
+            if self._path(name) in changes and leaf(self.config, self._path(older)) is not None:
+                changes[self._path(older)] = changes[self._path(name)]
         if self.layer_field:
             changes[self._path(self.layer_field)] = sizes["layer"]
         if self.second:

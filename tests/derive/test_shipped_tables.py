@@ -249,3 +249,49 @@ def test_heads_rotated_in_part_get_more_channels_with_or_without_the_prefix(tmp_
     save_file(bare, source / "model.safetensors", {"format": "pt"})
     made = {tensor.output.name for tensor in plan(source, GrowthRequest(head_dim="x1.5")).tensors}
     assert made == {key.removeprefix("model.") for key in after}
+
+
+@pytest.mark.parametrize("stated", ["intermediate_size", "block_ff_dim"])
+def test_a_width_that_the_class_rounds_is_read_from_the_file_and_then_stated_exactly(
+    tmp_path: Path, stated: str
+) -> None:
+    """LFM2 makes two thirds of the number in its config, rounded up; older configs have it under
+    another name, which the class obeys first."""
+    config = {
+        "model_type": "lfm2",
+        "architectures": ["Lfm2ForCausalLM"],
+        "num_hidden_layers": 2,
+        "layer_types": ["conv", "full_attention"],
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "block_multiple_of": 8,
+        stated: 60,  # 2 * 60 / 3
+    }
+    family = derived_family({**config, "block_auto_adjust_ff_dim": False, stated: 40})
+    assert family is not None
+    sizes = family.sizes_of({**config, "block_auto_adjust_ff_dim": False, stated: 40})
+    source, out = tmp_path / "a", tmp_path / "b"
+    source.mkdir()
+    (source / "config.json").write_text(json.dumps(config))
+    shapes = dict(family.declared(sizes))
+    assert shapes["model.layers.0.feed_forward.w2.weight"] == (32, 40)
+    save_file(
+        {name: np.ones(shape, np.float32) for name, shape in shapes.items()},
+        source / "model.safetensors",
+    )
+    with pytest.raises(UsageError, match="how wide the FFN is"):
+        family = derived_family(config)
+        assert family is not None
+        family.sizes_of(config)
+    grow_checkpoint(source, out, GrowthRequest(layers="x2"), verify=False)
+    kept = json.loads((out / "config.json").read_text())
+    assert kept[stated] == 60 and "block_auto_adjust_ff_dim" not in kept
+    assert {name for name in kept if "ff" in name or "inter" in name} == {stated}
+    grow_checkpoint(out, tmp_path / "c", GrowthRequest(ffn="x1.5"), verify=False)
+    grown = json.loads((tmp_path / "c" / "config.json").read_text())
+    assert grown[stated] == grown["intermediate_size"] == 60
+    assert grown["block_auto_adjust_ff_dim"] is False
+    written = load_file(tmp_path / "c" / "model.safetensors")
+    assert written["model.layers.3.feed_forward.w2.weight"].shape == (32, 60)
