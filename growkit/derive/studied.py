@@ -167,7 +167,7 @@ def exact_widths(
 
 
 def _as_wide(builder: Builder, values: Values, path: Path, wanted: Any) -> Values | None:
-    """The config with the number there that gives a model of these shapes, if one more gives more."""
+    """The config with the number there that makes these shapes, if it counts by one."""
     size = leaf(values, path)
     here, more = (
         _shapes_or_none(builder, with_values(values, {path: n})) for n in (size, size + 1)
