@@ -500,8 +500,8 @@ class _Reader:
             for name in (name for axis in self.rounded for name in self.axes[axis] if kept):
                 changes.pop(self._path(name))
             if not kept:
-                flag = self._path(self.table["rounded"]["flag"])
-                changes[flag] = self.table["rounded"]["exact"]
+                exact = self._path(self.table["rounded"]["flag"])
+                changes[exact] = self.table["rounded"]["exact"]
         for name in (f for axis in self.axes if axis.startswith("ffn") for f in self.axes[axis]):
             path, value = self._path(name), changes.get(self._path(name))
             if name in self.table["implied"] and leaf(self.config, path) is None:
