@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import multiprocessing
+import multiprocessing.connection
 import os
+import random
 import runpy
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -26,12 +30,34 @@ _CONTEXT.set_forkserver_preload(
 )  # fmt: skip
 
 
+# Below the range that the system takes ports of outgoing connections from.
+_PORTS = range(20_000, 32_000)
+_taken: dict[int, Any] = {}
+
+
 def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
+    """A port for this test process alone.
+
+    One that is free now may belong to somebody else before the first process of a launch listens on
+    it: to another launch, whose processes would then meet with ours and wait for ever. A lock keeps
+    other test processes away.
+    """
+    folder = Path(tempfile.gettempdir()) / "growkit-test-ports"
+    folder.mkdir(exist_ok=True)
+    for port in random.Random(os.getpid()).sample(_PORTS, 1_000):
+        if port in _taken:
+            continue
+        held = (folder / str(port)).open("w")
+        try:
+            fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with socket.socket() as listener:
+                listener.bind(("127.0.0.1", port))
+        except OSError:
+            held.close()
+            continue
+        _taken[port] = held  # until this process ends
         return port
+    raise OSError("no free port")
 
 
 def write_picture(curves: Any, target: Path, **options: Any) -> bool:
@@ -104,6 +130,9 @@ class ForkedRun:
         return self.poll()
 
 
+AFTER_A_FAILURE = 60  # seconds
+
+
 @dataclass
 class Launch:
     """Started processes of one run, by rank."""
@@ -113,10 +142,19 @@ class Launch:
 
     def wait(self, timeout: float = 90) -> list[int | None]:
         """Their exit codes; a process that hangs is ended and has None."""
-        codes = []
+        end = time.monotonic() + timeout
+        while waiting := [p for p in self.processes if p.exitcode is None]:
+            left = end - time.monotonic()
+            if left <= 0:
+                break
+            multiprocessing.connection.wait([p.sentinel for p in waiting], left)
+            for process in waiting:
+                process.join(0)
+            # Where one failed, the others end by themselves, or hang.
+            if any(p.exitcode for p in self.processes):
+                end = min(end, time.monotonic() + AFTER_A_FAILURE)
+        codes = [process.exitcode for process in self.processes]
         for process in self.processes:
-            process.join(timeout)
-            codes.append(process.exitcode)
             if process.exitcode is None:
                 process.kill()
         return codes

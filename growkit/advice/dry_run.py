@@ -179,8 +179,9 @@ def _setup(recipe: Recipe) -> TrainingSetup:
         bf16_autocast=section.bf16,
         strategy=parallel.strategy,
         processes=parallel.processes or launched(),
+        tensor=parallel.tensor,
         new_only=section.train == "new",
-        **one_pass(recipe, parallel.processes or launched()),
+        **one_pass(recipe, parallel.readers(parallel.processes or launched())),
     )
 
 

@@ -86,8 +86,9 @@ class Facts:
             bf16_autocast=section.bf16,
             strategy=parallel.strategy,
             processes=parallel.processes or launched(),
+            tensor=parallel.tensor,
             new_only=section.train == "new",
-            **one_pass(self.recipe, parallel.processes or launched()),
+            **one_pass(self.recipe, parallel.readers(parallel.processes or launched())),
         )
 
 

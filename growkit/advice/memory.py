@@ -14,6 +14,8 @@ gradient, and of the largest layer the parameters, the gradients, what is scatte
 next layer's parameters on their way. bf16 autocast keeps a bfloat16 copy of the float32 matrices
 that a step has used.
 
+Tensor parallelism divides matrices first; its activations are counted as if it divided nothing.
+
 Activations are those of a gated decoder with a fused attention kernel (:func:`activations`), for
 the tokens of one forward pass. ``benchmarks/sharded_memory.json`` has what two processes took.
 """
@@ -42,6 +44,7 @@ class TrainingSetup:
         bf16_autocast: bfloat16 arithmetic on float32 weights.
         strategy: ``ddp`` or ``fsdp``; of no effect with one process.
         processes: how many share the work.
+        tensor: how many of them share every layer; their matrices are taken to be split evenly.
         new_only: wholly old parameters are frozen all along.
         tokens: of one forward pass of one process; 0: activations are not counted.
         checkpointing: activations are computed again in the backward pass.
@@ -52,6 +55,7 @@ class TrainingSetup:
     bf16_autocast: bool = False
     strategy: Literal["ddp", "fsdp"] = "ddp"
     processes: int = 1
+    tensor: int = 1
     new_only: bool = False
     tokens: int = 0
     checkpointing: bool = False
@@ -109,11 +113,15 @@ def training_memory(
     """
     counts = counts or {}
     width = BYTES[setup.dtype]
-    sharded = setup.strategy == "fsdp" and setup.processes > 1
+    readers = max(setup.processes // setup.tensor, 1)
+    sharded = setup.strategy == "fsdp" and readers > 1
+    whole = shapes
+    if setup.tensor > 1:
+        shapes = {n: _local(s, setup.tensor) if len(s) > 1 else s for n, s in shapes.items()}
     weights = gradients = optimizer = autocast = 0
     for name, shape in shapes.items():
         count = counts.get(name, 1)
-        entries = count * prod(_local(shape, setup.processes) if sharded else shape)
+        entries = count * prod(_local(shape, readers) if sharded else shape)
         size = entries * (4 if is_lambda_vector(name, len(shape)) else width)
         weights += size
         if setup.bf16_autocast and setup.dtype == "float32" and len(shape) > 1 and not sharded:
@@ -126,11 +134,11 @@ def training_memory(
         weights=weights,
         gradients=gradients,
         optimizer=optimizer,
-        buckets=gradients if setup.strategy == "ddp" and setup.processes > 1 else 0,
+        buckets=gradients if setup.strategy == "ddp" and readers > 1 else 0,
         gathered=_gathered(shapes, width, counts) if sharded else 0,
         autocast=autocast,
         scattered=_scattered(shapes, width, counts) if sharded else 0,
-        activations=activations(shapes, setup),
+        activations=activations(whole, setup),
     )
 
 

@@ -77,6 +77,8 @@ def _memory(advice: Advice) -> str:
     ]
     listed = ", ".join(f"{label} {human_bytes(size)}" for size, label in parts if size)
     how = "1 process" if setup.processes == 1 else f"{setup.processes} processes, {setup.strategy}"
+    if setup.tensor > 1:
+        how += f", layers shared by {setup.tensor}"
     return f"{human_bytes(memory.total)} and activations: {listed} ({setup.dtype} weights, {how})"
 
 

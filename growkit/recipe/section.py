@@ -88,6 +88,7 @@ SPELLINGS = {
     "model.dtype": "torch_dtype",
     "model.attn_implementation": "attn attention attention_implementation flash_attention",
     "parallel.strategy": "ddp fsdp",
+    "parallel.tensor": "tp tp_size tensor_parallel tensor_parallel_size parallelism",
     "parallel.processes": "world_size nproc gpus num_gpus devices num_processes",
     "out": "output_dir out_dir save_dir output",
 }

@@ -15,7 +15,7 @@ from growkit.optimizer_state.stacked import Layout, Stored, plain_layout, stored
 from growkit.training.checkpoints import damage, list_checkpoints
 from growkit.training.parallel.sharded_files import (
     local_part,
-    read_rows,
+    read_part,
     shapes_of,
     stored_tensors,
 )
@@ -52,31 +52,33 @@ def average_into(model: Any, folders: Sequence[Path]) -> None:
     with ExitStack() as stack:
         sources = [_reader(model, folder, stack) for folder in folders]
         for name, parameter in model.named_parameters():
-            local, first = local_part(parameter)
-            total = torch.zeros(tuple(local.shape), dtype=torch.float64)
+            held, offsets = local_part(parameter)
+            total = torch.zeros(tuple(held.shape), dtype=torch.float64)
             for read in sources:
-                total += read(name, first, local)
-            local.copy_((total / len(sources)).to(parameter.dtype))
+                total += read(name, offsets, held)
+            held.copy_((total / len(sources)).to(parameter.dtype))
 
 
 def _reader(
     model: Any, folder: Path, stack: ExitStack
-) -> Callable[[str, int, torch.Tensor], torch.Tensor]:
-    """From a parameter's name, its first row here and its rows to their values in a checkpoint."""
+) -> Callable[[str, tuple[int, ...], torch.Tensor], torch.Tensor]:
+    """From a parameter's name, where its part begins and its part to values in a checkpoint."""
     checkpoint = stack.enter_context(open_checkpoint(folder))
     shapes = shapes_of(stored_tensors(model))
     layout: Layout | None = plain_layout(shapes)
     if not shapes.keys() <= checkpoint.tensors.keys():
         layout = stored_layout(model, shapes)
     if layout is not None:
-        return lambda name, first, rows: _rows(checkpoint, layout[name], first, rows)
+        return lambda name, offsets, part: _part(checkpoint, layout[name], offsets, part)
     loaded = dict(type(model).from_pretrained(folder, dtype="auto").named_parameters())
-    return lambda name, first, rows: loaded[name].detach().double()
+    return lambda name, offsets, part: loaded[name].detach().double()
 
 
-def _rows(checkpoint: Checkpoint, stored: Stored, first: int, like: torch.Tensor) -> torch.Tensor:
-    """Rows of a stored tensor in float64, which holds everything (torch has numpy's)."""
+def _part(
+    checkpoint: Checkpoint, stored: Stored, offsets: tuple[int, ...], like: torch.Tensor
+) -> torch.Tensor:
+    """A part of a stored tensor in float64, which holds everything (torch has numpy's)."""
     values = torch.empty(like.numel(), dtype=torch.float64)
-    for position, piece in read_rows(checkpoint, stored, first, tuple(like.shape)):
+    for position, piece in read_part(checkpoint, stored, offsets, tuple(like.shape)):
         values[position : position + piece.size] = torch.from_numpy(piece.astype("float64"))
     return values.view(like.shape)

@@ -120,6 +120,8 @@ class Changes:
         same = set(SAME_SAMPLES)
         if self.old is not None and self.old.sequences_per_step == self.new.sequences_per_step:
             same |= SPLIT
+        if self.old is not None and self.old.parallel.sharded and self.new.parallel.sharded:
+            same |= {"parallel.tensor", "parallel.strategy"}  # their checkpoints are the same
         return same & self.values.keys()
 
     def in_words(self, keys: Collection[str]) -> str:

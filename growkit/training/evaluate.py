@@ -65,8 +65,8 @@ def _sum(
     """(sum of the losses in nats, predicted tokens) of some sequences, over all processes."""
     total, count = 0.0, 0
     starts = range(0, len(indices), batch_size)
-    for turn in range(0, len(starts), processes.count):
-        mine = turn + processes.rank
+    for turn in range(0, len(starts), processes.readers):
+        mine = turn + processes.reader
         # A sharded model needs every process in every forward pass: one without a batch of its own
         # repeats the first, and does not count it.
         start = starts[mine if mine < len(starts) else 0]

@@ -121,7 +121,7 @@ class GrowthOptimizer(Optimizer):
                     continue
                 factor = rates.new if part == "new" else rates.old
                 if factor:
-                    whole.append(_at(group, group["params"], factor))
+                    whole += [_at(group, same, factor) for same in _alike(group["params"])]
             _run(inner, whole)
         return loss
 
@@ -153,6 +153,14 @@ class GrowthOptimizer(Optimizer):
 def _at(group: Group, parameters: list[Parameter], factor: float) -> Group:
     rate = group["lr"] * group["multiplier"] * factor
     return {**group, "params": parameters, "lr": rate}
+
+
+def _alike(parameters: Sequence[Parameter]) -> list[list[Parameter]]:
+    """What one call of a fused kernel may take: not tensors of several meshes, or of none."""
+    found: dict[Any, list[Parameter]] = {}
+    for parameter in parameters:
+        found.setdefault(getattr(parameter, "device_mesh", None), []).append(parameter)
+    return list(found.values())
 
 
 def _run(inner: Optimizer, groups: list[Group]) -> None:

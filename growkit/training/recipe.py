@@ -130,8 +130,8 @@ class Recipe(Section):
                 raise ValueError("'training.lora' needs a 'model.checkpoint' that it adapts")
             if self.stages:
                 raise ValueError("'training.lora' and 'stages' do not go together: merge first")
-            if self.parallel.strategy == "fsdp":
-                raise ValueError("'training.lora' and parallel.strategy fsdp do not go together")
+            if self.parallel.sharded:
+                raise ValueError(f"'training.lora' and {self._how_sharded} do not go together")
         return self
 
     @model_validator(mode="after")
@@ -147,12 +147,17 @@ class Recipe(Section):
         if section.early_stopping is not None and self.stages:
             raise ValueError("'training.early_stopping' ends a run, and 'stages' say when one ends")
         measured = named & {"samples", "eval_tasks"}
-        if measured and self.parallel.strategy == "fsdp":
+        if measured and self.parallel.sharded:
             raise ValueError(
-                f"'training.{min(measured)}' needs the whole model in one process, and "
-                "parallel.strategy is fsdp: measure the finished folder by growkit eval"
+                f"'training.{min(measured)}' needs the whole model in one process, which "
+                f"{self._how_sharded} rules out: measure the finished folder by growkit eval"
             )
         return self
+
+    @property
+    def _how_sharded(self) -> str:
+        sharded = self.parallel.strategy == "fsdp"
+        return f"parallel.{'strategy fsdp' if sharded else f'tensor {self.parallel.tensor}'}"
 
     @property
     def tokenizer_folder(self) -> Path | None:

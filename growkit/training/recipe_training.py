@@ -301,6 +301,9 @@ class ParallelSection(Section):
 
     Attributes:
         strategy: ``ddp``: every process holds the model; ``fsdp``: a part of it (FSDP2).
+        tensor: so many neighbouring processes share every layer and read the same sequences
+            (tensor parallelism by the model's own ``tp_plan``); more processes than that divide
+            the data, which needs ``fsdp``.
         processes: a launch with any other number of processes is refused.
         gather_dtype: what travels between processes under ``fsdp`` with ``bf16``. ``bfloat16``
             halves the traffic; every parameter, lambda too, is then rounded where it is used (not
@@ -309,6 +312,16 @@ class ParallelSection(Section):
     """
 
     strategy: Literal["ddp", "fsdp"] = "ddp"
+    tensor: Positive = 1
     processes: Positive | None = None
     gather_dtype: Literal["float32", "bfloat16"] = "float32"
     timeout_minutes: Annotated[float, Field(gt=0)] = 30
+
+    @property
+    def sharded(self) -> bool:
+        """Whether a process holds a part of the model: checkpoints are then written by all."""
+        return self.strategy == "fsdp" or self.tensor > 1
+
+    def readers(self, processes: int) -> int:
+        """How many groups of processes read sequences of their own."""
+        return processes // self.tensor

@@ -100,7 +100,7 @@ def train(
     check_source(recipe, out)
     new_parameters_of(recipe)
 
-    from growkit.training.parallel.processes import join
+    from growkit.training.parallel.processes import join, waiting
     from growkit.verification.loading import quiet_transformers
 
     with quiet_transformers(), ExitStack() as stack:
@@ -111,7 +111,8 @@ def train(
         opened = open_run(recipe, out, run.folder, resume, overwrite, run.reporter)
         processes.from_first(lambda: stack.enter_context(opened))
         run.check_shared()
-        return run.run()
+        with waiting():
+            return run.run()
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ class _Run:
             return make_result(finished, self.out, self.folder, self.started, str(checkpoint))
         sharded = None
         self.reporter.log("loading the model")
-        if self.recipe.parallel.strategy == "fsdp":
+        if self.recipe.parallel.sharded:
             sharded = build_sharded(self.recipe, tokenizer, self.processes)
             model = sharded.model
         else:
@@ -236,7 +237,6 @@ class _Run:
         )
         from growkit.training.growth.grown import GrownOptimizer
         from growkit.training.growth.probes import probes_of
-        from growkit.training.parallel.processes import waiting
         from growkit.training.router_loss import has_routers, unbalanced
         from growkit.training.stop import StopOnSignal
         from growkit.training.trainer import RunCallback, RunTrainer
@@ -288,7 +288,7 @@ class _Run:
             f"training: step {steps_done:,} to {recipe.end_step:,}, {recipe.tokens_per_step:,} "
             "tokens per step"
         )
-        with self.reporter.progress("training", remaining, unit="tokens") as bar, stop, waiting():
+        with self.reporter.progress("training", remaining, unit="tokens") as bar, stop:
             bars.append(bar)
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if stop.stopped:

@@ -139,7 +139,7 @@ class RunTrainer(ProcessTrainer):
         # transformers switches it off for the training; what is written keeps the model's own.
         self._use_cache = getattr(model.config, "use_cache", True)
         arguments = training_arguments(
-            recipe, folder, evaluation=held_out is not None, processes=self.processes.count
+            recipe, folder, evaluation=held_out is not None, processes=self.processes.readers
         )
         super().__init__(
             model=model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
+dist.init_process_group("gloo", timeout=timedelta(minutes=3))  # transformers would wait two hours
 model = AutoModelForCausalLM.from_pretrained(
     folder, distributed_config=DistributedConfig(tp_size=2)
 )

@@ -25,10 +25,12 @@ GDA = {
 }  # fmt: skip
 
 
-def make_source(text: Path, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+def make_source(
+    text: Path, folder: Path, dtype: torch.dtype = torch.float32, **config: Any
+) -> Path:
     """A GDA model of two layers after three steps of training, stored in ``dtype``."""
     values = recipe_values(text, max_steps=3, schedule="constant", warmup_steps=0)
-    values["model"]["config"] = dict(GDA)
+    values["model"]["config"] = {**GDA, **config}
     train(make_recipe(values), folder)
     if dtype != torch.float32:
         from transformers import AutoModelForCausalLM

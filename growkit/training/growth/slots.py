@@ -36,15 +36,11 @@ class Slots:
     columns: Tensor | None
 
     def local_to(self, parameter: Tensor) -> Slots:
-        """The part that a process needs for its shard of ``parameter``, on its device.
-
-        Of a sharded parameter (DTensor) the vectors are sharded by the same rule, which is
-        collective: every process has to ask.
-        """
-        rows, columns = self.rows, self.columns
-        if is_sharded(parameter):
-            rows = _local_part(rows, parameter, 0)
-            columns = None if columns is None else _local_part(columns, parameter, 1)
+        """The part that a process needs for its shard of ``parameter``, on its device."""
+        offsets, shape = local_offsets(parameter), local(parameter).shape
+        rows, columns = self.rows.narrow(0, offsets[0], shape[0]), self.columns
+        if columns is not None:
+            columns = columns.narrow(0, offsets[1], shape[1])
         device = parameter.device
         return Slots(rows.to(device), None if columns is None else columns.to(device))
 
@@ -68,8 +64,9 @@ class EntrySlots:
     def local_to(self, parameter: Any) -> EntrySlots:
         """See :meth:`Slots.local_to`."""
         entries = self.entries
-        if is_sharded(parameter):
-            entries = _distributed(entries, parameter, parameter.placements)
+        offsets, shape = local_offsets(parameter), local(parameter).shape
+        for dimension, (first, length) in enumerate(zip(offsets, shape, strict=True)):
+            entries = entries.narrow(dimension, first, length)
         return EntrySlots(entries.to(parameter.device))
 
     def mask(self) -> Tensor:
@@ -88,21 +85,17 @@ def local(tensor: Any) -> Tensor:
     return held
 
 
-def _local_part(vector: Tensor, parameter: Any, dimension: int) -> Tensor:
-    from torch.distributed.tensor import Replicate, Shard
+def local_offsets(parameter: Any) -> tuple[int, ...]:
+    """Where the entries that this process holds of a parameter begin, along each dimension."""
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-    placements = [
-        Shard(0) if isinstance(p, Shard) and p.dim == dimension else Replicate()
-        for p in parameter.placements
-    ]
-    return _distributed(vector, parameter, placements)
-
-
-def _distributed(tensor: Tensor, parameter: Any, placements: Any) -> Tensor:
-    from torch.distributed.tensor import distribute_tensor
-
-    mesh = parameter.device_mesh
-    return local(distribute_tensor(tensor.to(mesh.device_type), mesh, placements))
+    if not isinstance(parameter, DTensor):
+        return (0,) * parameter.ndim
+    _, offsets = compute_local_shape_and_global_offset(
+        torch.Size(parameter.shape), parameter.device_mesh, parameter.placements
+    )
+    return tuple(offsets)
 
 
 class SlotMap:

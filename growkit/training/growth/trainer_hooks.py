@@ -68,12 +68,12 @@ def gradient_norms(optimizer: GrowthOptimizer) -> dict[str, Tensor]:
 
 
 def _root(by_mesh: dict[Any, Tensor]) -> Tensor:
-    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+    from torch.distributed.tensor import DTensor, Partial, Replicate
 
     total = torch.zeros(())
     for mesh, value in by_mesh.items():
         if mesh is not None:
-            placements = [Partial() if isinstance(p, Shard) else Replicate() for p in mesh[1]]
+            placements = [Replicate() if p.is_replicate() else Partial() for p in mesh[1]]
             value = DTensor.from_local(value, mesh[0], placements).full_tensor()
         total = total.to(value.device) + value
     return total.sqrt()

@@ -106,8 +106,24 @@ def check_launch(recipe: Recipe, environment: Mapping[str, str] = os.environ) ->
 
 def check_shares(recipe: Recipe, count: int) -> None:
     """Raises:
-    UsageError: the sequences of a step are not a multiple of the number of processes.
+    UsageError: tensor parallelism does not divide the processes, or those that read sequences of
+        their own do not divide the sequences of a step.
     """
+    tensor, strategy = recipe.parallel.tensor, recipe.parallel.strategy
+    if count % tensor:
+        some = f"{count} process was" if count == 1 else f"{count} processes were"
+        raise UsageError(
+            f"parallel.tensor is {tensor} and {some} started: every {tensor} of them share a "
+            "model.",
+            f"Start a multiple of {tensor}: {torchrun_command(tensor)}",
+        )
+    if count > tensor > 1 and strategy == "ddp":
+        raise UsageError(
+            f"parallel.tensor is {tensor} in {count} processes, which leaves {count // tensor} to "
+            "divide the data, and parallel.strategy ddp cannot hold copies of a model in parts.",
+            f"Set parallel.strategy: fsdp, or start {tensor} processes: {torchrun_command(tensor)}",
+        )
+    count = recipe.parallel.readers(count)
     if recipe.sequences_per_step % count:
         raise UsageError(
             f"The {recipe.sequences_per_step} sequences of a step (per_device_train_batch_size x "

@@ -74,6 +74,21 @@ class ProcessTrainer(Trainer):
         # (Said to Trainer.__init__, this would forbid checkpoints, which are made below.)
         self.is_distributed_loading_by_transformers = True
 
+    def get_tp_size(self) -> int:
+        """How many processes read the same sequences: transformers counts their tokens once."""
+        return self.processes.tensor
+
+    def get_train_dataloader(self) -> Any:
+        """Batches of this process's reader; accelerate would give every process its own."""
+        loader = super().get_train_dataloader()
+        if self.processes.tensor > 1:
+            shares = loader.batch_sampler
+            shares.num_processes, shares.process_index = (
+                self.processes.readers,
+                self.processes.reader,
+            )
+        return loader
+
     def _move_model_to_device(self, model: Any, device: torch.device) -> None:
         if self.sharded is None:
             super()._move_model_to_device(model, device)
@@ -94,7 +109,7 @@ class ProcessTrainer(Trainer):
                 # Creating the data loader's iterator drew from the generator that dropout uses.
                 self._load_rng_state(self._resumed_from)
                 self._load_running_loss(Path(self._resumed_from))
-            elif not self.processes.first:
+            elif self.processes.reader:
                 self._seed_this_process(0)
         samples, items = batches
         if torch.is_tensor(items):  # a step may hold questions alone: its loss is 0, not 0 / 0
@@ -102,8 +117,8 @@ class ProcessTrainer(Trainer):
         return samples, items
 
     def _seed_this_process(self, step: int) -> None:
-        """Random numbers that are this process's own, for example of dropout."""
-        key = [self.recipe.training.seed, step, self.processes.rank]
+        """Random numbers that are this reader's own, for example of dropout."""
+        key = [self.recipe.training.seed, step, self.processes.reader]
         set_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
@@ -241,7 +256,6 @@ class ProcessTrainer(Trainer):
         copy_lineage(self.recipe.model.checkpoint, written)
         (written / POSITION).write_text(position_text(self.recipe, self.train_dataset, step))
         target = self.folder / written.name
-        checkpoints.publish(
-            written, target, step, self.processes.count, self.recipe.parallel.strategy
-        )
+        strategy = "ddp" if self.sharded is None else "fsdp"
+        checkpoints.publish(written, target, step, self.processes.count, strategy)
         checkpoints.keep_newest(self.folder, self.recipe.training.checkpoints_kept)

@@ -1,12 +1,14 @@
 """The processes of one run: which of them writes, and what all have to agree on.
 
-Messages go over a gloo group of their own. It waits as long as the first process tokenizes or
-writes, it does not disturb a GPU's collectives, and it notices at once when a process dies.
+Messages go over gloo groups of their own, which do not disturb a GPU's collectives and notice at
+once when a process dies. One waits as long as the first process tokenizes or writes; of what all
+do together, one that waits longer than ``parallel.timeout_minutes`` ends the run with a sentence.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -19,14 +21,27 @@ from growkit.training.recipe import Recipe
 
 T = TypeVar("T")
 _PATIENCE = timedelta(days=7)
-_group: Any = None
+_groups: tuple[Any, Any] | None = None
+_timeout_minutes = 30.0
 
 
 class Processes:
-    """This process among ``count``, with rank ``rank``; the first one (rank 0) writes."""
+    """This process among ``count``, with rank ``rank``; the first one (rank 0) writes.
 
-    def __init__(self, rank: int = 0, count: int = 1, group: Any = None) -> None:
-        self.rank, self.count, self.group = rank, count, group
+    Every ``tensor`` neighbours share the layers of one model and read the same sequences: together
+    they are reader number ``reader`` of ``readers``.
+    """
+
+    def __init__(
+        self,
+        rank: int = 0,
+        count: int = 1,
+        groups: tuple[Any, Any] = (None, None),
+        tensor: int = 1,
+    ) -> None:
+        self.rank, self.count, self.tensor = rank, count, tensor
+        self.patient, self.group = groups
+        self.reader, self.readers = rank // tensor, count // tensor
 
     @property
     def first(self) -> bool:
@@ -44,7 +59,7 @@ class Processes:
         answer: list[Any] = [None]
         if not self.first:
             with waiting():
-                dist.broadcast_object_list(answer, src=0, group=self.group)
+                dist.broadcast_object_list(answer, src=0, group=self.patient)
             result, failure = answer[0]
             if failure is not None:
                 raise FailedElsewhere(failure)
@@ -54,10 +69,10 @@ class Processes:
         except BaseException as error:
             code = error.exit_code if isinstance(error, GrowkitError) else 1
             with contextlib.suppress(RuntimeError):
-                dist.broadcast_object_list([(None, code)], src=0, group=self.group)
+                dist.broadcast_object_list([(None, code)], src=0, group=self.patient)
             raise
         with waiting():
-            dist.broadcast_object_list([(result, None)], src=0, group=self.group)
+            dist.broadcast_object_list([(result, None)], src=0, group=self.patient)
         return result
 
     def any(self, flag: bool) -> bool:
@@ -79,13 +94,13 @@ class Processes:
         return values
 
     def sum(self, values: list[float]) -> list[float]:
-        """Sums over all processes, in float64."""
+        """Sums over all readers, in float64."""
         if self.count == 1:
             return values
         total = torch.tensor(values, dtype=torch.float64)
         with waiting():
             dist.all_reduce(total, group=self.group)
-        return [float(value) for value in total]
+        return [float(value) / self.tensor for value in total]
 
     def barrier(self) -> None:
         """Wait for all."""
@@ -94,34 +109,52 @@ class Processes:
 
 @contextlib.contextmanager
 def waiting() -> Iterator[None]:
-    """Turn the error of a collective whose other side is gone into a quiet end.
+    """Turn the error of a collective whose other side is gone or silent into an end in order.
 
     Raises:
         FailedElsewhere: another process ended; it says itself why.
+        GrowkitError: none ended, and one did not come.
     """
     try:
         yield
     except RuntimeError as error:
         # gloo raises plain RuntimeErrors that name its source file.
-        if isinstance(error, dist.DistError) or "/gloo/" in str(error):
-            raise FailedElsewhere(1) from error
-        raise
+        if not isinstance(error, dist.DistError) and "/gloo/" not in str(error):
+            raise
+        if "timed out" in str(error).lower():
+            raise _nobody_came() from error
+        raise FailedElsewhere(1) from error
+
+
+def _nobody_came() -> GrowkitError:
+    rank = os.environ.get("RANK", "0")
+    return GrowkitError(
+        f"Process {rank} waited for another one for {_timeout_minutes:g} minutes "
+        "(parallel.timeout_minutes), and it did not come.",
+        "A process of this run hangs or was never started: look for the one that says nothing. The "
+        "same command continues from the last checkpoint; raise the limit where one is only slow.",
+    )
 
 
 def join(recipe: Recipe, count: int) -> Processes:
     """Meet the other processes; what the launcher said about them has been checked before.
 
     Raises:
-        GrowkitError: accelerate sees another number of processes than the launcher started.
+        GrowkitError: they do not come, or accelerate sees another number of processes than the
+            launcher started.
     """
-    global _group
-    if count == 1 and recipe.parallel.strategy == "ddp":
+    global _groups, _timeout_minutes
+    _timeout_minutes = recipe.parallel.timeout_minutes
+    if count == 1 and not recipe.parallel.sharded:
         return Processes()
-    if not dist.is_initialized():
-        _initialise(recipe, count)
-    if _group is None:
-        _group = dist.new_group(backend="gloo", timeout=_PATIENCE)
-    return Processes(dist.get_rank(), dist.get_world_size(), _group)
+    with waiting():
+        if not dist.is_initialized():
+            _initialise(recipe, count)
+        if _groups is None:
+            limit = timedelta(minutes=_timeout_minutes)
+            patient, group = (dist.new_group(backend="gloo", timeout=t) for t in (_PATIENCE, limit))
+            _groups = patient, group
+    return Processes(dist.get_rank(), dist.get_world_size(), _groups, recipe.parallel.tensor)
 
 
 def _initialise(recipe: Recipe, count: int) -> None:
@@ -155,7 +188,7 @@ def on_cpu(recipe: Recipe) -> bool:
 
 def leave() -> None:
     """Take leave of the other processes at the end of a program."""
-    global _group
+    global _groups
     if dist.is_initialized():
         dist.destroy_process_group()
-    _group = None
+    _groups = None

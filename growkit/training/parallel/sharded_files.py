@@ -3,7 +3,8 @@
 FSDP2 shards each parameter by its first dimension, so a process's part is one range of bytes of the
 tensor on disk, or of several that are stored one by one (experts, which transformers stacks). It is
 read and written in place: no process ever holds the model, nothing is gathered, and the result is
-an ordinary folder of as many files as its size asks for.
+an ordinary folder of as many files as its size asks for. Tensor parallelism also cuts columns: of
+such a parameter the rows are read whole, and it is gathered to be written, one at a time.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from growkit.optimizer_state.stacked import (
     plain_layout,
     stored_layout,
 )
-from growkit.training.growth.slots import is_sharded
+from growkit.training.growth.slots import is_sharded, local, local_offsets
 from growkit.training.parallel.processes import Processes
 
 MAX_SHARD_SIZE = 5 * 10**9
@@ -45,33 +46,45 @@ _STORED = {
 }  # fmt: skip
 
 
-def local_part(parameter: Tensor) -> tuple[Tensor, int]:
-    """(the rows of a parameter that this process holds, the number of its first row).
+def local_part(parameter: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """(the entries of a parameter that this process holds, where they begin in each dimension).
 
-    A parameter that is not sharded is one's own as a whole. The rows share the parameter's memory.
+    A parameter that is not sharded is one's own as a whole. The entries share its memory.
     """
-    from torch.distributed.tensor import DTensor
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    parameter = parameter.detach()
-    if not isinstance(parameter, DTensor):
-        return parameter, 0
-    (placement,) = parameter.placements
-    assert placement.is_shard(0), placement
-    _, offset = compute_local_shape_and_global_offset(
-        parameter.shape, parameter.device_mesh, parameter.placements
-    )
-    return parameter.to_local(), offset[0]
+    return local(parameter.detach()), local_offsets(parameter)
 
 
-def read_rows(
-    checkpoint: Checkpoint, stored: Stored, first: int, shape: tuple[int, ...]
+def read_part(
+    checkpoint: Checkpoint, stored: Stored, offsets: tuple[int, ...], shape: tuple[int, ...]
 ) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
-    """Consecutive entries of rows ``first`` on of a parameter, as (position, flat values).
+    """Consecutive entries of a part of a parameter, as (position in the part, flat values).
 
     Args:
-        shape: of the wanted rows; position 0 is the first entry of row ``first``.
+        offsets: where the part begins in each dimension.
+        shape: of the part.
     """
+    first, rows = (offsets or (0,))[0], (shape or (1,))[0]
+    pieces = _read_rows(checkpoint, stored, first, (rows, *stored.shape[1:]))
+    if shape[1:] == stored.shape[1:]:
+        yield from pieces
+        return
+    found = [piece for _, piece in pieces]
+    whole = (np.concatenate(found) if found else np.empty(0)).reshape(rows, *stored.shape[1:])
+    for dimension, (offset, length) in enumerate(zip(offsets[1:], shape[1:], strict=True), 1):
+        whole = whole.take(range(offset, offset + length), dimension)
+    yield 0, whole.reshape(-1)
+
+
+def gathered(parameter: Any) -> Tensor:
+    """The whole parameter, in every process; all of them have to ask."""
+    whole: Tensor = parameter.detach().full_tensor()
+    return whole
+
+
+def _read_rows(
+    checkpoint: Checkpoint, stored: Stored, first: int, shape: tuple[int, ...]
+) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
+    """The same of whole rows ``first`` on."""
     start = first * math.prod(shape[1:])
     end = start + math.prod(shape)
     for part in stored.parts:
@@ -96,9 +109,9 @@ def read_model(model: nn.Module, folder: Path) -> None:
         layout = layout_of_folder(model, shapes_of(targets), checkpoint.tensors)
         _check_same(layout, checkpoint)
         for name, tensor in targets.items():
-            local, first = local_part(tensor)
-            flat = local.view(-1)
-            for position, piece in read_rows(checkpoint, layout[name], first, tuple(local.shape)):
+            held, offsets = local_part(tensor)
+            flat = held.view(-1)
+            for position, piece in read_part(checkpoint, layout[name], offsets, tuple(held.shape)):
                 flat[position : position + piece.size].copy_(_to_torch(piece))
 
 
@@ -161,11 +174,14 @@ def write_model(model: nn.Module, folder: Path, processes: Processes) -> None:
     processes.from_first(lambda: ShardWriter(folder, plan).close())
     with ShardWriter(folder, plan, create=False) as writer:
         for name, tensor in tensors.items():
-            local, first = local_part(tensor)
+            held, offsets = local_part(tensor)
+            if held.shape[1:] != tensor.shape[1:]:  # not rows: the first one writes it
+                tensor = gathered(tensor)
+                held, offsets = tensor, (0,) * tensor.ndim
             if not is_sharded(tensor) and not processes.first:
                 continue
-            flat, size = local.reshape(-1), tensor.element_size()
-            start = first * math.prod(tensor.shape[1:])
+            flat, size = held.reshape(-1), tensor.element_size()
+            start = (offsets or (0,))[0] * math.prod(tensor.shape[1:])
             for part in layout[name].parts:
                 last = min(part.end, start + flat.numel())
                 for position in range(max(part.first, start), last, PIECE):

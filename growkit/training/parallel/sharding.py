@@ -30,6 +30,7 @@ from growkit.training.models import (
 )
 from growkit.training.parallel.processes import Processes, on_cpu
 from growkit.training.parallel.sharded_files import read_model, write_model
+from growkit.training.parallel.tensor_parallel import split_layers, tensor_config
 from growkit.training.recipe import ModelSection, Recipe
 from growkit.verification.loading import reason, register_own_models
 
@@ -88,25 +89,33 @@ def build_sharded(recipe: Recipe, tokenizer: Any, processes: Processes) -> Shard
         UsageError: the model cannot be sharded.
     """
     section = recipe.model
+    tensor = recipe.parallel.tensor
     if section.checkpoint is not None:
-        model = empty_model(section.checkpoint, section)
+        split = tensor_config(tensor) if tensor > 1 else None
+        model = empty_model(section.checkpoint, section, split)
         check_vocabulary(model, tokenizer, section.checkpoint)
     else:
         model = build_model(section, tokenizer, recipe.training.seed)
         scale_starts(model, recipe)
-    _check_one_dtype(model)
-    sharded = ShardedModel(model, type(model), processes)
     if on_cpu(recipe):
         _give_memory_back()
-    _shard(model, recipe, processes)
+    mesh = None
+    if tensor > 1:
+        model, mesh = split_layers(model, recipe, processes)
+    sharded = ShardedModel(model, type(model), processes)
+    if recipe.parallel.strategy == "fsdp":
+        _check_one_dtype(model)
+        _shard(model, recipe, processes, mesh)
     if section.checkpoint is not None:
         _allocate(model, "cpu" if on_cpu(recipe) else torch.accelerator.current_accelerator())
         sharded.load(section.checkpoint)
     return sharded
 
 
-def empty_model(path: Path, section: ModelSection) -> Any:
+def empty_model(path: Path, section: ModelSection, split: Any = None) -> Any:
     """The model of a folder without memory for its parameters; its buffers have their values.
+
+    ``split`` is told to the class before it is made: how layers will be shared (our own check it).
 
     Buffers that no file stores (rotary frequencies) would be garbage in a model that is made on the
     meta device as a whole and allocated later, and nothing would complain.
@@ -119,6 +128,8 @@ def empty_model(path: Path, section: ModelSection) -> Any:
     config = AutoConfig.from_pretrained(
         path, local_files_only=True, trust_remote_code=section.trust_remote_code
     )
+    if split is not None:
+        config.distributed_config = split
     dtype = config.dtype or torch.float32
     if section.dtype != "auto":
         dtype = getattr(torch, section.dtype)
@@ -165,16 +176,17 @@ def decoder_layers(model: Any) -> list[nn.Module]:
     return layers
 
 
-def _shard(model: nn.Module, recipe: Recipe, processes: Processes) -> None:
+def _shard(model: nn.Module, recipe: Recipe, processes: Processes, mesh: Any = None) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    device = "cpu"
-    if not on_cpu(recipe):
-        accelerator = torch.accelerator.current_accelerator()
-        assert accelerator is not None
-        device = accelerator.type
-    mesh = init_device_mesh(device, (processes.count,))
+    if mesh is None:
+        device = "cpu"
+        if not on_cpu(recipe):
+            accelerator = torch.accelerator.current_accelerator()
+            assert accelerator is not None
+            device = accelerator.type
+        mesh = init_device_mesh(device, (processes.readers,))
     policy = MixedPrecisionPolicy()
     if recipe.training.bf16 and recipe.parallel.gather_dtype == "bfloat16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
@@ -196,9 +208,10 @@ def _give_memory_back() -> None:
         ctypes.CDLL(None).mallopt(mmap_threshold, 1 << 20)
 
 
-def _allocate(model: nn.Module, device: Any) -> None:
+def _allocate(model: Any, device: Any) -> None:
     """Memory for this process's part of the parameters; buffers keep their values."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     model.to_empty(device=device)
+    model.tie_weights()
     for name, buffer in model.named_buffers():
         buffer.copy_(buffers[name])
