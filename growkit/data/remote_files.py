@@ -35,7 +35,10 @@ def is_remote(path: Path) -> bool:
 def url_of(path: Path) -> str:
     """The address, or the path of a local file."""
     match = _URL.fullmatch(str(path))
-    return str(path) if match is None else f"{match[1]}://{match[2]}"
+    if match is None:
+        return str(path)
+    root = "/" if match[1] in ("file", "local") else ""  # which name no host: the path is absolute
+    return f"{match[1]}://{root}{match[2]}"
 
 
 @contextmanager

@@ -120,6 +120,7 @@ def training_card(
         "learning rate": f"{training['learning_rate']:g}, {training['schedule']}",
         "optimizer": f"{training['optimizer']}, weight decay {training['weight_decay']:g}",
     }
+    continued = sum(use["tokens"] for use in record["data"].values()) > record["tokens"]
     lines = [
         "---",
         yaml.safe_dump({"library_name": "transformers", **front}, sort_keys=False).strip(),
@@ -135,7 +136,7 @@ def training_card(
         "",
         "## Data",
         "",
-        "| source | tokens read | epochs |",
+        f"| source | tokens read{', by earlier runs too' * continued} | epochs |",
         "|---|---:|---:|",
         *(
             f"| {markdown_text(source_name)} | {use['tokens']:,} | {use['epochs']:g} |"

@@ -78,10 +78,20 @@ def _apply(values: Any, override: str) -> None:
     for parent in parents:
         if isinstance(values, dict) and values.get(parent) is None:
             values[parent] = {}
-        values = values[parent] if isinstance(values, dict) else None
-    if not isinstance(values, dict):
+        place = _place(values, parent)
+        values = None if place is None else values[place]
+    place = _place(values, last)
+    if place is None:
         raise UsageError(
-            f"--set {override!r} goes into a value that is not a mapping.",
-            "Its dots name nested sections, as in training.learning_rate.",
+            f"--set {override!r} goes into a value that is no mapping, or behind a list's end.",
+            "Its dots name nested sections, and numbers the entries of a list from 0 on, as in "
+            "training.learning_rate and data.mixture.0.weight.",
         )
-    values[last] = parse_yaml(value, f"The value of --set {override!r}")
+    values[place] = parse_yaml(value, f"The value of --set {override!r}")
+
+
+def _place(values: Any, word: str) -> str | int | None:
+    """The key or position that a word of a path means; None where there is no such place."""
+    if isinstance(values, list) and word.isdecimal() and int(word) < len(values):
+        return int(word)
+    return word if isinstance(values, dict) else None

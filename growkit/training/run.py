@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 from growkit.core.errors import GrowkitError, RunStopped, UsageError
 from growkit.core.names import METRICS, RECIPE
 from growkit.core.progress import Progress, Reporter, Silent
+from growkit.core.quantities import counted
 from growkit.data.sources import Corpus, corpus_of
 from growkit.record.card import training_card
 from growkit.training import checkpoints, metrics
@@ -302,7 +303,7 @@ class _Run:
         if section.early_stopping is not None and trainer.state.global_step < recipe.end_step:
             self.reporter.note(
                 f"Stopped at step {trainer.state.global_step} of {recipe.end_step}: the held-out "
-                f"loss did not fall in {section.early_stopping.patience} evaluations."
+                f"loss did not fall in {counted(section.early_stopping.patience, 'evaluation')}."
             )
         return trainer
 

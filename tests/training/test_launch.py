@@ -11,7 +11,7 @@ import yaml
 from process_runs import start
 from training_runs import make, recipe_values
 
-from growkit.core.errors import UsageError
+from growkit.core.errors import FailedElsewhere, GrowkitError, UsageError
 from growkit.training.parallel.launch import check_launch, torchrun_command
 from growkit.training.read_recipe import make_recipe
 
@@ -122,3 +122,25 @@ def test_accelerate_launch_that_starts_one_process_is_refused(
     assert f"torchrun --nproc-per-node 2 -m growkit train {path}" in said
     assert "exit status 2" in said  # of growkit itself, quoted by the launcher
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "message"),
+    [
+        (
+            "[../third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting "
+            "120000ms for recv operation to complete",
+            GrowkitError,
+            r"waited for another one for 30 minutes \(parallel.timeout_minutes\)",
+        ),
+        ("[gloo/transport/tcp/pair.cc:547] Connection closed by peer", FailedElsewhere, "failed"),
+        ("mat1 and mat2 shapes cannot be multiplied", RuntimeError, "mat1"),
+    ],
+    ids=["silent", "gone", "another error"],
+)
+def test_another_process_is_silent_or_gone(said: str, kind: type[Exception], message: str) -> None:
+    """What gloo raises, word for word; a hang ends in a sentence."""
+    from growkit.training.parallel.processes import waiting
+
+    with pytest.raises(kind, match=message), waiting():
+        raise RuntimeError(said)

@@ -93,7 +93,18 @@ def test_overrides(tmp_path: Path) -> None:
         load_recipe(path, ["training.learning_rat=1e-4"])
     with pytest.raises(UsageError, match="not of the form"):
         load_recipe(path, ["training.learning_rate"])
-    with pytest.raises(UsageError, match="not a mapping"):
+    values = yaml.safe_load(GOOD)
+    values["data"] |= {
+        "files": None,
+        "mixture": [{"name": n, "files": [n], "weight": 1} for n in "ab"],
+    }
+    mixed = write(tmp_path, yaml.safe_dump(values))
+    mixture = load_recipe(mixed, ["data.mixture.1.weight=0.5"]).data.mixture
+    assert mixture is not None and [s.weights[0] for s in mixture] == [1, 0.5]
+    with pytest.raises(UsageError, match="behind a list's end"):
+        load_recipe(mixed, ["data.mixture.2.weight=0.5"])
+    path = write(tmp_path, GOOD)
+    with pytest.raises(UsageError, match="no mapping"):
         load_recipe(path, ["data.files.first=1"])
     with pytest.raises(UsageError, match=r"--set 'data.files=\[a' line 1 is not valid YAML"):
         load_recipe(path, ["data.files=[a"])

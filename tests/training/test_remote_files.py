@@ -36,6 +36,7 @@ def store() -> Iterator[Any]:
 
 def test_addresses_survive_a_path() -> None:
     assert url_of(Path("s3://bucket/a/b.txt")) == "s3://bucket/a/b.txt"
+    assert url_of(Path("file:///a/b.txt")) == "file:///a/b.txt"
     assert is_remote(Path("hf://datasets/org/name")) and not is_remote(Path("a/b.txt"))
     assert not is_remote(Path("C:/corpus")) and url_of(Path("a/b.txt")) == "a/b.txt"
 

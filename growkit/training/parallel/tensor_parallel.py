@@ -76,7 +76,7 @@ _PARTIAL = "replicated_with_grad_allreduce"
 _SUMMED = f"growkit_{_PARTIAL}"
 
 
-def _summed_before_they_add_up(plan: dict[str, str]) -> dict[str, str]:
+def _summed_before_they_add_up(plan: dict[str, str]) -> dict[str, str] | None:
     """The rules of a plan whose gradients are partial sums, under a style of our own.
 
     Of a norm between split layers a process has the gradient of its own heads. transformers (5.23,
@@ -106,7 +106,8 @@ def _summed_before_they_add_up(plan: dict[str, str]) -> dict[str, str]:
             return module
 
     ALL_PARALLEL_STYLES[_SUMMED] = SummedGradient()
-    return {rule: _SUMMED for rule, style in plan.items() if style == _PARTIAL}
+    # (None: an empty dict would mean no plan at all.)
+    return {rule: _SUMMED for rule, style in plan.items() if style == _PARTIAL} or None
 
 
 def _configs(model: Any) -> list[Any]:
