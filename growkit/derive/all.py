@@ -60,6 +60,9 @@ _LACKING: dict[str, dict[str, Any]] = {
         "indexer_budget": 2048,
         "indexer_compress_ratio": 16,
     },
+    "voxtral": {"audio_token_id": 24},
+    "aya_vision": {"alignment_intermediate_size": 28_672},
+    "gemma4": {"vision_config": {"model_type": "gemma4_vision"}},
     "dots1": {"n_routed_experts": 128, "n_shared_experts": 2, "num_experts_per_tok": 6},
 }
 # What nearly every model file of transformers imports.

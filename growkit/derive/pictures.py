@@ -9,8 +9,9 @@ width with, and what its logits then change with.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -26,42 +27,113 @@ from growkit.derive.twin import (
     token_ids,
 )
 from growkit.families.layer_fields import leaf, with_values
-from growkit.verification.sight import Sight, feature_width, find_sight
+from growkit.verification.sight import (
+    KINDS,
+    Sight,
+    feature_width,
+    find_sight,
+    is_seen,
+    objection,
+)
 
 _SIDE = 4  # patches along a picture
 _TOKENS = re.compile(r".*(tokens_per_image|image_seq_len|image_tokens|image_length).*")
 _WIDTH = re.compile(r".*(out|proj|hidden|dim|embed|size|width).*")
 _NO_WIDTH = re.compile(r".*(image_size|patch|vocab|token|kernel|window|position|layers|merge).*")
 _MOST_WIDTHS = 24
+_MOST_INPUTS = 8
+_LAYERS = re.compile(r".*(layer|index|ind[ei]c|idx|block|depth).*")
 
 
 def with_sight(builder: Builder, values: Values, layers: Layers) -> tuple[Values, Sight | None]:
     """The twin with towers that work, and what they are given; None where nothing is accepted."""
     if not layers.place or layers.second:
         return values, None
-    hidden = hidden_of(values, layers.place)
+    agreed: list[Values] = []
     for changes in _small_towers(values, layers):
+        small = with_values(values, changes)
+        agreed += [] if agreed else [small]
+        if seen := _seen(builder, small, layers.place):
+            return seen
+    for small in _reconciled(builder, agreed[0], layers.place):
+        if seen := _seen(builder, small, layers.place):
+            return seen
+    return values, None
+
+
+def _seen(builder: Builder, small: Values, place: Path) -> tuple[Values, Sight] | None:
+    """The twin whose towers write vectors of its hidden size, and what they are given."""
+    for tried in _fitting(builder, small, place, KINDS):
         try:
-            small = with_values(values, changes)
-            model = _built(builder, small)
-            width = feature_width(model, token_ids(model))
-            if width in (0, hidden[1]) and (sight := find_sight(model, token_ids(model))):
-                return small, sight
+            model = _built(builder, tried)
+            if sight := find_sight(model, token_ids(model)):
+                return tried, sight
         except Exception:  # a refusal of the class
             continue
-        if not width:
-            continue
-        for chosen in _widths(small, layers.place, hidden[1]):
-            try:
-                tried = with_values(small, dict.fromkeys(chosen, hidden[1]))
-                model = _built(builder, tried)
-                if feature_width(model, token_ids(model)) != hidden[1]:
-                    continue
-                if sight := find_sight(model, token_ids(model)):
-                    return tried, sight
-            except Exception:
-                continue
-    return values, None
+    return None
+
+
+def _fitting(
+    builder: Builder, values: Values, place: Path, kinds: Sequence[str]
+) -> Iterator[Values]:
+    """Configs of which towers of these kinds write vectors of the hidden size."""
+    if not kinds:
+        yield values
+        return
+    hidden = hidden_of(values, place)[1]
+
+    def width(tried: Values) -> int:
+        model = _built(builder, tried)
+        return feature_width(model, token_ids(model), kinds[0])
+
+    try:
+        found = width(values)
+    except Exception:  # a refusal of the class
+        return
+    if found in (0, hidden):
+        yield from _fitting(builder, values, place, kinds[1:])
+        return
+    for chosen in _widths(values, place, hidden):
+        tried = with_values(values, dict.fromkeys(chosen, hidden))
+        with contextlib.suppress(Exception):
+            if width(tried) == hidden:
+                yield from _fitting(builder, tried, place, kinds[1:])
+
+
+def _reconciled(builder: Builder, values: Values, place: Path) -> Iterator[Values]:
+    """Configs whose towers agree: of two sizes that the class finds unequal (a projector's input
+    and what a tower made smaller gives) the field of the one becomes the other. For each of the
+    inputs that are tried, which decide what it objects to."""
+
+    def disagreeing(tried: Values, number: int) -> tuple[int, int] | None:
+        model = _built(builder, tried)
+        return objection(model, token_ids(model), number)
+
+    with contextlib.suppress(Exception):  # no further input, or a class that is not built so
+        for number in range(_MOST_INPUTS):
+            now, unequal = values, disagreeing(values, number)
+            while unequal is not None:
+                for path, size in _either(now, place, unequal):
+                    tried = with_values(now, {path: size})
+                    try:
+                        left = disagreeing(tried, number)
+                    except Exception:  # a refusal of the class
+                        continue
+                    if left != unequal and (left is None or left[::-1] != unequal):
+                        now, unequal = tried, left
+                        break
+                else:
+                    break
+            if now is not values:
+                yield now
+
+
+def _either(values: Values, place: Path, unequal: tuple[int, int]) -> Iterator[tuple[Path, int]]:
+    """Fields of one of two sizes, and the other size; the larger one first, which the twin left."""
+    for size in sorted(unequal, reverse=True):
+        for path, value in _elsewhere(values, place):
+            if value == size:
+                yield path, unequal[0] + unequal[1] - size
 
 
 def _built(builder: Builder, values: Values) -> Any:
@@ -101,7 +173,7 @@ def grows_along(builder: Builder, values: Values, layers: Layers) -> tuple[Path,
             try:
                 larger = with_values(values, grown | dict.fromkeys(chosen, 2 * hidden))
                 model = _built(builder, larger)
-                if find_sight(model, token_ids(model)) == builder.sight:
+                if is_seen(model, builder.sight, token_ids(model)):
                     return chosen
             except Exception:  # a refusal of the class
                 continue
@@ -154,6 +226,10 @@ def _small_towers(values: Mapping[str, Any], layers: Layers) -> Iterator[dict[Pa
         if _TOKENS.fullmatch(path[-1]) and value > 4:
             tokens[path] = 4
     for name, part in values.items():
+        if _LAYERS.fullmatch(name) and _are_numbers(part):  # of the states of a tower of two layers
+            small[name,] = [-1 - number % 2 for number in range(len(part))]
+        if isinstance(part, Mapping) and part and all(str(key).isdigit() for key in part):
+            small[name,] = {str(_SIDE * _SIDE): min(part.values())}  # by the number of patches
         if isinstance(part, Mapping) and (name,) != place:
             small.update(_fed_layers((name,), part, layers.count))
             sides, patch = part.get("image_size"), part.get("patch_size")
@@ -179,12 +255,17 @@ def _is_pairs(value: Any) -> bool:
     )
 
 
+def _are_numbers(value: Any) -> bool:
+    """A list of whole numbers."""
+    return isinstance(value, list) and bool(value) and all(type(n) is int for n in value)
+
+
 def _fed_layers(place: Path, part: Mapping[str, Any], most: int) -> Iterator[tuple[Path, Any]]:
     """Lists of layers of a tower whose output is looked at: the first ones, of a tower with as many
     layers; no more of them than layers of the language model, which may each be given one."""
     depth = next((n for n in ("depth", "num_hidden_layers") if isinstance(part.get(n), int)), None)
     for name, value in part.items():
-        numbers = isinstance(value, list) and value and all(type(n) is int for n in value)
+        numbers = _LAYERS.fullmatch(name) and _are_numbers(value)
         if depth and numbers and max(value) >= part[depth] and len(value) <= 8:
             few = min(len(value), most)
             yield (*place, name), list(range(few))

@@ -176,6 +176,10 @@ def _requests(table: dict[str, Any], found: Any) -> Iterator[tuple[str, dict[str
     if table["carried"] and builder_is_blind(found):
         fixed = ["--hidden", *(("--query-heads", "--heads") if together else ())]
         table["operators"] |= {option: {"why": PROJECTOR} for option in fixed}
+    elif unseen := _unseen_tower(table, found):
+        table["operators"]["--hidden"] = {
+            "why": f"Nothing that growkit can make runs through {unseen}*"
+        }
     elif found.stream is not None:
         yield "--hidden", {"hidden": "x2"} | ({"heads": "x2"} if together else {})
     elif why := found.failures.get("hidden"):
@@ -197,6 +201,16 @@ def _requests(table: dict[str, Any], found: Any) -> Iterator[tuple[str, dict[str
         yield "--kv-heads", {"kv_heads": "x2"}
     if "--heads" not in table["operators"]:
         yield "--heads", {"heads": "x2"} | together
+
+
+def _unseen_tower(table: Mapping[str, Any], found: Any) -> str:
+    """What the names of a tower begin with of which no tensor gets a gradient, whatever the twin
+    was given: nobody can say what it writes. Empty where there is none."""
+    for prefix in table["carried"]:
+        inside = [n for n, role in enumerate(found.axes.roles) if role.name.startswith(prefix)]
+        if all(number in found.dead for number in inside):
+            return str(prefix)
+    return ""
 
 
 def builder_is_blind(found: Any) -> bool:

@@ -9,6 +9,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from growkit.derive.axes import HEADS, HIDDEN, KV_HEADS, PER, WIDTHS, Axes, find_axes, name_of
 from growkit.derive.closings import Closings, LayerInsertion, find_closings
@@ -409,6 +410,21 @@ def _find_stream(
         # A matrix that reads the stream gives what it makes on its other side: no reader there,
         # where an output projection that is tied to the embedding reads it (heads of BERT).
         stream.readers |= {key for key in last if not _gives(stream, key)}
+        stream.readers |= _fed_in(found, stream.inner)
+
+
+def _fed_in(found: Findings, inner: set[tuple[int, int]]) -> set[tuple[int, int]]:
+    """Of units of the hidden size in a wrapper's projectors, those on the input side of a module:
+    one after another, which no probe of the whole tells apart."""
+    result = set()
+    for place, dim in inner if found.layers.place else ():
+        role, model = found.axes.roles[place], found.model
+        if role.per_layer or dim != 1 or role.instance() in model.opaque:
+            continue
+        stem = model.parameter_of(role.instance()).rpartition(".")[0]
+        if isinstance(model.model.get_submodule(stem), nn.Linear | nn.Conv1d | nn.Conv2d):
+            result.add((place, dim))
+    return result
 
 
 def _gives(stream: Stream, key: tuple[int, int]) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,11 +20,19 @@ import torch
 from growkit.verification import model_inputs as inputs
 
 # Argument -> how it is made, and of which shape: ``noise`` for each row of ids, ``joined`` along
-# the first dimension, ``ones`` and ``given`` (these numbers themselves) for each row.
+# the first dimension or ``packed`` along the last one of a single picture, ``ones``, ``given``
+# (these numbers themselves) and ``number`` (one of them) for each row, ``positions`` on a grid.
 Given = Mapping[str, tuple[str, tuple[int, ...]]]
 _MOST_PLACES = 1200
+KINDS = ("image", "audio", "video")
 PLACEHOLDERS = re.compile(
-    r".*(image|img|audio|sound|speech|media|picture|context).*(token_id|token_index)"
+    r".*(image|img|audio|sound|speech|media|picture|context|video).*(token_id|token_index)"
+)
+# How classes say that two sizes are not the same.
+_UNEQUAL = (
+    r"\(\d+x(\d+) and (\d+)x\d+\)",
+    r"normalized_shape=\[(\d+)\].* of size ?\[(?:\d+, )*(\d+)\]",
+    r"tensor a \((\d+)\) must match the size of tensor b \((\d+)\)",
 )
 _BOUNDS = re.compile(r".*(start|begin|end|bos|eos|boi|eoi|boa|eoa|newline|break|pad).*")
 
@@ -37,13 +45,21 @@ class Sight:
         given: the arguments.
         places: placeholder tokens in front of each row.
         token: the placeholder's id.
-        typed: the class wants to be told which tokens stand for an image.
+        typed: number by which the class wants to be told that these tokens stand for an image or
+            a sound; 0: it does not ask.
+        beside: what a tower of another kind is given, its placeholders in front of these.
     """
 
     given: Given
     places: int = 0
     token: int = 0
-    typed: bool = False
+    typed: int = 0
+    beside: Sight | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """All arguments that towers read."""
+        return [*self.given, *(self.beside.names if self.beside else ())]
 
     def arguments(self, model: Any, ids: torch.Tensor) -> dict[str, Any]:
         """All arguments of a forward pass over these token ids [batch, length]."""
@@ -51,7 +67,15 @@ class Sight:
         whole = torch.cat([front, ids], dim=1)
         made: dict[str, Any] = {"input_ids": whole, **self.made(model, ids)}
         if self.typed:
-            made["mm_token_type_ids"] = (whole == self.token).long()
+            made["mm_token_type_ids"] = (whole == self.token).long() * self.typed
+        if self.beside is not None:
+            other = self.beside.arguments(model, ids)
+            before = self.beside.places
+            both = torch.cat([other["input_ids"][:, :before], whole], dim=1)
+            if self.typed:
+                types = other["mm_token_type_ids"][:, :before], made["mm_token_type_ids"]
+                made["mm_token_type_ids"] = torch.cat(types, dim=1)
+            made = {**other, **made, "input_ids": both}
         return made
 
     def made(self, model: Any, ids: torch.Tensor) -> dict[str, Any]:
@@ -63,11 +87,19 @@ class Sight:
                 result[name] = torch.ones((len(ids), *shape), dtype=torch.long)
             elif kind == "given":
                 result[name] = torch.tensor([list(shape)] * len(ids))
+            elif kind == "number":
+                result[name] = torch.full((len(ids),), *shape)
+            elif kind == "positions":
+                high, wide = map(torch.arange, shape)
+                result[name] = torch.cartesian_prod(wide, high).repeat(len(ids), 1, 1)
             elif kind == "ids":
                 result[name] = ids
             else:
                 rows = [inputs.noise(row, shape, weight) for row in ids]
-                result[name] = torch.cat(rows) if kind == "joined" else torch.stack(rows)
+                if kind == "packed":
+                    result[name] = torch.cat(rows, dim=-1)[None]
+                else:
+                    result[name] = torch.cat(rows) if kind == "joined" else torch.stack(rows)
         return result
 
 
@@ -82,32 +114,45 @@ def close_eyes(model: Any) -> None:
 
 
 def find_sight(model: Any, ids: torch.Tensor) -> Sight | None:
-    """What a multimodal model can be given beside these token ids so that it is seen; None where
-    nothing of what is tried is accepted."""
+    """What a multimodal model can be given beside these token ids so that it is seen, by each kind
+    of tower that it has; None where nothing of what is tried is accepted."""
     if not inputs.reads_tokens(model) or inputs.is_encoder_decoder(model):
         return None
-    wanted = inspect.signature(model.forward).parameters
-    typed = "mm_token_type_ids" in wanted
-    for given in _pictures(model, wanted):
-        for token in _placeholders(model.config):
+    whole: Sight | None = None
+    for kind in KINDS:
+        if (sight := _first_sight(model, ids, kind)) is None:
+            continue
+        both = replace(sight, beside=whole)
+        if whole is None or is_seen(model, both, ids):
+            whole = both
+    return whole
+
+
+def _first_sight(model: Any, ids: torch.Tensor, kind: str) -> Sight | None:
+    """What is accepted first of a kind."""
+    typed = 0
+    if "mm_token_type_ids" in inspect.signature(model.forward).parameters:
+        typed = {"image": 1, "video": 2, "audio": 3}[kind]
+    for given in _inputs(model, kind):
+        for token in _placeholders(model.config, kind):
             for places in _numbers(model, given, ids):
                 sight = Sight(given, places, token, typed)
-                if _is_seen(model, sight, ids):
+                if is_seen(model, sight, ids):
                     return sight
     return None
 
 
-def feature_width(model: Any, ids: torch.Tensor) -> int:
-    """Width of what a model makes of an image for its language model; 0 where none is accepted."""
-    wanted = inspect.signature(model.forward).parameters
-    for given in _pictures(model, wanted):
+def feature_width(model: Any, ids: torch.Tensor, kind: str) -> int:
+    """Width of what a model makes of an image (or a sound) for its language model; 0 where none is
+    accepted."""
+    for given in _inputs(model, kind):
         found = _features(model, given, ids)
         if found is not None:
             return found.shape[-1]
     return 0
 
 
-def _is_seen(model: Any, sight: Sight, ids: torch.Tensor) -> bool:
+def is_seen(model: Any, sight: Sight, ids: torch.Tensor) -> bool:
     """The class computes with it, and other noise gives other logits."""
     try:
         given = sight.arguments(model, ids)
@@ -120,15 +165,16 @@ def _is_seen(model: Any, sight: Sight, ids: torch.Tensor) -> bool:
     return bool(torch.isfinite(found).all()) and not torch.allclose(found, changed, rtol=1e-4)
 
 
-def _placeholders(config: Any) -> list[int]:
-    """Ids that may stand for an image or a sound."""
+def _placeholders(config: Any, kind: str = "") -> list[int]:
+    """Ids that may stand for an image or a sound, those named so first."""
     found = [
-        value
+        (name, value)
         for name, value in sorted(vars(config).items())
         if PLACEHOLDERS.fullmatch(name) and not _BOUNDS.fullmatch(name)
         if isinstance(value, int) and value >= 0
     ]
-    return list(dict.fromkeys(found)) or [0]
+    found.sort(key=lambda entry: kind not in entry[0])
+    return list(dict.fromkeys(value for _, value in found)) or [0]
 
 
 def _numbers(model: Any, given: Given, ids: torch.Tensor) -> Iterator[int]:
@@ -139,11 +185,56 @@ def _numbers(model: Any, given: Given, ids: torch.Tensor) -> Iterator[int]:
         if count <= _MOST_PLACES:
             yield count
     elif not _has_features(model):
-        counts = {0, 1, 4}
+        counts = {0, 1, 4, _written(model, given, ids)}
         for name, value in vars(model.config).items():
             if re.search(r"seq_len|num_.*tokens|tokens_per", name) and isinstance(value, int):
                 counts.add(value)
         yield from sorted(count for count in counts if count <= _MOST_PLACES)
+
+
+def _written(model: Any, given: Given, ids: torch.Tensor) -> int:
+    """Vectors of its hidden size that a row's picture or sound becomes, where the class has no
+    function for that: the last ones made before it refuses another number of placeholders."""
+    embedding = model.get_input_embeddings()
+    width, made = embedding.weight.shape[1], [0]
+
+    def note(module: Any, _: Any, result: Any) -> None:
+        fits = isinstance(result, torch.Tensor) and result.shape[-1:] == (width,)
+        if fits and module is not embedding:
+            made.append(result.numel() // width // len(ids))
+
+    hooks = [module.register_forward_hook(note) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            model(**Sight(given, 1, _placeholders(model.config)[0]).arguments(model, ids))
+    except Exception:  # its refusal
+        return made[-1]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return 1
+
+
+def objection(model: Any, ids: torch.Tensor, number: int) -> tuple[int, int] | None:
+    """Two sizes that the class finds unequal in what its towers make of this of the inputs that are
+    tried.
+
+    Raises:
+        IndexError: so many are not tried.
+    """
+    given = [given for kind in KINDS for given in _inputs(model, kind)][number]
+    said: list[str] = []
+    if _features(model, given, ids, said) is None and not said:
+        try:
+            with torch.no_grad():
+                model(**Sight(given, 1, _placeholders(model.config)[0]).arguments(model, ids))
+        except Exception as error:  # what it objects to
+            said.append(str(error))
+    for text in said:
+        for pattern in _UNEQUAL:
+            if (found := re.search(pattern, text)) and found[1] != found[2]:
+                return int(found[1]), int(found[2])
+    return None
 
 
 def _has_features(model: Any) -> bool:
@@ -152,13 +243,15 @@ def _has_features(model: Any) -> bool:
 
 def _feature_functions(model: Any) -> Iterator[Any]:
     for part in (model, getattr(model, "model", None)):
-        for name in ("get_image_features", "get_audio_features"):
+        for name in ("get_image_features", "get_audio_features", "get_video_features"):
             if (function := getattr(part, name, None)) is not None:
                 yield function
 
 
-def _features(model: Any, given: Given, ids: torch.Tensor) -> torch.Tensor | None:
-    """What the model makes of it for its language model."""
+def _features(
+    model: Any, given: Given, ids: torch.Tensor, said: list[str] | None = None
+) -> torch.Tensor | None:
+    """What the model makes of it for its language model; ``said`` gets what it objects to."""
     made = Sight(given).made(model, ids)
     for function in _feature_functions(model):
         named = {k: v for k, v in made.items() if k in inspect.signature(function).parameters}
@@ -168,8 +261,9 @@ def _features(model: Any, given: Given, ids: torch.Tensor) -> torch.Tensor | Non
                 with torch.no_grad():
                     found = function(**known)
                 break
-            except Exception:  # another kind of input
-                continue
+            except Exception as error:  # another kind of input
+                if said is not None:
+                    said.append(str(error))
         found = getattr(found, "pooler_output", found)
         if isinstance(found, list | tuple) and found:
             found = torch.cat([part.reshape(-1, part.shape[-1]) for part in found])
@@ -178,9 +272,23 @@ def _features(model: Any, given: Given, ids: torch.Tensor) -> torch.Tensor | Non
     return None
 
 
-def _pictures(model: Any, wanted: Mapping[str, Any]) -> Iterator[Given]:
-    """Arguments that a class with these parameters may read, those that most classes have first."""
-    config = model.config
+def _inputs(model: Any, kind: str) -> Iterator[Given]:
+    """Arguments for towers of a kind that the class may read, those that most classes have
+    first."""
+    wanted = inspect.signature(model.forward).parameters
+    if kind == "image":
+        yield from _pictures(model.config, wanted)
+    elif kind == "audio" and "input_features" in wanted:
+        yield from _sounds(model.config, wanted)
+    elif kind == "video" and "pixel_values_videos" in wanted:
+        own = any(name.endswith("video_tower") for name, _ in model.named_modules())
+        image = inputs.pair_of(getattr(model.config.vision_config, "image_size", None))
+        if own and image:  # else films run through the tower that pictures run through
+            yield {"pixel_values_videos": ("noise", (8, 3, *image))}
+
+
+def _pictures(config: Any, wanted: Mapping[str, Any]) -> Iterator[Given]:
+    """Pictures as pixels, as patches or in tiles."""
     if "pixel_values" in wanted:
         inner = getattr(config, "vision_config", None) or getattr(config, "vision_model", config)
         patch = inputs.pair_of(getattr(inner, "patch_size", None)) or (14, 14)
@@ -189,8 +297,21 @@ def _pictures(model: Any, wanted: Mapping[str, Any]) -> Iterator[Given]:
         more: dict[str, tuple[str, tuple[int, ...]]] = {}
         if "qformer_input_ids" in wanted:
             more["qformer_input_ids"] = ("ids", ())
-        if "image_grid_thw" in wanted:
-            yield from _patches(inner, patch, channels)
+        if wanted.keys() & {"image_grid_thw", "image_grid_hw", "target_sizes"}:
+            yield from _patches(inner, patch, channels, wanted)
+        if "image_position_ids" in wanted:  # as many as are pooled into two tokens
+            pool = inputs.first_number(inner, "pooling_kernel_size") or 1
+            each = channels * patch[0] * patch[1]
+            yield {
+                "pixel_values": ("noise", (2 * pool * pool, each)),
+                "image_position_ids": ("positions", (2 * pool, pool)),
+            }
+        if "high_res_pixel_values" in wanted:
+            finer = getattr(config, "high_res_vision_config", inner)
+            more["high_res_pixel_values"] = (
+                "noise",
+                (channels, *(inputs.pair_of(getattr(finer, "image_size", None)) or image)),
+            )
         if "aspect_ratio_ids" in wanted:
             tiles = inputs.first_number(inner, "max_num_tiles") or 4
             yield {
@@ -216,21 +337,31 @@ def _pictures(model: Any, wanted: Mapping[str, Any]) -> Iterator[Given]:
         if "image_attention_mask" in wanted:
             more["image_attention_mask"] = ("ones", (12, 1))
             yield {"pixel_values": ("noise", (1, channels, *image)), **more}
-    if "input_features" in wanted:
-        yield from _sounds(config, wanted)
 
 
-def _patches(inner: Any, patch: tuple[int, int], channels: int) -> Iterator[Given]:
+def _patches(
+    inner: Any, patch: tuple[int, int], channels: int, wanted: Mapping[str, Any]
+) -> Iterator[Given]:
     """Pictures cut into patches, with their grid: as few as the class joins into two tokens."""
     merge = inputs.pair_of(getattr(inner, "spatial_merge_size", None))
     merge = merge or inputs.pair_of(getattr(inner, "merge_size", None))
     merge = merge or inputs.pair_of(getattr(inner, "merge_kernel_size", None)) or (2, 2)
     times = inputs.first_number(inner, "temporal_patch_size") or 1
     high, wide = 2 * merge[0], merge[1]
-    grid = ("given", (1, high, wide))
+    if "target_sizes" in wanted:
+        for sides in ((high, wide), (4, 4), (8, 4)):
+            pixels = ("packed", (channels, patch[0], patch[1] * sides[0] * sides[1]))
+            yield {"pixel_values": pixels, "target_sizes": ("given", sides)}
+        return
+    grid: dict[str, tuple[str, tuple[int, ...]]] = {}
+    if "image_grid_thw" in wanted:
+        grid["image_grid_thw"] = ("given", (1, high, wide))
+    if "image_grid_hw" in wanted:
+        grid["image_grid_hw"] = ("given", (high, wide))
+    if "image_merge_sizes" in wanted:
+        grid["image_merge_sizes"] = ("number", (merge[0],))
     for each in ((times * channels * patch[0] * patch[1],), (channels, *patch)):
-        pixels = ("joined", (high * wide, *each))
-        yield {"pixel_values": pixels, "image_grid_thw": grid}
+        yield {"pixel_values": ("joined", (high * wide, *each)), **grid}
 
 
 def _sounds(config: Any, wanted: Mapping[str, Any]) -> Iterator[Given]:

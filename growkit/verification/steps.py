@@ -154,7 +154,7 @@ def compare_sight(pair: Pair) -> str:
     difference = float((found - wanted).abs().max())
     allowed = pair.allowed(float(wanted.square().mean().sqrt()), 2 * pair.depth)
     sentence = (
-        f"{', '.join(sight.given)} of noise beside tokens: max |d logit| {difference:.3g} "
+        f"{', '.join(sight.names)} of noise beside tokens: max |d logit| {difference:.3g} "
         f"(tolerance {allowed:.3g})"
     )
     if difference > allowed:

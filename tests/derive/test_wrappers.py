@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,12 +19,19 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    Qwen2AudioConfig,
+    Qwen2AudioEncoderConfig,
+    Qwen2AudioForConditionalGeneration,
+    Qwen2Config,
     SiglipVisionConfig,
 )
 
 from growkit.cli.main import main
 from growkit.derive.derivation import OldForm, read_config
+from growkit.derive.pictures import _reconciled
+from growkit.derive.proof import _unseen_tower
 from growkit.families.derived import SHIPPED, layers_fed
+from growkit.verification.sight import Sight, find_sight, is_seen
 
 pytestmark = pytest.mark.skipif(not list(SHIPPED.glob("llava-*")), reason="no table of llava")
 
@@ -168,10 +178,109 @@ def test_gemma_sees_as_before_with_another_hidden_size(tmp_path: Path) -> None:
     assert main(["verify", str(small), str(large)]) == 3
 
 
-@pytest.mark.skipif(not list(SHIPPED.glob("aria-*")), reason="no table of aria")
+@pytest.mark.skipif(not list(SHIPPED.glob("llama4-*")), reason="no table of llama4")
 def test_the_hidden_size_is_refused_where_nothing_ran_through_the_towers() -> None:
-    refused = [json.loads(path.read_text())["operators"] for path in SHIPPED.glob("aria-*")]
+    refused = [json.loads(path.read_text())["operators"] for path in SHIPPED.glob("llama4-*")]
     assert "its towers write vectors of the hidden size" in refused[0]["--hidden"]["why"]
+
+
+def small_text(kind: Any, **more: Any) -> Any:
+    return kind(
+        vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, **more,
+    )  # fmt: skip
+
+
+def hearing() -> Any:
+    audio = Qwen2AudioEncoderConfig(
+        num_mel_bins=16, d_model=24, encoder_layers=1, encoder_attention_heads=2,
+        encoder_ffn_dim=32, max_source_positions=8,
+    )  # fmt: skip
+    return Qwen2AudioForConditionalGeneration(
+        Qwen2AudioConfig(
+            text_config=small_text(Qwen2Config).to_dict(),
+            audio_config=audio.to_dict(),
+            audio_token_index=299,
+        )
+    )
+
+
+def test_a_sound_takes_as_many_places_as_its_tower_writes_vectors() -> None:
+    """The class has no function for what it makes of sound: it is told by what it made last."""
+    model = hearing().eval()
+    ids = torch.arange(8, 32).reshape(2, 12)
+    sight = find_sight(model, ids)
+    assert sight is not None and (sight.places, sight.token) == (4, 299)
+    assert sight.names == ["input_features", "feature_attention_mask"]
+    given = sight.arguments(model, ids)
+    assert (given["input_ids"] == 299).sum(1).tolist() == [4, 4]
+    assert not is_seen(model, replace(sight, places=3), ids)
+
+
+@pytest.mark.skipif(not proven("qwen2_audio", "--hidden"), reason="not proven for qwen2_audio")
+def test_what_a_tower_of_sound_writes_grows_along(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    small, large = tmp_path / "a", tmp_path / "b"
+    hearing().save_pretrained(small)
+    assert main(["grow", str(small), "--hidden", "x2", "--out", str(large)]) == 0
+    notes = json.loads((large / "growkit.json").read_text())["verification"]["notes"]
+    assert any("feature_attention_mask of noise beside tokens" in note for note in notes)
+    before, after = (load_file(folder / "model.safetensors") for folder in (small, large))
+    name = "multi_modal_projector.linear.weight"
+    assert torch.equal(after[name], before[name].repeat(2, 1))
+
+
+def test_both_kinds_of_tower_are_given_something() -> None:
+    """Placeholders of a picture and of a sound, each with the number that the class knows it by."""
+    image = Sight({"pixel_values": ("noise", (3, 4, 4))}, places=2, token=7, typed=1)
+    sound = Sight({"input_features": ("noise", (5, 6))}, places=3, token=9, typed=3)
+    both = replace(image, beside=sound)
+    model = torch.nn.Linear(2, 2)
+    given = both.arguments(model, torch.tensor([[1, 2], [3, 4]]))
+    assert given["input_ids"].tolist() == [[9, 9, 9, 7, 7, 1, 2], [9, 9, 9, 7, 7, 3, 4]]
+    assert given["mm_token_type_ids"].tolist() == [[3, 3, 3, 1, 1, 0, 0]] * 2
+    assert given["pixel_values"].shape == (2, 3, 4, 4)
+    assert given["input_features"].shape == (2, 5, 6)
+    assert both.names == ["pixel_values", "input_features"]
+
+
+def test_a_projector_that_the_twins_tower_no_longer_fits_is_made_to_fit() -> None:
+    """A tower made smaller, whose projector's field says its width once more."""
+    text = small_text(LlamaConfig).to_dict()
+    values = {"text_config": text, "reads": 48, "tower": {"hidden_size": 24, "intermediate": 48}}
+
+    class Model(torch.nn.Module):
+        def __init__(self, values: dict[str, Any]) -> None:
+            super().__init__()
+            vision = SimpleNamespace(image_size=8, patch_size=4)
+            self.config = SimpleNamespace(vision_config=vision)
+            self.embedding = torch.nn.Embedding(300, 32)
+            self.tower = torch.nn.Linear(8, values["tower"]["hidden_size"])
+            self.project = torch.nn.Linear(values["reads"], 32)
+
+        def get_input_embeddings(self) -> torch.nn.Module:
+            return self.embedding
+
+        def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+            return self.project(self.tower(pixel_values.mean((1, 2))))
+
+        def forward(self, input_ids: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+            return self.get_image_features(pixel_values) + self.embedding(input_ids).sum(1)
+
+    class OfOneClass:
+        def build(self, values: dict[str, Any]) -> torch.nn.Module:
+            return Model(values)
+
+    found = list(_reconciled(OfOneClass(), values, ("text_config",)))  # type: ignore[arg-type]
+    assert found[0] == {**values, "reads": 24}
+
+
+def test_a_tower_that_nothing_ran_through_stops_the_hidden_size() -> None:
+    """Janus makes pictures by weights that no forward pass over text and pictures reaches."""
+    roles = [SimpleNamespace(name=f"{part}.weight") for part in ("seen.a", "maker.a", "maker.b")]
+    found = SimpleNamespace(axes=SimpleNamespace(roles=roles), dead={1, 2})
+    assert _unseen_tower({"carried": ["seen.", "maker."]}, found) == "maker."
+    assert _unseen_tower({"carried": ["seen."]}, found) == ""
 
 
 def test_the_text_part_is_trained_and_the_towers_are_kept(llava: Path, tmp_path: Path) -> None:
