@@ -8,6 +8,8 @@ Answered by ratios within one run, every round beginning with another command:
 * ``proof``: ``growkit grow`` with verification, against the same growth with ``--no-verify`` plus
   one forward pass over the same 512 tokens in each model. ``whole`` counts the process that makes
   the passes (torch and transformers imported, both models loaded), ``passes`` the passes alone.
+* ``layerwise``: ``growkit verify --layerwise on`` of that pair, which holds one layer at a time,
+  against the process that loads both models whole and makes the passes.
 * ``width``: growth of the hidden size as a library, at 1 to 4 threads and the default, against a
   durable copy of as many bytes; on one core and on two (affinity).
 * ``kernels``: bytes a CPU second that column maps write, against a copy in memory.
@@ -121,6 +123,31 @@ def proof(folder: Path, work: Path, count: int) -> dict[str, Any]:
     }
 
 
+def layerwise(folder: Path, work: Path, count: int) -> dict[str, Any]:
+    """Verification that holds one layer at a time against two models in memory and their passes."""
+    grown = work / "grown"
+    if not grown.is_dir():
+        command = [sys.executable, "-m", "growkit", "grow", str(folder), "--layers", "x1.2"]
+        subprocess.run([*command, "--quiet", "--no-verify", "--out", str(grown)], check=True)
+    verify = [sys.executable, "-m", "growkit", "verify", str(folder), str(grown), "--quiet"]
+    found = rounds(
+        {
+            "layer by layer": [*verify, "--layerwise", "on"],
+            "forward": [sys.executable, "-c", FORWARD, str(folder), str(grown)],
+        },
+        count,
+        work / "out",
+    )
+    pairs = list(zip(found["layer by layer"], found["forward"], strict=True))
+    return {
+        "medians": {name: medians(runs) for name, runs in found.items()},
+        "ratios": {
+            what: round(statistics.median(a[what] / b[what] for a, b in pairs), 2)
+            for what in ("cpu", "seconds")
+        },
+    }
+
+
 def width(folder: Path, work: Path, count: int) -> dict[str, Any]:
     """Hidden size x2 against a durable copy of as many bytes."""
     out = work / "out"
@@ -202,7 +229,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", choices=("proof", "width", "kernels"))
+    parser.add_argument("--only", choices=("proof", "layerwise", "width", "kernels"))
     parser.add_argument("--json", type=Path, help="where the figures go")
     options = parser.parse_args()
     report: dict[str, Any] = {
@@ -218,6 +245,8 @@ def main() -> None:
             report["width"] = width(options.folder, Path(work), options.rounds)
         if options.only in (None, "proof"):
             report["proof"] = proof(options.folder, Path(work), options.rounds)
+        if options.only in (None, "layerwise"):
+            report["layer by layer"] = layerwise(options.folder, Path(work), options.rounds)
     print(json.dumps(report, indent=1))
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
