@@ -1,4 +1,4 @@
-"""`growkit train` beside a plain PyTorch loop and transformers' Trainer, one thread.
+"""`growkit train` beside a plain PyTorch loop and transformers' Trainer.
 
     python benchmarks/training_loop.py --json benchmarks/results/training-loop.json
 
@@ -12,6 +12,7 @@ turn within every round:
 
 Seconds a step are the median over the later half of the steps, of CPU time, since the machine may
 be shared. The first step is counted from the start of the process: imports, tokenising, one batch.
+Peak memory is the kernel's, of the process. ``--threads 2`` counts the CPU seconds of both.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -67,6 +69,10 @@ class Clock:
             "step_cpu": statistics.median(steps),
             "first_cpu": self.cpu[0],
             "first_seconds": self.wall[0] - begun,
+            "step_seconds": statistics.median(
+                b - a for a, b in zip(self.wall[half:-1], self.wall[half + 1 :], strict=True)
+            ),
+            "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         }
 
 
@@ -175,7 +181,11 @@ def in_own_process(program: str, case: dict[str, Any]) -> dict[str, float]:
         [sys.executable, __file__, "--run", program, json.dumps(case | {"begun": time.time()})],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": str(case["threads"]),
+            "TOKENIZERS_PARALLELISM": "false",
+        },
     )
     if done.returncode:
         raise RuntimeError(done.stderr[-3000:])
@@ -188,6 +198,7 @@ def main() -> None:
     parser.add_argument("--run", nargs=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES))
     parser.add_argument("--modes", nargs="+", default=["float32 eager", "bfloat16 compiled"])
     parser.add_argument("--json", type=Path)
@@ -198,10 +209,18 @@ def main() -> None:
         PROGRAMS[program](case, clock)
         print(json.dumps(clock.figures(case["begun"])))
         return
-    report: dict[str, Any] = {"machine": machine() | {"load": round(os.getloadavg()[0], 1)}}
+    report: dict[str, Any] = {
+        "machine": machine() | {"load": round(os.getloadavg()[0], 1)},
+        "threads": options.threads,
+    }
     for shape in options.shapes:
         for mode in options.modes:
-            case = {"shape": shape, "compiled": "compiled" in mode, "steps": options.steps}
+            case = {
+                "shape": shape,
+                "compiled": "compiled" in mode,
+                "steps": options.steps,
+                "threads": options.threads,
+            }
             runs: dict[str, list[dict[str, float]]] = {name: [] for name in PROGRAMS}
             names = list(PROGRAMS)
             for number in range(options.rounds):
@@ -220,6 +239,8 @@ def main() -> None:
                     for name, of in runs.items()
                 },
                 "growkit / plain, tokens a CPU second": ratio("step_cpu", "plain", "growkit"),
+                "growkit / plain, tokens a second": ratio("step_seconds", "plain", "growkit"),
+                "peak memory, growkit / trainer": ratio("peak_mb", "growkit", "trainer"),
                 "growkit / trainer, tokens a CPU second": ratio("step_cpu", "trainer", "growkit"),
                 "first step, growkit / trainer, CPU seconds": ratio(
                     "first_cpu", "growkit", "trainer"
