@@ -17,6 +17,7 @@ from growkit.checkpoint.header import FileHeader, TensorInfo, read_header
 from growkit.checkpoint.hub import not_a_folder
 from growkit.checkpoint.layout import INDEX_FILE, MAX_CONFIG_BYTES, find_weights, other_format
 from growkit.checkpoint.links import check_links
+from growkit.checkpoint.older_config import current_form
 from growkit.checkpoint.reading import OpenFiles, byte_view, read_exactly
 from growkit.checkpoint.unchanged import Unchanged
 from growkit.core import systems
@@ -35,7 +36,7 @@ class Checkpoint:
 
     Attributes:
         path: the folder.
-        config: the content of config.json.
+        config: the content of config.json, older forms in today's words.
         config_bytes: config.json as it lies on disk.
         tensors: name -> place on disk, shard by shard, in the order of the bytes.
         shards: file names, sorted.
@@ -53,8 +54,8 @@ class Checkpoint:
         self.path = path
         self.files = files or Unchanged()
         self.config_bytes = config_bytes
-        self.config: dict[str, Any] = parse_json_object(
-            config_bytes, str(path / CONFIG), non_finite=True
+        self.config = current_form(
+            parse_json_object(config_bytes, str(path / CONFIG), non_finite=True)
         )
         self.shards = tuple(headers)
         self.tensors: dict[str, TensorInfo] = {}

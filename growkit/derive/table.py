@@ -48,7 +48,7 @@ from growkit.derive.widths import (
     in_sections,
     segments_of,
 )
-from growkit.families.derived import FORMAT, GROUPS, INNER, width_name
+from growkit.families.derived import FORMAT, GROUPS, IDLE, INNER, width_name
 from growkit.families.layer_fields import leaf, with_values
 from growkit.verification.model_inputs import (
     arguments,
@@ -58,41 +58,6 @@ from growkit.verification.model_inputs import (
 )
 
 _HEAD_DIM = re.compile(r"head_dim|d_kv")
-# Flags that change what is computed in no forward pass of a loaded model, or nothing at all.
-_IDLE = [
-    "use_cache",
-    "return_dict",
-    "output_hidden_states",
-    "output_attentions",
-    "output_router_logits",
-    "dtype",
-    "torch_dtype",
-    "transformers_version",
-    "architectures",
-    "model_type",
-    "_name_or_path",
-    "name_or_path",
-    "problem_type",
-    "id2label",
-    "label2id",
-    "is_encoder_decoder",
-    "add_cross_attention",
-    "is_decoder",
-    "initializer_range",
-    "attn_implementation",
-    "_attn_implementation",
-    "use_bfloat16",
-    "pad_token_id",
-    "bos_token_id",
-    "eos_token_id",
-    "sep_token_id",
-    "decoder_start_token_id",
-    "auto_map",
-    "quantization_config",
-    "torchscript",
-    "tf_legacy_loss",
-    "gradient_checkpointing",
-]
 
 
 def class_hash(model: Any) -> str:
@@ -288,7 +253,7 @@ def flags_of(inner: Mapping[str, Any], found: Findings) -> tuple[dict[str, Any],
     """Values that the table holds for, and words that lists may hold."""
     flags: dict[str, Any] = {}
     for name, value in inner.items():
-        if name in _IDLE or "dropout" in name or name.startswith("_"):
+        if name in IDLE or "dropout" in name or name.startswith("_"):
             continue
         if isinstance(value, bool | str):
             flags[name] = value
@@ -297,7 +262,10 @@ def flags_of(inner: Mapping[str, Any], found: Findings) -> tuple[dict[str, Any],
     place = found.layers.place
     for path in found.axes.structural:
         name = _name(path, place)
-        if name not in found.closings.counts:
+        if name == "embedding_size":  # of importance is whether it is the hidden size
+            same = inner.get(name) == inner.get("hidden_size")
+            flags[name] = ["same" if same else "unlike", "hidden_size"]
+        elif name not in found.closings.counts:
             flags[name] = leaf(inner, path[len(place) :])
     kinds = {
         name: sorted(set(map(str, value)))

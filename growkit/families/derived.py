@@ -120,6 +120,33 @@ OLDER_WORDS = {
 # Config fields of groups of experts, of which some are chosen first: a twin has one.
 GROUPS = ("n_group", "num_expert_group")
 
+# Flags of losses, heads for other tasks, initialisation, kernels and precision: they change nothing
+# that a growth could.
+IDLE = frozenset([
+    "_attn_implementation", "_name_or_path", "add_cross_attention", "apply_spec_augment",
+    "architectures", "attention_softmax_in_fp32", "attn_implementation", "auto_map",
+    "auxiliary_concat_input", "bos_token_id", "classifier_activation", "classifier_bias",
+    "classifier_pooling", "ctc_loss_reduction", "ctc_zero_infinity", "decoder_start_token_id",
+    "deterministic_flash_attn", "disable_ngram_loss", "dtype", "eos_token_id",
+    "gradient_checkpointing", "id2label", "init_device", "initializer_range", "is_decoder",
+    "is_encoder_decoder", "label2id", "mamba_ssm_cache_dtype", "model_type",
+    "moe_shared_expert_overlap", "name_or_path", "onnx_export", "output_attentions",
+    "output_hidden_states", "output_router_logits", "pad_token_id", "problem_type",
+    "quantization_config", "rescale_prenorm_residual", "return_dict",
+    "scale_attention_softmax_in_fp32", "sep_token_id", "slow_but_exact", "sparse_prediction",
+    "summary_activation", "summary_proj_to_labels", "summary_type", "summary_use_proj",
+    "tf_legacy_loss", "time_step_init_scheme", "torch_dtype", "torchscript",
+    "transformers_version", "use_associative_scan", "use_auxiliary_head", "use_bfloat16",
+    "use_cache", "use_guided_attention_loss", "use_mamba_kernels", "use_mambapy",
+    "use_mems_train",
+])  # fmt: skip
+# Functions of one number with f(0) = 0: what is proven with one of them holds with any other.
+ACTIVATIONS = frozenset([
+    "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python",
+    "gelu_pytorch_tanh", "hardtanh", "leaky_relu", "mish", "quick_gelu", "relu", "relu2",
+    "relu6", "silu", "swish", "tanh",
+])  # fmt: skip
+
 _registered: list[dict[str, Any]] = []
 
 
@@ -218,6 +245,17 @@ def _is_word(value: Any, words: Collection[str]) -> bool:
     return str(value) in words or OLDER_WORDS.get(str(value)) in words
 
 
+def _suits(value: Any, wanted: Any, inner: Config, defaults: Config) -> bool:
+    """A field of a config has the value that a table was derived for, or one as good."""
+    if isinstance(wanted, list):  # ["same" or "unlike", another field]
+        relation, name = wanted
+        other = inner.get(name, defaults.get(name))
+        return bool((value is None or value == other) == (relation == "same"))
+    if isinstance(value, str) and {value, wanted} <= ACTIVATIONS:
+        return True
+    return bool(value == wanted or (not value and not wanted))
+
+
 def misfit(table: Mapping[str, Any], config: Config) -> str:
     """The field in which a config is not of the kind that a table was derived for; or empty."""
     named = (config.get("architectures") or [table["class"]])[0]
@@ -228,11 +266,17 @@ def misfit(table: Mapping[str, Any], config: Config) -> str:
         return ".".join(table["place"])
     for name, wanted in table["flags"].items():
         path = tuple(name.removeprefix("^").split("."))
+        if path[-1] in IDLE:
+            continue
         value = leaf(config if name.startswith("^") else inner, path)
         if value is None:
             value = table["defaults"].get(name)
-        if value != wanted and not (not value and not wanted):
+        if not _suits(value, wanted, inner, table["defaults"]):
             return str(name)
+    for paths in table["axes"].values():
+        for name in paths:
+            if leaf(inner, tuple(name.split("."))) == 0:  # Granite 4 without experts
+                return str(name)
     for name, words in table["kinds"].items():
         value = inner.get(name)
         if isinstance(value, list) and not all(_is_word(entry, words) for entry in value):
