@@ -149,7 +149,7 @@ def test_committed_studies_are_what_their_records_say() -> None:
     names = [path.name for path in studies_in(STUDIES)]
     assert names == [
         "conversion", "group-differentiated", "growth", "growth-1m", "moe-late", "optimizer",
-        "plateau", "progressive", "rate-transfer", "ratio", "symmetry",
+        "plateau", "progressive", "progressive-depth", "rate-transfer", "ratio", "symmetry",
     ]  # fmt: skip
     for name in names:
         result = read_result(STUDIES / name)
