@@ -63,6 +63,7 @@ _LACKING: dict[str, dict[str, Any]] = {
     "voxtral": {"audio_token_id": 24},
     "aya_vision": {"alignment_intermediate_size": 28_672},
     "gemma4": {"vision_config": {"model_type": "gemma4_vision"}},
+    "xmod": {"default_language": "en_XX"},
     "dots1": {"n_routed_experts": 128, "n_shared_experts": 2, "num_experts_per_tok": 6},
 }
 # What published checkpoints say where the class's default is another: a further table each.
@@ -295,6 +296,35 @@ def run_all(
         print(f"{number}/{len(types)} {line_of(done[model_type])}", flush=True)
 
 
+def what_builds(entries: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, str]]:
+    """Of the types on transformers' lists of which nothing is proven: Auto class -> type -> why a
+    model of its default config cannot be made (on the meta device, its numbers left out), or empty.
+    """
+    import transformers
+    from transformers import AutoConfig
+    from transformers.models.auto import modeling_auto
+
+    from growkit.derive.twin import Builder, Underivable, said_by
+    from growkit.verification.loading import quiet_transformers
+
+    result: dict[str, dict[str, str]] = {}
+    for auto, name in LISTS.items():
+        found = result.setdefault(auto, {})
+        for model_type in dict(getattr(modeling_auto, name, {})):
+            if any(proven(entries.get(model_type, {}), option) for option in OPTIONS):
+                continue
+            try:
+                with quiet_transformers():
+                    config = AutoConfig.for_model(model_type, **_LACKING.get(model_type, {}))
+                    Builder(config, getattr(transformers, auto)).shapes(config.to_dict())
+                found[model_type] = ""
+            except Underivable:  # too large to be made here with its numbers
+                found[model_type] = ""
+            except Exception as error:  # whatever it objects to
+                found[model_type] = said_by(error)
+    return result
+
+
 def proven(entry: dict[str, Any], option: str) -> bool:
     """The report says that a growth is proven."""
     return "error" in entry.get("operators", {}).get(option, {})
@@ -308,28 +338,48 @@ def line_of(entry: dict[str, Any]) -> str:
     return f"{entry['model_type']}: {' '.join(words) or 'nothing'} ({entry['seconds']} s)"
 
 
-def counted_on_lists(entries: Mapping[str, dict[str, Any]]) -> Iterator[str]:
+def counted_on_lists(
+    entries: Mapping[str, dict[str, Any]], builds: Mapping[str, Mapping[str, str]]
+) -> Iterator[str]:
     """A table of what is proven of every type of an Auto class of this transformers, whatever kind
-    it is derived as."""
+    it is derived as; ``builds``: :func:`what_builds`."""
     import transformers
     from transformers.models.auto import modeling_auto
 
     yield f"Counted on the lists of the Auto classes of transformers {transformers.__version__}"
     yield "(a type may stand in several, and those of which nothing is derived count too):"
     yield ""
-    yield f"| list | types | derived | {' | '.join(COLUMNS)} |"
-    yield "|---|---:|---:|" + "---:|" * len(COLUMNS)
+    yield f"| list | types | can be made | derived | {' | '.join(COLUMNS)} |"
+    yield "|---|---:|---:|---:|" + "---:|" * len(COLUMNS)
     for auto, name in LISTS.items():
-        found = [entries.get(kind, {}) for kind in dict(getattr(modeling_auto, name, {}))]
+        names = list(dict(getattr(modeling_auto, name, {})))
+        found = [entries.get(kind, {}) for kind in names]
         counts = [
             sum(any(proven(entry, option) for option in options) for entry in found)
             for options in COLUMNS.values()
         ]
-        derived = sum(any(proven(entry, option) for option in OPTIONS) for entry in found)
-        yield f"| `{auto}` | {len(found)} | {derived} | {' | '.join(map(str, counts))} |"
+        derived = sum(_any(entries, kind) for kind in names)
+        without = [t for t, why in builds.get(auto, {}).items() if why and not _any(entries, t)]
+        made = len(found) - len(without)
+        yield f"| `{auto}` | {len(found)} | {made} | {derived} | {' | '.join(map(str, counts))} |"
+    yield ""
+    yield "No model can be made of the default config of these, with torch and transformers alone:"
+    yield ""
+    told: dict[str, str] = {}
+    for found_here in builds.values():
+        told |= {t: why for t, why in found_here.items() if why and not _any(entries, t)}
+    for model_type, why in sorted(told.items()):
+        yield f"* `{model_type}`: {_cell(why)}"
 
 
-def markdown(entries: Sequence[dict[str, Any]], versions: str) -> Iterator[str]:
+def _any(entries: Mapping[str, dict[str, Any]], model_type: str) -> bool:
+    """Something is proven of a type."""
+    return any(proven(entries.get(model_type, {}), option) for option in OPTIONS)
+
+
+def markdown(
+    entries: Sequence[dict[str, Any]], versions: str, builds: Mapping[str, Mapping[str, str]]
+) -> Iterator[str]:
     """The coverage page: what is proven of each kind, then every type."""
     of_kind: dict[str, list[dict[str, Any]]] = {kind: [] for kind in TITLES}
     for entry in entries:
@@ -356,7 +406,7 @@ def markdown(entries: Sequence[dict[str, Any]], versions: str) -> Iterator[str]:
         title = TITLES.get(kind, kind)
         yield f"| {title} | {len(usable)} | {' | '.join(map(str, counts))} |"
     yield ""
-    yield from counted_on_lists({entry["model_type"]: entry for entry in entries})
+    yield from counted_on_lists({entry["model_type"]: entry for entry in entries}, builds)
     for kind, members in of_kind.items():
         yield ""
         yield f"## {TITLES.get(kind, kind)}"
@@ -374,10 +424,13 @@ def _row(entry: dict[str, Any]) -> str:
         why = entry.get("operators", {}).get(option, {}).get("why")
         if why:
             reasons.append(f"{option}: {why}")
-    # The report has them in full.
-    text = "; ".join(shorten(reason, 160, placeholder=" ...") for reason in reasons)
-    text = text.replace("|", "\\|").replace("<", "\\<")
+    text = "; ".join(map(_cell, reasons))
     return f"| `{entry['model_type']}` | {' | '.join(marks)} | {text} |"
+
+
+def _cell(reason: str) -> str:
+    """A reason on the page, which the report has in full."""
+    return shorten(reason, 160, placeholder=" ...").replace("|", "\\|").replace("<", "\\<")
 
 
 def main() -> int:
@@ -394,16 +447,27 @@ def main() -> int:
         help="what of the report is derived again, where an older state of the code made it",
     )
     parser.add_argument("--markdown", action="store_true", help="print the coverage page")
+    parser.add_argument(
+        "--builds",
+        action="store_true",
+        help="try which types without a proof can be built at all: builds.json beside the report",
+    )
     parser.add_argument("--kind", choices=sorted(KINDS), help="only types of this kind")
     parser.add_argument("types", nargs="*", help="model types; default: all, of --kind")
     given = parser.parse_args()
     report = given.report or given.out.parent / "derived_report.json"
+    builds = report.with_name("builds.json")
+    if given.builds:
+        known = json.loads(report.read_text())
+        write_whole(builds, json.dumps(what_builds(known), indent=1, sort_keys=True) + "\n")
+        return 0
     if given.markdown:
         entries = list(json.loads(report.read_text()).values())
         named = {path.name: path for path in given.out.glob("*.json")}
         tables = [named[e["table"]] for e in entries if e.get("table") in named]
         versions = sorted({json.loads(path.read_text())["transformers"] for path in tables})
-        print("\n".join(markdown(entries, f"transformers {', '.join(versions)}")))
+        made = json.loads(builds.read_text()) if builds.is_file() else {}
+        print("\n".join(markdown(entries, f"transformers {', '.join(versions)}", made)))
         return 0
     every = [name for name, (kind, _) in model_types().items() if given.kind in (None, kind)]
     run_all(

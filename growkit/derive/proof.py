@@ -67,7 +67,7 @@ def prove(
             table["operators"][option] = prover.tried(option, request, folder)
             if option == "--hidden":
                 _hidden(table, prover, request, folder)
-        for option, why in ({} if only else _never(table)).items():
+        for option, why in ({} if only else _never(found)).items():
             table["operators"].setdefault(option, {"why": why})
         if attention is not None:
             step("proof of --head-dim")
@@ -137,11 +137,33 @@ def _folder() -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _never(table: Mapping[str, Any]) -> dict[str, str]:
+def why_no_ffn(found: Any) -> str:
+    """Why no field of the config widens the FFN, as far as sizes tell."""
+    hard: dict[int, set[bool]] = {}  # multiple of another size -> on which sides of matrices
+    for role in found.axes.roles:
+        sizes = [next(iter(size.items())) for size in role.sizes if size and len(size) == 1]
+        if len(sizes) == len(role.sizes) == 2 and sizes[0][0] == sizes[1][0]:
+            first, second = sizes[0][1], sizes[1][1]
+            if len(sizes[0][0]) == 1 and min(first, second) == 1 < max(first, second):
+                hard.setdefault(max(first, second), set()).add(first < second)
+    for times, sides in hard.items():
+        if len(sides) == 2:
+            return (
+                f"its class makes the FFN {times} times as wide as the hidden size, whatever the "
+                "config says"
+            )
+    if inner := next((path[-1] for path in found.axes.fields if "expand" in path[-1]), None):
+        return (
+            f"its blocks have no FFN: they are {inner} times as wide as the hidden size, in heads"
+        )
+    return "no width of its FFN was found in the config"
+
+
+def _never(found: Any) -> dict[str, str]:
     """Options that no derived table offers yet, or not this one."""
     return {
         "--layers": "its layers cannot be told apart",
-        "--ffn": "no width of its FFN was found in the config",
+        "--ffn": why_no_ffn(found),
         "--query-heads": "its config cannot change the number of heads at a fixed head size",
         "--heads": "its config cannot change the number of heads at a fixed head size",
         "--kv-heads": "it has no key/value heads of their own number",

@@ -89,6 +89,10 @@ class Findings:
             if axis == "query_head":
                 self.paths.pop("kv_head", None)
             assert known is not None or axis == "hidden"
+        others = [axis for axis in self.widths if axis.startswith("ffn")]
+        if others and "ffn" not in others:  # --ffn names the first
+            self.widths["ffn"] = self.widths.pop(others[0])
+            self.paths["ffn"] = self.paths.pop(others[0])
 
     def width_of(self, axis: str) -> Path:
         """Stands for the width of heads that fill the hidden size; no field of the config."""

@@ -307,6 +307,7 @@ class _Words:
         routed = [p for p, _ in integers(values) if ROUTED.fullmatch(p[-1]) and p[:-1] == place]
         stored = {(str(size), role.name) for role in found.axes.roles for size in role.sizes}
         held = {name for size, name in stored if experts and size == str({(experts[0],): 1})}
+        held |= {name for _, name in stored if "{expert}" in name}  # one by one
         if experts and routed and held:
             self.by_path.setdefault(experts[0], "expert")
             self.axes["expert"] = [_name(experts[0], place)]

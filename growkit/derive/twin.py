@@ -456,6 +456,7 @@ _SMALL: tuple[tuple[str, int], ...] = (
     (r".*(moe|expert).*(intermediate|ffn_hidden|hidden).*(size|dim)", 48),
     (r".*(num_experts|num_local_experts|n_routed_experts|moe_num_experts)", 4),
     (r".*(per_tok(en)?|top_?k(_experts)?|moe_k)", 2),
+    (r"zero_expert_num", 2),
     (r"n_group|num_expert_group|topk_group", 1),
     (r".*lora_rank|time_step_rank|mamba_dt_rank", 24),
     (r"linear_num_key_heads", 2),

@@ -123,6 +123,7 @@ GROUPS = ("n_group", "num_expert_group")
 # Flags of losses, heads for other tasks, initialisation, kernels and precision: they change nothing
 # that a growth could.
 IDLE = frozenset([
+    "default_language",
     "_attn_implementation", "_name_or_path", "add_cross_attention", "apply_spec_augment",
     "architectures", "attention_softmax_in_fp32", "attn_implementation", "auto_map",
     "auxiliary_concat_input", "bos_token_id", "classifier_activation", "classifier_bias",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from growkit.derive.axes import evaluate, multilinear
+from growkit.derive.axes import Role, evaluate, multilinear
+from growkit.derive.proof import why_no_ffn
 from growkit.derive.twin import Underivable
 from growkit.derive.widths import (
     DEAD,
@@ -141,3 +144,20 @@ def test_entries_of_layers_move_with_them() -> None:
     assert move_counts({"last": 1}, {"last": "trailing"}, 3, sources) == {"last": 2}
     # A class that divides by the root of the number of layers reads a number that makes up for it.
     assert move_counts({"depth": 1.5}, {"depth": "root"}, 3, [*range(3)] * 4) == {"depth": 3.0}
+
+
+def test_why_no_field_widens_the_ffn_is_read_off_the_sizes() -> None:
+    hidden, expand = ("hidden_size",), ("expand",)
+
+    def model(*matrices: tuple[dict, dict], fields: tuple = (hidden,)) -> SimpleNamespace:
+        roles = [Role(f"m{i}", (1, 1), sizes=list(m)) for i, m in enumerate(matrices)]
+        return SimpleNamespace(axes=SimpleNamespace(roles=roles, fields=dict.fromkeys(fields, 8)))
+
+    one, three, four = {(hidden,): 1}, {(hidden,): 3}, {(hidden,): 4}
+    assert "4 times as wide" in why_no_ffn(
+        model((three, one), (one, one), (four, one), (one, four))
+    )
+    assert "no width" in why_no_ffn(model((three, one), (one, one)))
+    wide = {(expand, hidden): 1}
+    found = model((wide, one), (one, wide), fields=(hidden, expand))
+    assert "expand times" in why_no_ffn(found)
