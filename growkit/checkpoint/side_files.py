@@ -49,6 +49,7 @@ _NEVER = (
     "manifest.json",
     "*.index.json",
     "trainer_state.json",
+    "running_loss.json",  # of a checkpoint of growkit train
     "*_results.json",
     "training_args*",
     "optimizer*",

@@ -57,8 +57,11 @@ def _axes(report: dict[str, Any]) -> Table:
 
 
 def _change(table: Table, label: str, before: float, after: float, form: Any) -> None:
-    same = before == after or not before or not after
-    factor = "" if same else Text(f"x{after / before:.4g}", style="bold")
+    factor: str | Text = ""
+    if before != after and before and after:
+        times = f"{after / before:.4g}"
+        more = f"{'+' if after > before else '-'}{form(abs(after - before))}"
+        factor = Text(f"x{times}" if times != "1" else more, style="bold")
     shown = [form(value) if value else "-" for value in (before, after)]
     table.add_row(label, *shown, factor)
 

@@ -43,6 +43,7 @@ LEFT = (
     "scheduler.pt",
     "rng_state_0.pth",
     "trainer_state.json",
+    "running_loss.json",
     "training_args.bin",
     "training_args.json",
     "train_results.json",

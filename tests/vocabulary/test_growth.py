@@ -300,3 +300,14 @@ def test_rows_for_tokens_that_were_added_without_any(source: Path, tmp_path: Pat
     plan, manifest = grow_checkpoint(folder, tmp_path / "b", request)
     assert plan.sizes["vocab"] == 298 and manifest["verification"]["passed"]
     assert manifest["verification"]["vocabulary"]["common"] == 280
+
+
+def test_a_few_rows_are_not_shown_as_a_factor_of_one() -> None:
+    from rich.table import Table
+
+    from growkit.cli.plan_view import _change
+
+    table = Table("axis", "before", "after", "")
+    for after in (49_152, 49_155, 51_200):
+        _change(table, "vocabulary", 49_152, after, lambda value: f"{value:,}")
+    assert [str(cell) for cell in table.columns[3].cells] == ["", "+3", "x1.042"]
