@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from growkit.derive.axes import Role, evaluate, multilinear
 from growkit.derive.proof import why_no_ffn
+from growkit.derive.studied import Findings
 from growkit.derive.twin import Underivable
 from growkit.derive.widths import (
     DEAD,
     FIXED,
     MIXED,
     Segment,
+    Width,
     _masks,
     _single,
     _spelled,
@@ -161,3 +164,13 @@ def test_why_no_field_widens_the_ffn_is_read_off_the_sizes() -> None:
     wide = {(expand, hidden): 1}
     found = model((wide, one), (one, wide), fields=(hidden, expand))
     assert "expand times" in why_no_ffn(found)
+
+
+def test_of_two_widths_the_one_that_can_be_said_is_the_ffn() -> None:
+    nothing: Any = None
+    found = Findings({}, nothing, nothing, nothing, {}, {}, [], set())
+    found.widths = {"ffn": Width(), "ffn_2": Width()}
+    found.paths = {"ffn": [("encoder_ffn_dim",)], "ffn_2": [("decoder_ffn_dim",)]}
+    found.drop(["ffn"], "no word for it")
+    assert list(found.widths) == ["ffn"] and found.paths["ffn"] == [("decoder_ffn_dim",)]
+    assert found.failures == {"ffn:encoder_ffn_dim": "no word for it"}
