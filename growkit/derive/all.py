@@ -25,6 +25,16 @@ from typing import Any
 from growkit.core.writing import write_whole
 from growkit.families.derived import SHIPPED, file_stem
 
+_OF_GLM4V = {
+    "text_config": {
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10_000.0,
+            "partial_rotary_factor": 0.5,
+            "mrope_section": [8, 12, 12],
+        }
+    }
+}
 # What a class needs and does not put itself, or puts unlike every published model: from its config.
 _LACKING: dict[str, dict[str, Any]] = {
     "dbrx": {"attn_config": {"clip_qkv": 8, "kv_n_heads": 8, "rope_theta": 500_000.0}},
@@ -60,6 +70,7 @@ _LACKING: dict[str, dict[str, Any]] = {
         "indexer_budget": 2048,
         "indexer_compress_ratio": 16,
     },
+    **dict.fromkeys(("glm4v", "glm46v", "glmga"), _OF_GLM4V),
     "voxtral": {"audio_token_id": 24},
     "aya_vision": {"alignment_intermediate_size": 28_672},
     "gemma4": {"vision_config": {"model_type": "gemma4_vision"}},

@@ -266,7 +266,7 @@ def flags_of(inner: Mapping[str, Any], found: Findings) -> tuple[dict[str, Any],
             same = inner.get(name) == inner.get("hidden_size")
             flags[name] = ["same" if same else "unlike", "hidden_size"]
         elif name not in found.closings.counts:
-            flags[name] = leaf(inner, path[len(place) :])
+            flags[name] = leaf(found.values, path)
     kinds = {
         name: sorted(set(map(str, value)))
         for name, value in inner.items()
@@ -904,7 +904,8 @@ def _defaults(
     used |= {*flags, *GROUPS}
     kept = {}
     for name in sorted(used):
-        value = leaf(inner, tuple(name.split(".")))
+        of_whole = name.startswith("^")
+        value = leaf(plain if of_whole else inner, tuple(name.removeprefix("^").split(".")))
         if isinstance(value, bool | int | str) or name in found.closings.counts:
             kept[name] = value
     if place and isinstance(plain.get("tie_word_embeddings"), bool):

@@ -86,7 +86,7 @@ class Builder:
 
     def config(self, values: Mapping[str, Any]) -> Any:
         """A config object; raises whatever the class objects to."""
-        config = self.config_class.from_dict(copy.deepcopy(dict(values)))
+        config = self.config_class.from_dict(_with_sections(copy.deepcopy(dict(values))))
         if config.architectures is None:
             config.architectures = []  # an Auto class with several for a type goes through them
         return config
@@ -111,6 +111,24 @@ class Builder:
             with _Bounded():
                 model = self.build(values)
         return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+def _with_sections(values: Values) -> Values:
+    """The sections of rotary angles (for time, height and width) as wide together as the heads of
+    a smaller model want them."""
+    for part in (values, *values.values()):
+        rotary = part.get("rope_parameters") if isinstance(part, dict) else None
+        sections = rotary.get("mrope_section") if isinstance(rotary, dict) else None
+        heads = part.get("num_attention_heads") if isinstance(part, dict) else None
+        if not (isinstance(rotary, dict) and isinstance(sections, list) and heads):
+            continue
+        width = part.get("head_dim") or part.get("hidden_size", 0) // heads
+        wanted = int(width * (rotary.get("partial_rotary_factor") or 1.0)) // 2
+        if wanted and sum(sections) != wanted:
+            scaled = [size * wanted // sum(sections) for size in sections]
+            scaled[-1] += wanted - sum(scaled)
+            rotary["mrope_section"] = scaled
+    return values
 
 
 class _Bounded(TorchDispatchMode):

@@ -23,6 +23,8 @@ from transformers import (
     Qwen2AudioEncoderConfig,
     Qwen2AudioForConditionalGeneration,
     Qwen2Config,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
     SiglipVisionConfig,
 )
 
@@ -306,6 +308,40 @@ def test_no_layer_comes_between_those_that_images_are_added_behind() -> None:
     vision = {"model_type": "qwen3_vl_vision", "deepstack_visual_indexes": [8, 16, 24]}
     assert layers_fed({"model_type": "qwen3_vl", "vision_config": vision}) == 3
     assert layers_fed({"model_type": "llava", "vision_config": {}}) == 0
+
+
+@pytest.mark.skipif(not proven("qwen2_vl", "--hidden"), reason="not proven for qwen2_vl")
+def test_a_folder_of_qwen2_vl_as_the_hub_has_it_grows(tmp_path: Path) -> None:
+    """The language model's fields stand beside vision_config; what is written has a section."""
+    torch.manual_seed(0)
+    vision = {"depth": 1, "embed_dim": 16, "num_heads": 2, "hidden_size": 32, "mlp_ratio": 2}
+    rotary = {"rope_type": "default", "mrope_section": [1, 1, 2]}
+    text = small_text(LlamaConfig, rope_parameters=rotary | {"rope_theta": 1e4}).to_dict()
+    config = Qwen2VLConfig(
+        text_config={**text, "model_type": "qwen2_vl_text"},
+        vision_config=vision,
+        image_token_id=299,
+        video_token_id=298,
+    )
+    small, large = tmp_path / "a", tmp_path / "b"
+    Qwen2VLForConditionalGeneration(config).save_pretrained(small)
+    saved = json.loads((small / "config.json").read_text())
+    fields = saved.pop("text_config")
+    fields["rope_theta"] = fields.pop("rope_parameters")["rope_theta"]
+    fields["rope_scaling"] = {"type": "mrope", "mrope_section": [1, 1, 2]}
+    for name in ("model_type", "layer_types"):
+        fields.pop(name)
+    (small / "config.json").write_text(json.dumps(fields | saved))
+    assert main(["inspect", str(small)]) == 0
+    asked = ["--layers", "+1", "--hidden", "x2", "--heads", "x2", "--out", str(large)]
+    assert main(["grow", str(small), *asked]) == 0  # and is verified, with a picture
+    written = json.loads((large / "config.json").read_text())
+    assert (written["text_config"]["hidden_size"], written["vision_config"]["hidden_size"]) == (
+        64,
+        64,
+    )
+    assert "hidden_size" not in written and written["text_config"]["num_hidden_layers"] == 3
+    assert main(["diff", str(small), str(large)]) == 0
 
 
 def test_a_config_of_the_older_form_is_told_how_to_be_written_anew() -> None:
