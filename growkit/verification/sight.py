@@ -112,9 +112,10 @@ def close_eyes(model: Any) -> None:
     """Run it on token ids alone again, from positions of its own: some classes keep how far those
     of the last pictures were moved, for a batch of that size."""
     inputs.beside_tokens.pop(model, None)
-    for module in model.modules() if isinstance(model, torch.nn.Module) else ():
-        if getattr(module, "rope_deltas", None) is not None:
-            module.rope_deltas = None
+    parts: list[Any] = list(model.modules()) if isinstance(model, torch.nn.Module) else []
+    for part in parts:
+        if getattr(part, "rope_deltas", None) is not None:
+            part.rope_deltas = None
 
 
 def find_sight(model: Any, ids: torch.Tensor) -> Sight | None:
