@@ -105,7 +105,6 @@ _FURTHER: dict[str, list[dict[str, Any]]] = {
         }
     ],
     "marian": [{"scale_embedding": True}],
-    "mt5": [{"tie_word_embeddings": False}],
     "phimoe": [{"attention_bias": True, "lm_head_bias": True}],
     "stablelm": [{"use_qkv_bias": True}],
 }

@@ -169,7 +169,9 @@ def spellings(config_class: Any, words: _Words) -> dict[str, str]:
     """Fields that the config class reads under a second name too (``num_experts``)."""
     named = {name for names in words.axes.values() for name in names} | words.numbers
     other = getattr(config_class, "attribute_map", None) or {}
-    return {field: name for name, field in other.items() if field in named and name not in named}
+    result = {field: name for name, field in other.items() if field in named and name not in named}
+    # A name that the class keeps under another one is written under that (mT5's head_dim: d_kv).
+    return result | {name: other[name] for name in named if other.get(name, name) not in named}
 
 
 def older_names(builder: Builder, found: Findings, words: _Words) -> dict[str, str]:

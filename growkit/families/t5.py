@@ -1,13 +1,14 @@
-"""T5: an encoder and a decoder, RMSNorm, relative position biases, no softmax scale.
+"""T5 and mT5: an encoder and a decoder, RMSNorm, relative position biases, no softmax scale.
 
-Source: transformers ``models/t5`` (5.23); v1.0 (relu, ``wi``) and v1.1 or FLAN (gated, ``wi_0`` and
-``wi_1``). Every query head has a key/value head of its own; scores are not divided by the size of a
-head. Each stack stores its position bias, one column a head, in block 0 and hands it on, so growth
-of depth leaves block 0 first.
+Source: transformers ``models/t5`` and ``models/mt5`` (5.23); v1.0 (relu, ``wi``) and v1.1, FLAN or
+mT5 (gated, ``wi_0`` and ``wi_1``). Every query head has a key/value head of its own; scores are not
+divided by the size of a head. Each stack stores its position bias, one column a head, in block 0
+and hands it on, so growth of depth leaves block 0 first.
 
 The class ties ``lm_head`` to ``shared`` unless a checkpoint stores other values under that name,
 whatever its config says; so the stored names decide. ``tie_word_embeddings: false`` (or
-``scale_decoder_outputs: false``) means that the last hidden state is not divided by sqrt(d_model).
+``scale_decoder_outputs: false``) means that the last hidden state is not divided by sqrt(d_model);
+that of mT5 never is.
 """
 
 from __future__ import annotations
@@ -56,10 +57,18 @@ DEFAULTS = {
     "relative_attention_num_buckets": 32,
     "feed_forward_proj": "relu",
 }
+MT5_DEFAULTS = DEFAULTS | {
+    "vocab_size": 250112,
+    "d_ff": 1024,
+    "num_layers": 8,
+    "num_heads": 6,
+    "feed_forward_proj": "gated-gelu",
+}
 
 
 def _sizes(config: Config) -> dict[str, int]:
-    stated = {**DEFAULTS, **config}
+    multilingual = config.get("model_type") == "mt5"
+    stated = {**(MT5_DEFAULTS if multilingual else DEFAULTS), **config}
     layers, heads = required(stated, "num_layers"), required(stated, "num_heads")
     if stated.get("num_decoder_layers") is None:
         stated["num_decoder_layers"] = layers
@@ -76,7 +85,7 @@ def _sizes(config: Config) -> dict[str, int]:
         "vocab": required(stated, "vocab_size"),
         "buckets": required(stated, "relative_attention_num_buckets"),
         "gated": int(str(stated["feed_forward_proj"]).startswith("gated-")),
-        "scaled_head": int(bool(scaled)),
+        "scaled_head": int(bool(scaled) and not multilingual),
         "tied": int(config.get("tie_word_embeddings") is not False),
     }
 
@@ -176,7 +185,7 @@ def t5_tensors(encoder: tuple[Dim, Dim], decoder: tuple[Dim, Dim]) -> tuple[Tens
 
 T5 = Family(
     name="t5",
-    model_types=("t5",),
+    model_types=("t5", "mt5"),
     tensors=t5_tensors((key_rows, kv_rows), (key_rows, kv_rows)),
     # A target token meets its own past and the whole source, in two caches.
     stacks=(Stack(ENCODER, attended=1.0, caches=0), Stack(DECODER, attended=1.5, caches=2)),

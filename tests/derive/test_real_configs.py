@@ -1,4 +1,4 @@
-"""config.json of published models: a shipped table fits each, and counts its parameters.
+"""config.json of published models: a table fits each, written or derived, and counts its elements.
 
 ``real_configs.json`` holds the configs as they are published, and the elements that the table
 declares for them without seeing the files: of the part that grows (the language model of a
@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from growkit.checkpoint.older_config import current_form
+from growkit.families import family_of
 from growkit.families.derived import derived_family, misfit, tables_of
 from growkit.growing import grow_checkpoint
 from growkit.surgery.request import GrowthRequest
@@ -41,15 +42,20 @@ PUBLISHED = {
     "microsoft/Phi-3.5-MoE-instruct": 41.9,
     "databricks/dbrx-base": 131.6,
     "tiiuae/falcon-7b": 6.92,
+    "google/mt5-small": 0.3,
+    "microsoft/phi-4": 14.66,
+    "HuggingFaceTB/SmolLM3-3B": 3.08,
+    "Qwen/Qwen1.5-MoE-A2.7B": 14.3,
+    "microsoft/deberta-v3-base": 0.184,
+    "Helsinki-NLP/opus-mt-en-de": 0.074,
+    "tiiuae/Falcon-H1-0.5B-Base": 0.521,
 }
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
-def test_a_shipped_table_fits_and_counts(name: str) -> None:
+def test_a_table_fits_and_counts(name: str) -> None:
     config = current_form(MODELS[name]["config"])
-    family = derived_family(config)
-    tables = tables_of(config["model_type"])
-    assert family is not None, [misfit(table, config) for table in tables]
+    family = family_of(config)
     found = sum(prod(shape) for _, shape in family.declared(family.sizes_of(config)))
     assert found == MODELS[name]["parameters"]
     if name in PUBLISHED:
@@ -85,6 +91,22 @@ def test_another_activation_grows_by_the_same_table(new_units: str, tmp_path: Pa
     )  # fmt: skip
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "source")
     request = GrowthRequest(ffn="x2", layers="x2", new_units=new_units)
+    grow_checkpoint(tmp_path / "source", tmp_path / "grown", request, verify=False)
+    report = verify_checkpoints(tmp_path / "source", tmp_path / "grown")
+    assert report.passed, report.cause
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_mt5_is_a_t5_that_scales_nothing(stated: bool, tmp_path: Path) -> None:
+    """Whatever its config says of tied embeddings: published ones say false, the class true."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "mt5", d_model=32, d_ff=48, d_kv=8, num_heads=4, num_layers=2, vocab_size=64
+    )
+    AutoModelForSeq2SeqLM.from_config(config).save_pretrained(tmp_path / "source")
+    file = tmp_path / "source" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"tie_word_embeddings": stated}))
+    request = GrowthRequest(hidden="x2", layers="x2", heads="x2")
     grow_checkpoint(tmp_path / "source", tmp_path / "grown", request, verify=False)
     report = verify_checkpoints(tmp_path / "source", tmp_path / "grown")
     assert report.passed, report.cause

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from growkit.core.errors import UsageError, nearest
+from growkit.families.t5 import MT5_DEFAULTS
 from growkit.surgery.axis_map import AxisMap
 from growkit.surgery.effect import (
     Alias,
@@ -39,6 +40,9 @@ def _config(shape: ModelShape, groups: int, **fields: Any) -> dict[str, Any]:
     """config.json with ``groups`` key/value heads in the decoder; T5's own where it can hold it."""
     own = ("decoder_num_key_value_heads", "decoder_attention", "wgqa_weights", "wgqa_init")
     kept = {k: v for k, v in shape.config.items() if k not in (*own, "auto_map")}
+    if kept.get("model_type") == "mt5":  # T5's class has other defaults, and scales what it ties
+        kept.pop("scale_decoder_outputs", None)
+        kept = MT5_DEFAULTS | kept | {"tie_word_embeddings": False}
     if groups == shape.sizes["query_head"] and not fields:
         return kept | {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}
     return kept | {
