@@ -56,7 +56,7 @@ class CompileChoice:
             section.torch_compile == "auto"
             and not section.full_determinism
             and section.lora is None
-            and recipe.parallel.strategy == "ddp"
+            and not recipe.parallel.sharded
             and not separate
         )
         self.stored = processes.from_first(self._read) if self.undecided else None
