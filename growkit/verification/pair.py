@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from transformers import __version__ as transformers_version
 
-from growkit.core.errors import UsageError, VerificationFailed
+from growkit.core.errors import CheckpointError, UsageError, VerificationFailed
 from growkit.verification import affordable as memory
 from growkit.verification import layers, loading
 from growkit.verification import model_inputs as inputs
@@ -140,9 +141,18 @@ class Pair:
 
         Raises:
             VerificationFailed: some are NaN or infinite.
+            CheckpointError: the class raises an error of its own, for any weights.
         """
         model, folder = self.model(which), self.a if which == "a" else self.b
-        logits = inputs.outputs(model, ids)
+        try:
+            logits = inputs.outputs(model, ids)
+        except (AttributeError, TypeError, NameError, NotImplementedError) as error:
+            raise CheckpointError(
+                f"{type(model).__name__} of {folder.name!r} fails in its own forward pass: "
+                f"{type(error).__name__}: {error}.",
+                f"It is no matter of weights: try another transformers than {transformers_version}; "
+                "growkit grow --no-verify writes the folder without the proof.",
+            ) from error
         wrong = int((~torch.isfinite(logits)).sum())
         if wrong:
             layer = layers.first_non_finite(model, list(self.sample))

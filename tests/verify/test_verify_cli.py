@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import typer
@@ -108,6 +110,21 @@ def test_config_that_transformers_refuses_is_explained(
     assert run(str(bad), folders["right"]) == 1
     cause = capsys.readouterr().err.splitlines()[0]
     assert "cannot load" in cause and "positive even number" in cause
+
+
+def test_a_class_that_fails_by_itself_is_named(
+    folders: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As transformers 5.24 does for every Llama 4 with towers."""
+
+    def forward(self: Any, input_ids: Any, **options: Any) -> Any:
+        return SimpleNamespace().image_outputs
+
+    monkeypatch.setattr(type(models.make_model()), "forward", forward)
+    assert run(folders["source"], folders["right"]) == 1
+    cause, remedy = capsys.readouterr().err.splitlines()[-2:]
+    assert "fails in its own forward pass: AttributeError" in cause and "image_outputs" in cause
+    assert "another transformers than" in remedy
 
 
 def test_quiet_prints_nothing_on_success(
