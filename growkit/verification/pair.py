@@ -150,8 +150,8 @@ class Pair:
             raise CheckpointError(
                 f"{type(model).__name__} of {folder.name!r} fails in its own forward pass: "
                 f"{type(error).__name__}: {error}.",
-                f"It is no matter of weights: try another transformers than {transformers_version}; "
-                "growkit grow --no-verify writes the folder without the proof.",
+                "It is no matter of weights: try another transformers than "
+                f"{transformers_version}; growkit grow --no-verify writes the folder without the proof.",
             ) from error
         wrong = int((~torch.isfinite(logits)).sum())
         if wrong:
