@@ -151,7 +151,7 @@ class Pair:
                 f"{type(model).__name__} of {folder.name!r} fails in its own forward pass: "
                 f"{type(error).__name__}: {error}.",
                 "It is no matter of weights: try another transformers than "
-                f"{transformers_version}; growkit grow --no-verify writes the folder without the proof.",
+                f"{transformers_version}; growkit grow --no-verify writes without the proof.",
             ) from error
         wrong = int((~torch.isfinite(logits)).sum())
         if wrong:
