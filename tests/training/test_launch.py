@@ -133,7 +133,11 @@ def test_accelerate_launch_that_starts_one_process_is_refused(
             GrowkitError,
             r"waited for another one for 30 minutes \(parallel.timeout_minutes\)",
         ),
-        ("[gloo/transport/tcp/pair.cc:547] Connection closed by peer", FailedElsewhere, "failed"),
+        (
+            "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer",
+            FailedElsewhere,
+            "failed",
+        ),
         ("mat1 and mat2 shapes cannot be multiplied", RuntimeError, "mat1"),
     ],
     ids=["silent", "gone", "another error"],
