@@ -149,8 +149,8 @@ def test_committed_studies_are_what_their_records_say() -> None:
     names = [path.name for path in studies_in(STUDIES)]
     assert names == [
         "conversion", "group-differentiated", "growth", "growth-1m", "late-width", "moe-late",
-        "optimizer", "plateau", "progressive", "progressive-depth", "rate-transfer", "ratio",
-        "symmetry",
+        "optimizer", "plateau", "progressive", "progressive-choices", "progressive-depth",
+        "rate-transfer", "ratio", "symmetry",
     ]  # fmt: skip
     for name in names:
         result = read_result(STUDIES / name)
