@@ -53,10 +53,10 @@ def _flat_text(config: Config) -> Config:
     """The language model's fields stand beside the others (Qwen/Qwen2.5-VL-7B-Instruct)."""
     if "text_config" in config or "vision_config" not in config:
         return config
-    text = {key: value for key, value in config.items() if key not in _WHOLE}
-    ties = {key: config[key] for key in ("tie_word_embeddings",) if key in config}
+    both = ("tie_word_embeddings",)
+    text = {key: value for key, value in config.items() if key not in _WHOLE or key in both}
     whole = {key: value for key, value in config.items() if key in _WHOLE}
-    return whole | {"text_config": {"model_type": f"{config['model_type']}_text", **text, **ties}}
+    return whole | {"text_config": {"model_type": f"{config['model_type']}_text", **text}}
 
 
 _FORMS: dict[str, Callable[[Config], Config]] = {

@@ -321,15 +321,15 @@ def what_builds(entries: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, st
     for auto, name in LISTS.items():
         found = result.setdefault(auto, {})
         for model_type in dict(getattr(modeling_auto, name, {})):
-            if any(proven(entries.get(model_type, {}), option) for option in OPTIONS):
+            if _any_proven(entries, model_type):
                 continue
+            found[model_type] = ""
             try:
                 with quiet_transformers():
                     config = AutoConfig.for_model(model_type, **_LACKING.get(model_type, {}))
                     Builder(config, getattr(transformers, auto)).shapes(config.to_dict())
-                found[model_type] = ""
-            except Underivable:  # too large to be made here with its numbers
-                found[model_type] = ""
+            except Underivable:
+                pass  # too large to be made here with its numbers
             except Exception as error:  # whatever it objects to
                 found[model_type] = said_by(error)
     return result
@@ -368,8 +368,10 @@ def counted_on_lists(
             sum(any(proven(entry, option) for option in options) for entry in found)
             for options in COLUMNS.values()
         ]
-        derived = sum(_any(entries, kind) for kind in names)
-        without = [t for t, why in builds.get(auto, {}).items() if why and not _any(entries, t)]
+        derived = sum(_any_proven(entries, kind) for kind in names)
+        without = [
+            t for t, why in builds.get(auto, {}).items() if why and not _any_proven(entries, t)
+        ]
         made = len(found) - len(without)
         yield f"| `{auto}` | {len(found)} | {made} | {derived} | {' | '.join(map(str, counts))} |"
     yield ""
@@ -377,12 +379,12 @@ def counted_on_lists(
     yield ""
     told: dict[str, str] = {}
     for found_here in builds.values():
-        told |= {t: why for t, why in found_here.items() if why and not _any(entries, t)}
+        told |= {t: why for t, why in found_here.items() if why and not _any_proven(entries, t)}
     for model_type, why in sorted(told.items()):
         yield f"* `{model_type}`: {_cell(why)}"
 
 
-def _any(entries: Mapping[str, dict[str, Any]], model_type: str) -> bool:
+def _any_proven(entries: Mapping[str, dict[str, Any]], model_type: str) -> bool:
     """Something is proven of a type."""
     return any(proven(entries.get(model_type, {}), option) for option in OPTIONS)
 
