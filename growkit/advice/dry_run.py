@@ -180,6 +180,7 @@ def _setup(recipe: Recipe) -> TrainingSetup:
         strategy=parallel.strategy,
         processes=parallel.processes or launched(),
         tensor=parallel.tensor,
+        context=parallel.context,
         new_only=section.train == "new",
         **one_pass(recipe, parallel.readers(parallel.processes or launched())),
     )

@@ -87,6 +87,7 @@ class Facts:
             strategy=parallel.strategy,
             processes=parallel.processes or launched(),
             tensor=parallel.tensor,
+            context=parallel.context,
             new_only=section.train == "new",
             **one_pass(self.recipe, parallel.readers(parallel.processes or launched())),
         )
@@ -98,7 +99,7 @@ def one_pass(recipe: Recipe, processes: int) -> dict[str, Any]:
         return {}
     sequences, _ = recipe.shares(processes)
     return {
-        "tokens": sequences * recipe.data.sequence_length,
+        "tokens": sequences * recipe.data.sequence_length // recipe.parallel.context,
         "checkpointing": recipe.training.gradient_checkpointing,
     }
 

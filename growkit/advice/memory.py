@@ -45,6 +45,7 @@ class TrainingSetup:
         strategy: ``ddp`` or ``fsdp``; of no effect with one process.
         processes: how many share the work.
         tensor: how many of them share every layer; their matrices are taken to be split evenly.
+        context: how many of them share every sequence; ``tokens`` are those of one process.
         new_only: wholly old parameters are frozen all along.
         tokens: of one forward pass of one process; 0: activations are not counted.
         checkpointing: activations are computed again in the backward pass.
@@ -56,6 +57,7 @@ class TrainingSetup:
     strategy: Literal["ddp", "fsdp"] = "ddp"
     processes: int = 1
     tensor: int = 1
+    context: int = 1
     new_only: bool = False
     tokens: int = 0
     checkpointing: bool = False

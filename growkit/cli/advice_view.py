@@ -79,6 +79,8 @@ def _memory(advice: Advice) -> str:
     how = "1 process" if setup.processes == 1 else f"{setup.processes} processes, {setup.strategy}"
     if setup.tensor > 1:
         how += f", layers shared by {setup.tensor}"
+    if setup.context > 1:
+        how += f", sequences shared by {setup.context}"
     return f"{human_bytes(memory.total)} and activations: {listed} ({setup.dtype} weights, {how})"
 
 

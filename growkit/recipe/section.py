@@ -89,6 +89,8 @@ SPELLINGS = {
     "model.attn_implementation": "attn attention attention_implementation flash_attention",
     "parallel.strategy": "ddp fsdp",
     "parallel.tensor": "tp tp_size tensor_parallel tensor_parallel_size parallelism",
+    "parallel.context": "cp cp_size context_parallel context_parallel_size sp sp_size "
+    "sequence_parallel sequence_parallel_size ulysses",
     "parallel.processes": "world_size nproc gpus num_gpus devices num_processes",
     "out": "output_dir out_dir save_dir output",
 }

@@ -61,6 +61,7 @@ SAME_SAMPLES = {
     "training.use_cpu",
     "training.full_determinism",
     "parallel.gather_dtype",
+    "parallel.context",
 }
 SPLIT = {"training.per_device_train_batch_size", "training.gradient_accumulation_steps"}
 LENGTH = {"training.max_steps", "training.max_tokens"}

@@ -57,6 +57,7 @@ class CompileChoice:
             and not section.full_determinism
             and section.lora is None
             and not recipe.parallel.sharded
+            and recipe.parallel.context == 1
             and not separate
         )
         self.stored = processes.from_first(self._read) if self.undecided else None

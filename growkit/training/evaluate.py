@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from growkit.data.packing import IGNORED, PackedDataset
+from growkit.training.parallel.context_parallel import SplitSequences
 from growkit.training.parallel.processes import Processes
 
 
@@ -20,6 +21,7 @@ def evaluate(
     batch_size: int,
     bytes_per_token: float | None = None,
     processes: Processes | None = None,
+    split: SplitSequences | None = None,
 ) -> dict[str, float]:
     """Mean negative log-likelihood over every predicted token of a packed dataset.
 
@@ -30,6 +32,7 @@ def evaluate(
     Args:
         bytes_per_token: average UTF-8 bytes of a token; default: what the dataset knows.
         processes: they take the batches in turn, and all get the result.
+        split: how some of them share a batch.
 
     Returns:
         ``eval_loss`` (nats per token), ``perplexity`` (its exponential, at most e^700) and, when
@@ -42,7 +45,8 @@ def evaluate(
     by_source = {}
     try:
         for name, indices in dataset.parts().items():
-            loss, tokens = _sum(model, dataset, indices, batch_size, processes or Processes())
+            among = processes or Processes()
+            loss, tokens = _sum(model, dataset, indices, batch_size, among, split)
             by_source[f"eval_loss/{name}"] = loss / max(tokens, 1)
             total, count = total + loss, count + tokens
     finally:
@@ -61,6 +65,7 @@ def _sum(
     indices: Sequence[int],
     batch_size: int,
     processes: Processes,
+    split: SplitSequences | None,
 ) -> tuple[float, float]:
     """(sum of the losses in nats, predicted tokens) of some sequences, over all processes."""
     total, count = 0.0, 0
@@ -74,8 +79,14 @@ def _sum(
         batch = {
             key: torch.stack([item[key] for item in items]).to(model.device) for key in items[0]
         }
-        labels = batch.pop("labels")[:, 1:].flatten()
-        logits = model(**batch, use_cache=False).logits[:, :-1].flatten(0, 1).float()
+        if processes.context == 1 or split is None:
+            labels = batch.pop("labels")[:, 1:].flatten()
+            logits = model(**batch, use_cache=False).logits[:, :-1].flatten(0, 1).float()
+        else:
+            with split.applied(model, batch) as own:
+                del own["labels"]
+                labels = own.pop("shift_labels").flatten()
+                logits = model(**own, use_cache=False).logits.flatten(0, 1).float()
         losses = torch.nn.functional.cross_entropy(
             logits, labels, ignore_index=IGNORED, reduction="none"
         )

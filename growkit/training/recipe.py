@@ -154,6 +154,28 @@ class Recipe(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _sequences_to_divide(self) -> Recipe:
+        context, length = self.parallel.context, self.data.sequence_length
+        if context == 1:
+            return self
+        if length % context:
+            raise ValueError(
+                f"'parallel.context' {context} does not divide data.sequence_length {length}: "
+                "every process takes as many tokens of a sequence"
+            )
+        if self.parallel.tensor > 1:
+            raise ValueError(
+                "'parallel.context' and 'parallel.tensor' do not go together: both divide the "
+                "heads of attention"
+            )
+        if self.training.torch_compile is True:
+            raise ValueError(
+                "'parallel.context' and 'training.torch_compile: true' do not go together: leave "
+                "the latter out"
+            )
+        return self
+
     @property
     def _how_sharded(self) -> str:
         sharded = self.parallel.strategy == "fsdp"

@@ -304,6 +304,9 @@ class ParallelSection(Section):
         tensor: so many neighbouring processes share every layer and read the same sequences
             (tensor parallelism by the model's own ``tp_plan``); more processes than that divide
             the data, which needs ``fsdp``.
+        context: so many neighbouring processes divide the tokens of every sequence (context
+            parallelism, for sequences whose activations no process holds), and the heads of its
+            attention; it divides ``sequence_length`` and the number of query heads.
         processes: a launch with any other number of processes is refused.
         gather_dtype: what travels between processes under ``fsdp`` with ``bf16``. ``bfloat16``
             halves the traffic; every parameter, lambda too, is then rounded where it is used (not
@@ -313,6 +316,7 @@ class ParallelSection(Section):
 
     strategy: Literal["ddp", "fsdp"] = "ddp"
     tensor: Positive = 1
+    context: Positive = 1
     processes: Positive | None = None
     gather_dtype: Literal["float32", "bfloat16"] = "float32"
     timeout_minutes: Annotated[float, Field(gt=0)] = 30
@@ -324,4 +328,4 @@ class ParallelSection(Section):
 
     def readers(self, processes: int) -> int:
         """How many groups of processes read sequences of their own."""
-        return processes // self.tensor
+        return processes // (self.tensor * self.context)

@@ -33,6 +33,7 @@ from growkit.training.evaluate import evaluate
 from growkit.training.growth.trainer_hooks import GrowthTraining
 from growkit.training.live import LiveFigures, log_line
 from growkit.training.metrics import append_metrics
+from growkit.training.parallel.context_parallel import ContextCheck
 from growkit.training.parallel.process_trainer import ProcessTrainer
 from growkit.training.parallel.processes import Processes, on_cpu
 from growkit.training.parallel.sharding import ShardedModel
@@ -152,6 +153,9 @@ class RunTrainer(ProcessTrainer):
         log_beside(self.callback_handler.callbacks, folder.parent / "tensorboard")
         if train.separate:
             self.add_callback(DocumentCheck(train.length, log))
+        if self.processes.context > 1:  # with the attention that the one before may have chosen
+            after = sharded.reshard if sharded is not None else lambda: None
+            self.add_callback(ContextCheck(self.split, self.processes, train.length, after))
 
     def train(self, resume_from_checkpoint: Any = None, **options: Any) -> Any:
         self.args.eval_on_start = self.held_out is not None and not resume_from_checkpoint
@@ -267,6 +271,7 @@ class RunTrainer(ProcessTrainer):
             self.held_out,
             batch_size=section.per_device_eval_batch_size or section.per_device_train_batch_size,
             processes=self.processes,
+            split=self.split,
         )
         if self.sharded is not None:
             self.sharded.reshard()

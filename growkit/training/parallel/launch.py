@@ -106,17 +106,18 @@ def check_launch(recipe: Recipe, environment: Mapping[str, str] = os.environ) ->
 
 def check_shares(recipe: Recipe, count: int) -> None:
     """Raises:
-    UsageError: tensor parallelism does not divide the processes, or those that read sequences of
-        their own do not divide the sequences of a step.
+    UsageError: tensor or context parallelism does not divide the processes, or those that read
+        sequences of their own do not divide the sequences of a step.
     """
     tensor, strategy = recipe.parallel.tensor, recipe.parallel.strategy
-    if count % tensor:
-        some = f"{count} process was" if count == 1 else f"{count} processes were"
-        raise UsageError(
-            f"parallel.tensor is {tensor} and {some} started: every {tensor} of them share a "
-            "model.",
-            f"Start a multiple of {tensor}: {torchrun_command(tensor)}",
-        )
+    shared = {"tensor": (tensor, "a model"), "context": (recipe.parallel.context, "a sequence")}
+    for key, (size, what) in shared.items():
+        if count % size:
+            some = f"{count} process was" if count == 1 else f"{count} processes were"
+            raise UsageError(
+                f"parallel.{key} is {size} and {some} started: every {size} of them share {what}.",
+                f"Start a multiple of {size}: {torchrun_command(size)}",
+            )
     if count > tensor > 1 and strategy == "ddp":
         raise UsageError(
             f"parallel.tensor is {tensor} in {count} processes, which leaves {count // tensor} to "

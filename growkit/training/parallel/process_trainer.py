@@ -34,6 +34,7 @@ from growkit.training.data_position import POSITION, position_text
 from growkit.training.leftovers import remove
 from growkit.training.models import copy_lineage
 from growkit.training.moments import REMEDY, check_optimizer_state
+from growkit.training.parallel.context_parallel import SplitSequences
 from growkit.training.parallel.processes import Processes
 from growkit.training.parallel.sharded_optimizer import load_optimizer, save_optimizer
 from growkit.training.parallel.sharding import ShardedModel
@@ -62,6 +63,13 @@ class ProcessTrainer(Trainer):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        self.split = SplitSequences(self.processes)
+        if self.processes.context > 1 and self.router_loss is not None:
+            raise UsageError(
+                "The auxiliary loss of routers is taken over whole sequences, which "
+                f"parallel.context {self.processes.context} divides.",
+                "Set training.router_aux_loss: 0, or leave parallel.context out.",
+            )
         if self.sharded is None:
             return
         if not hasattr(self, "is_distributed_loading_by_transformers"):
@@ -81,7 +89,7 @@ class ProcessTrainer(Trainer):
     def get_train_dataloader(self) -> Any:
         """Batches of this process's reader; accelerate would give every process its own."""
         loader = super().get_train_dataloader()
-        if self.processes.tensor > 1:
+        if self.processes.readers < self.processes.count:
             shares = loader.batch_sampler
             shares.num_processes, shares.process_index = (
                 self.processes.readers,
@@ -109,16 +117,28 @@ class ProcessTrainer(Trainer):
                 # Creating the data loader's iterator drew from the generator that dropout uses.
                 self._load_rng_state(self._resumed_from)
                 self._load_running_loss(Path(self._resumed_from))
-            elif self.processes.reader:
+            elif self._stretch:
                 self._seed_this_process(0)
         samples, items = batches
         if torch.is_tensor(items):  # a step may hold questions alone: its loss is 0, not 0 / 0
-            items = items.clamp(min=1)
+            items = (items // self.processes.context).clamp(min=1)  # all count all of a sequence
         return samples, items
 
+    def training_step(self, model: Any, inputs: Any, *more: Any, **options: Any) -> Any:
+        """Forward and backward pass of a micro-batch, or of this process's stretch of it."""
+        if self.processes.context == 1:
+            return super().training_step(model, inputs, *more, **options)
+        with self.split.applied(self.model, self._prepare_inputs(inputs)) as own:
+            return super().training_step(model, own, *more, **options)
+
+    @property
+    def _stretch(self) -> int:
+        """Number of the tokens that this process computes; those who share layers have the same."""
+        return self.processes.rank // self.processes.tensor
+
     def _seed_this_process(self, step: int) -> None:
-        """Random numbers that are this reader's own, for example of dropout."""
-        key = [self.recipe.training.seed, step, self.processes.reader]
+        """Random numbers of this process's own tokens, for example of dropout."""
+        key = [self.recipe.training.seed, step, self._stretch]
         set_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:

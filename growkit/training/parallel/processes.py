@@ -21,27 +21,28 @@ from growkit.training.recipe import Recipe
 
 T = TypeVar("T")
 _PATIENCE = timedelta(days=7)
-_groups: tuple[Any, Any] | None = None
+_groups: tuple[Any, Any, Any] | None = None
 _timeout_minutes = 30.0
 
 
 class Processes:
     """This process among ``count``, with rank ``rank``; the first one (rank 0) writes.
 
-    Every ``tensor`` neighbours share the layers of one model and read the same sequences: together
-    they are reader number ``reader`` of ``readers``.
+    Every ``tensor`` neighbours share the layers of one model, every ``context`` neighbours divide
+    the tokens of their sequences: together they are reader number ``reader`` of ``readers``.
     """
 
     def __init__(
         self,
         rank: int = 0,
         count: int = 1,
-        groups: tuple[Any, Any] = (None, None),
+        groups: tuple[Any, Any, Any] = (None, None, None),
         tensor: int = 1,
+        context: int = 1,
     ) -> None:
-        self.rank, self.count, self.tensor = rank, count, tensor
-        self.patient, self.group = groups
-        self.reader, self.readers = rank // tensor, count // tensor
+        self.rank, self.count, self.tensor, self.context = rank, count, tensor, context
+        self.patient, self.group, self.context_group = groups
+        self.reader, self.readers = rank // (tensor * context), count // (tensor * context)
 
     @property
     def first(self) -> bool:
@@ -94,7 +95,7 @@ class Processes:
         return values
 
     def sum(self, values: list[float]) -> list[float]:
-        """Sums over all readers, in float64."""
+        """Sums over all that compute something of their own, in float64."""
         if self.count == 1:
             return values
         total = torch.tensor(values, dtype=torch.float64)
@@ -153,8 +154,12 @@ def join(recipe: Recipe, count: int) -> Processes:
         if _groups is None:
             limit = timedelta(minutes=_timeout_minutes)
             patient, group = (dist.new_group(backend="gloo", timeout=t) for t in (_PATIENCE, limit))
-            _groups = patient, group
-    return Processes(dist.get_rank(), dist.get_world_size(), _groups, recipe.parallel.tensor)
+            own, context = None, recipe.parallel.context
+            if context > 1:  # of the devices, where the others carry messages
+                own, _ = dist.new_subgroups(context, timeout=limit)
+            _groups = patient, group, own
+    sizes = recipe.parallel.tensor, recipe.parallel.context
+    return Processes(dist.get_rank(), dist.get_world_size(), _groups, *sizes)
 
 
 def _initialise(recipe: Recipe, count: int) -> None:

@@ -186,7 +186,7 @@ def _shard(model: nn.Module, recipe: Recipe, processes: Processes, mesh: Any = N
             accelerator = torch.accelerator.current_accelerator()
             assert accelerator is not None
             device = accelerator.type
-        mesh = init_device_mesh(device, (processes.readers,))
+        mesh = init_device_mesh(device, (processes.count,))
     policy = MixedPrecisionPolicy()
     if recipe.training.bf16 and recipe.parallel.gather_dtype == "bfloat16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
