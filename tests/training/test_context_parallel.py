@@ -143,7 +143,8 @@ def test_without_the_exchange_or_the_border_it_is_another_run(
     launch = start(2, ["train", str(file), "--out", str(tmp_path / "alone")], without_exchange)
     assert launch.wait() == [1, 1]
     said = " ".join(launch.output().split())
-    assert "LlamaForCausalLM does not compute the same" in said and "Traceback" not in said
+    assert re.search("LlamaForCausalLM does not compute the same .*logits are off by", said)
+    assert "Traceback" not in said
     assert not (tmp_path / "alone" / "config.json").exists()
 
     train(make_recipe(values), tmp_path / "one")

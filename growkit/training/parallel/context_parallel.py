@@ -209,7 +209,7 @@ class SplitSequences:
             if heads % self.size:
                 raise UsageError(
                     f"parallel.context {self.size} does not divide the {heads} query heads that "
-                    f"{type(module).__name__} attends with at once.",
+                    f"{type(getattr(module, 'module', module)).__name__} attends with at once.",
                     "Set parallel.context to a divisor of them, or grow the heads to a multiple.",
                 )
             if keys % self.size:  # few keys: as many copies as make a number that can be shared
@@ -232,8 +232,9 @@ class SplitSequences:
 class ContextCheck(TrainerCallback):
     """Does a model compute the same of split sequences? Asked of itself before the first step.
 
-    Linear attention, convolutions over tokens, masks or attention of its own: all that looks at
-    other tokens without transformers' interface would see one stretch only, in silence.
+    Linear attention, convolutions over tokens, masks or attention of its own, rotary scaling by the
+    length of a text: all that looks at other tokens without transformers' interface would see one
+    stretch only, in silence.
 
     Args:
         length: of the run's sequences. Positions reach up to it, where rotary scaling looks.
@@ -277,6 +278,8 @@ class ContextCheck(TrainerCallback):
         whole = model(**batch, use_cache=False)
         stretch = slice(split.place * count // split.size, (split.place + 1) * count // split.size)
         expected = whole.logits[:, stretch].float()
+        eps = torch.finfo(whole.logits.dtype).eps
+        limit = (64 if eps < 1e-4 else 8) * eps
         cause = ""
         try:
             with split.applied(model, batch) as own:
@@ -285,18 +288,17 @@ class ContextCheck(TrainerCallback):
             raise
         except Exception as error:  # whatever the class objects to
             cause = f"{type(error).__name__}: {error}".splitlines()[0]
-            differs = True
         else:
-            eps = torch.finfo(whole.logits.dtype).eps
-            limit = (64 if eps < 1e-4 else 8) * eps
             distance = float((found.logits.float() - expected).norm() / expected.norm())
-            differs = not distance <= limit
-            cause = f"its logits are off by {distance:.1e} of their size"
-        if self.processes.any(differs):
+            if not distance <= limit:
+                cause = f"its logits are off by {distance:.1e} of their size"
+        causes = [other for other in self.processes.gather(cause) if other]
+        if causes:  # the first stretch sees no other, and may be right where the rest is not
             raise GrowkitError(
                 f"{type(model).__name__} does not compute the same of a sequence that "
-                f"parallel.context splits ({cause or 'seen in another process'}).",
-                f"Not all of its attention goes through transformers' functions. {_OTHERWISE}",
+                f"parallel.context splits ({causes[0]}).",
+                "Its layers look at other tokens, or at the length of a text, by ways of their "
+                f"own. {_OTHERWISE}",
             )
         # A stretch has its share of the sum over the tokens of all.
         loss = self.processes.sum([float(found.loss)])[0] / self.processes.readers
