@@ -54,10 +54,13 @@ print("FIGURES", time.process_time() - cpu, time.perf_counter() - wall)
 """
 
 
-def run(command: list[str], out: Path | None = None) -> dict[str, float]:
+def run(command: list[str], out: Path | None = None, cold: bool = False) -> dict[str, float]:
     """Seconds from outside, CPU seconds of the command with its children, and its own figures."""
     if out is not None:
         shutil.rmtree(out, ignore_errors=True)
+    if cold:
+        os.sync()
+        Path("/proc/sys/vm/drop_caches").write_text("3\n")
     before, start = os.times(), time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True)
     seconds, after = time.perf_counter() - start, os.times()
@@ -74,7 +77,7 @@ def run(command: list[str], out: Path | None = None) -> dict[str, float]:
 
 
 def rounds(
-    commands: dict[str, list[str]], count: int, out: Path
+    commands: dict[str, list[str]], count: int, out: Path, cold: bool = False
 ) -> dict[str, list[dict[str, float]]]:
     """Every command once a round; each round begins with another one."""
     results: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
@@ -82,7 +85,7 @@ def rounds(
     for number in range(count):
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
-            results[name].append(run(commands[name], out))
+            results[name].append(run(commands[name], out, cold))
             print(f"  round {number + 1} {name:28} {results[name][-1]}", flush=True)
     shutil.rmtree(out, ignore_errors=True)
     return results
@@ -148,7 +151,7 @@ def layerwise(folder: Path, work: Path, count: int) -> dict[str, Any]:
     }
 
 
-def width(folder: Path, work: Path, count: int) -> dict[str, Any]:
+def width(folder: Path, work: Path, count: int, cold: bool) -> dict[str, Any]:
     """Hidden size x2 against a durable copy of as many bytes."""
     out = work / "out"
     code = (
@@ -169,7 +172,7 @@ def width(folder: Path, work: Path, count: int) -> dict[str, Any]:
             name = f"{threads} threads" if threads else "default"
             arguments = [str(folder), str(out), str(threads)]
             commands[name] = [*pinned, sys.executable, "-c", code, *arguments]
-        runs = rounds(commands, count, out)
+        runs = rounds(commands, count, out, cold)
         found[f"{cores + 1} cores"] = {
             "bytes": nbytes,
             "medians": {name: medians(of) for name, of in runs.items()},
@@ -230,6 +233,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", choices=("proof", "layerwise", "width", "kernels"))
+    parser.add_argument(
+        "--cold", action="store_true", help="width: page cache dropped before every run (root)"
+    )
     parser.add_argument("--json", type=Path, help="where the figures go")
     options = parser.parse_args()
     report: dict[str, Any] = {
@@ -242,7 +248,9 @@ def main() -> None:
         if options.only in (None, "kernels"):
             report["kernels, GB written a CPU second"] = kernels()
         if options.only in (None, "width"):
-            report["width"] = width(options.folder, Path(work), options.rounds)
+            report["width, cold" if options.cold else "width"] = width(
+                options.folder, Path(work), options.rounds, options.cold
+            )
         if options.only in (None, "proof"):
             report["proof"] = proof(options.folder, Path(work), options.rounds)
         if options.only in (None, "layerwise"):
