@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -70,20 +71,34 @@ def test_a_table_is_read_for_the_config_that_it_was_derived_from(path: Path) -> 
         assert table["operators"][option]["control"] >= 1e-3
 
 
+@cache
+def of_the_class(model_type: str, class_name: str) -> tuple[dict, dict] | str:
+    """Config and shapes of a class at its own defaults, or why there is none.
+
+    Several tables are of one class, so it is built once.
+    """
+    import torch
+    import transformers
+    from transformers.initialization import no_init_weights
+
+    try:
+        default = transformers.AutoConfig.for_model(model_type)
+        with torch.device("meta"), no_init_weights():
+            model = getattr(transformers, class_name)._from_config(default)
+    except Exception as error:  # another version of transformers, or defaults that it cannot build
+        return f"{type(error).__name__}: {error}"[:90]
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    return json.loads(default.to_json_string(use_diff=False)), shapes
+
+
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
 def test_a_table_has_the_sizes_of_its_class(path: Path) -> None:
     """At the size of the class's own defaults: a twin's size is in no table as a constant."""
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
     table = json.loads(path.read_text())
-    try:
-        default = transformers.AutoConfig.for_model(table["model_type"])
-        with torch.device("meta"):
-            model = getattr(transformers, table["class"])._from_config(default)
-    except Exception as error:  # another version of transformers, or defaults that it cannot build
-        pytest.skip(f"{type(error).__name__}: {error}"[:90])
-    full = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    config = json.loads(default.to_json_string(use_diff=False))
+    known = of_the_class(table["model_type"], table["class"])
+    if isinstance(known, str):
+        pytest.skip(known)
+    config, full = known
     derived.register(table)
     try:
         family = derived_family({**config, "model_type": table["model_type"]}, registered=True)
@@ -100,10 +115,14 @@ def test_a_table_has_the_sizes_of_its_class(path: Path) -> None:
     finally:
         derived.forget(table)
     entries = {entry["name"]: entry["dims"] for entry in table["tensors"]}
+    shapes: dict[str, tuple[int, ...] | None] = {}
     for tensor, _, name in names:
-        try:
-            shape = tensor.shape(sizes)
-        except UsageError:  # as large as it is stored, which no config says
+        if tensor.role not in shapes:
+            try:
+                shapes[tensor.role] = tensor.shape(sizes)
+            except UsageError:  # as large as it is stored, which no config says
+                shapes[tensor.role] = None
+        if (shape := shapes[tensor.role]) is None:
             continue
         for dim, (mine, real) in enumerate(zip(shape, full.get(name, ()), strict=False)):
             assert mine == real or "stored" in json.dumps(entries[tensor.name][dim]), name
