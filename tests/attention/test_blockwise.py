@@ -81,10 +81,10 @@ def test_a_later_token_never_changes_an_earlier_output():
 
 def test_control_a_block_that_sees_its_own_future_is_caught(monkeypatch):
     monkeypatch.setattr(
-        blockwise,
-        "_maps",
-        lambda query, key, scaling: torch.softmax(
-            torch.bmm((query * scaling).flatten(1, 2), key.transpose(1, 2)), dim=-1
+        blockwise._Steps,
+        "maps",
+        lambda steps, query, key, scores, out: torch.softmax(
+            torch.bmm(query.flatten(1, 2), key.transpose(1, 2)), dim=-1
         ),
     )
     assert worst(LENGTHS[1]) > 1e-2
@@ -94,7 +94,9 @@ def test_control_a_block_that_sees_its_own_future_is_caught(monkeypatch):
 def test_layers_with_unequal_widths_run_in_blocks_and_equal_the_definition(case, monkeypatch):
     layer, n, calls = layer_of(case, "sdpa"), LENGTHS[1], []
     monkeypatch.setattr(
-        blockwise, "_blocks", lambda q, of=blockwise._blocks: calls.append(1) or of(q)
+        blockwise,
+        "_Steps",
+        lambda *query, of=blockwise._Steps, **buffers: calls.append(1) or of(*query, **buffers),
     )
     hidden = torch.randn(2, n, HIDDEN, generator=torch.Generator().manual_seed(1))
     angles = torch.arange(n)[:, None] / 50.0 ** (torch.arange(HEAD_DIM // 2) / HEAD_DIM)
