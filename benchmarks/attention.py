@@ -30,7 +30,7 @@ from attention_layers import (
     layer_of,
     step,
 )
-from attention_memory import keep_freed_memory, peak_megabytes
+from attention_memory import keep_freed_memory, leave_out_of_collections, peak_megabytes
 from measure import machine
 from torch.nn.attention.flex_attention import create_block_mask
 
@@ -208,6 +208,7 @@ def main() -> None:
     if options.smoke:
         options.lengths, options.head_dim, options.rounds = [32], 8, 1
     torch.set_num_threads(options.threads)
+    leave_out_of_collections()
     if not options.return_memory:
         keep_freed_memory()
     load_before = os.getloadavg()[0]

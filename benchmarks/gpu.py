@@ -32,7 +32,7 @@ import training_throughput
 from attention import RESULTS, seconds_of
 from attention_flops import work_of
 from attention_layers import BASELINE, MODES, configs, inputs_of, layer_of, step
-from attention_memory import peak_megabytes
+from attention_memory import leave_out_of_collections, peak_megabytes
 from measure import machine
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask
@@ -143,6 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.smoke:
         options.device, dtype = "cpu", torch.float32
         options.lengths, options.heads, options.head_dim, options.rounds = [32], 8, 8, 1
+    leave_out_of_collections()
     began = time.monotonic()
     report: dict[str, Any] = {
         "machine": machine() | {
