@@ -35,17 +35,26 @@ _OF_GLM4V = {
         }
     }
 }
+_COMPASS = {
+    "layer_types": [*["sliding_attention"] * 3, "full_attention"] * 10,
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+        "full_attention": None,
+    },
+}
+_QWEN4 = {
+    "indexer_n_heads": 4,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 256,
+    "indexer_budget": 2048,
+    "indexer_compress_ratio": 16,
+}
 # What a class needs and does not put itself, or puts unlike every published model: from its config.
 _LACKING: dict[str, dict[str, Any]] = {
     "dbrx": {"attn_config": {"clip_qkv": 8, "kv_n_heads": 8, "rope_theta": 500_000.0}},
     "bamba": {"attn_layer_indices": [9, 18, 27]},
-    "cohere_compass_text": {
-        "layer_types": [*["sliding_attention"] * 3, "full_attention"] * 10,
-        "rope_parameters": {
-            "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
-            "full_attention": None,
-        },
-    },
+    "cohere_compass_text": _COMPASS,
+    "cohere_compass": {"text_config": {"model_type": "cohere_compass_text", **_COMPASS}},
     "granitemoehybrid": {
         "layer_types": [
             "full_attention" if layer % 8 == 5 else "linear_attention" for layer in range(32)
@@ -63,15 +72,19 @@ _LACKING: dict[str, dict[str, Any]] = {
             "full_attention" if layer in (2, 6, 10, 14, 18, 21) else "conv" for layer in range(24)
         ],
     },
-    "qwen4_exp_text": {
-        "indexer_n_heads": 4,
-        "indexer_kv_heads": 1,
-        "indexer_head_dim": 256,
-        "indexer_budget": 2048,
-        "indexer_compress_ratio": 16,
-    },
+    "qwen4_exp_text": _QWEN4,
+    "qwen4_exp": {"text_config": {"model_type": "qwen4_exp_text", **_QWEN4}},
     **dict.fromkeys(("glm4v", "glm46v", "glmga"), _OF_GLM4V),
     "voxtral": {"audio_token_id": 24},
+    "emu3": {"vocabulary_map": {"<image>": 4}},
+    "chameleon": {"vocabulary_map": {"<image>": 4}},
+    "gemma4_assistant": {
+        "text_config": {
+            "model_type": "gemma4_text",
+            "hidden_size_per_layer_input": 0,
+            "vocab_size_per_layer_input": 0,
+        }
+    },
     "aya_vision": {"alignment_intermediate_size": 28_672},
     "gemma4": {"vision_config": {"model_type": "gemma4_vision"}},
     "xmod": {"default_language": "en_XX"},

@@ -25,6 +25,7 @@ from growkit.derive.twin import (
     integers,
     said_by,
     stack_prefix,
+    towers_beside,
 )
 from growkit.families.layer_fields import leaf, with_values
 
@@ -227,10 +228,11 @@ def find_axes(
     structural: list[Path] = []
     # Of a wrapper's other parts nothing grows: their tensors are copied as they are.
     places = [stack.place for stack in (layers, layers.second) if stack is not None]
+    beside = towers_beside(values)
     numbers = {
         p: v
         for p, v in integers(values)
-        if p not in counters | again and v > 0
+        if p not in counters | again and v > 0 and p[0] not in beside
         if len(p) == 1 or any(p[: len(place)] == place for place in places)
     }
     refused = []

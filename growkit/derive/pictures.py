@@ -25,6 +25,7 @@ from growkit.derive.twin import (
     Values,
     integers,
     token_ids,
+    towers_beside,
 )
 from growkit.families.layer_fields import leaf, with_values
 from growkit.verification.sight import (
@@ -47,7 +48,7 @@ _LAYERS = re.compile(r".*(layer|index|ind[ei]c|idx|block|depth).*")
 
 def with_sight(builder: Builder, values: Values, layers: Layers) -> tuple[Values, Sight | None]:
     """The twin with towers that work, and what they are given; None where nothing is accepted."""
-    if not layers.place or layers.second:
+    if not (layers.place or towers_beside(values)) or layers.second:
         return values, None
     agreed: list[Values] = []
     for changes in _small_towers(values, layers):
@@ -182,8 +183,9 @@ def grows_along(builder: Builder, values: Values, layers: Layers) -> tuple[Path,
 
 def _elsewhere(values: Mapping[str, Any], place: Path) -> Iterator[tuple[Path, int]]:
     """Whole numbers of the parts beside the language model."""
+    beside = towers_beside(values)
     for path, value in integers(values):
-        if path[: len(place)] != place:
+        if path[: len(place)] != place or path[0] in beside:
             yield path, value
 
 
@@ -211,6 +213,7 @@ def _small_towers(values: Mapping[str, Any], layers: Layers) -> Iterator[dict[Pa
     place = layers.place
     small: dict[Path, Any] = {}
     tokens: dict[Path, Any] = {}
+    beside = towers_beside(values)
     for path, value in _elsewhere(values, place):
         part = leaf(values, path[:-1])
         if path[-1] in ("image_size", "img_size") and isinstance(part.get("patch_size"), int):
@@ -230,7 +233,7 @@ def _small_towers(values: Mapping[str, Any], layers: Layers) -> Iterator[dict[Pa
             small[name,] = [-1 - number % 2 for number in range(len(part))]
         if isinstance(part, Mapping) and part and all(str(key).isdigit() for key in part):
             small[name,] = {str(_SIDE * _SIDE): min(part.values())}  # by the number of patches
-        if isinstance(part, Mapping) and (name,) != place:
+        if isinstance(part, Mapping) and (name,) != place and (place or name in beside):
             small.update(_fed_layers((name,), part, layers.count))
             sides, patch = part.get("image_size"), part.get("patch_size")
             if isinstance(sides, list) and isinstance(patch, list) and len(sides) == len(patch):

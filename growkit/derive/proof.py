@@ -26,7 +26,7 @@ from growkit.derive import head_size
 from growkit.derive.stored import Arrays, StoredModel, relative_error
 from growkit.derive.twin import Builder, Underivable, plain_kernels, said_by, token_ids
 from growkit.families.derived import forget, layers_fed, register
-from growkit.families.layer_fields import leaf
+from growkit.families.layer_fields import factor_fields, leaf
 from growkit.growing import grow_checkpoint
 from growkit.surgery.request import GrowthRequest
 from growkit.verification.decoding import greedy
@@ -65,6 +65,8 @@ def prove(
                 continue
             step(f"proof of {option}")
             table["operators"][option] = prover.tried(option, request, folder)
+            if option == "--untie-embeddings" and table["tied"] is True:
+                table["operators"][option] |= _always_tied(table["operators"][option])
             if option == "--hidden":
                 _hidden(table, prover, request, folder)
         for option, why in ({} if only else _never(found)).items():
@@ -73,6 +75,13 @@ def prove(
             step("proof of --head-dim")
             table["operators"]["--head-dim"] = _head_dim(table, prover, attention, folder)
         shutil.rmtree(folder / "twin", ignore_errors=True)
+
+
+def _always_tied(proof: Mapping[str, Any]) -> dict[str, str]:
+    """In plain words, that no config unties what the class ties."""
+    if "cannot state the grown sizes" not in proof.get("why", ""):
+        return {}
+    return {"why": "its class ties the output projection to the embedding, whatever it is told"}
 
 
 def _hidden(table: dict[str, Any], prover: _Prover, request: dict[str, Any], folder: Path) -> None:
@@ -469,7 +478,8 @@ def write_folder(builder: Builder, found: Any, folder: Path) -> None:
     written = json.loads((folder / "config.json").read_text())
     inner = leaf(written, found.layers.place)
     for name, value in leaf(found.values, found.layers.place).items():
-        if name not in inner and isinstance(value, int | float | str | list) and name[0] != "_":
+        kept = isinstance(value, int | float | str | list) and not factor_fields(name)
+        if name not in inner and kept and name[0] != "_":
             inner.setdefault(name, value)
     (folder / "config.json").write_text(json.dumps(written, indent=2))
 

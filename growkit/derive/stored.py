@@ -185,7 +185,10 @@ class StoredModel:
                     continue
                 noise = torch.randn(value.shape, generator=generator)
                 if value.dim() < 2 or not torch.isfinite(value).all():
-                    value.copy_(torch.nan_to_num(value) + 0.1 * noise)
+                    flat, first = value.reshape(-1), abs(float(value.reshape(-1)[0]))
+                    stated = 0.01 <= first < 0.1 and bool((flat == flat[0]).all())
+                    size = first / 2 if stated else 0.1  # numbers that the class multiplies up
+                    value.copy_(torch.nan_to_num(value) + size * noise)
                 elif value.std() > 0.3:  # an embedding, or a table with a meaning of its own
                     value.add_(0.05 * noise)
                 else:

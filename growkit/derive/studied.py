@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -22,15 +21,17 @@ from growkit.derive.twin import (
     Path,
     Underivable,
     Values,
+    as_held,
     check_forward,
     find_layers,
     integers,
     make_twin,
     text_place,
+    towers_beside,
 )
 from growkit.derive.widths import Width, WidthProbe
-from growkit.families.derived import INNER, width_name
-from growkit.families.layer_fields import leaf, with_values
+from growkit.families.derived import INNER, of_every_layer, width_name
+from growkit.families.layer_fields import factor_name, leaf, made_of_factor, with_values
 from growkit.verification.model_inputs import can_generate, reads_tokens
 
 Step = Callable[[str], None]
@@ -77,6 +78,11 @@ class Findings:
     fills: dict[str, tuple[Path, ...]] = field(default_factory=dict)
     rounded: dict[Path, int] = field(default_factory=dict)
 
+    @property
+    def wrapped(self) -> bool:
+        """The language model is a part of the whole, beside towers."""
+        return bool(self.layers.place or towers_beside(self.values))
+
     def drop(self, names: Sequence[str], why: str) -> None:
         """These axes do not grow: what they are cannot be said."""
         for axis in names:
@@ -101,8 +107,9 @@ class Findings:
 
 def explicit(builder: Builder, config: Any) -> Values:
     """Every field of a config; widths that it leaves to the class are given a number."""
-    values: Values = json.loads(json.dumps(config.to_dict(), default=str))
+    values, _ = as_held(config)
     layers = find_layers(builder, values)
+    values = _with_widths(builder, _said_once(builder, values, layers), layers)
     inner = leaf(values, layers.place)
     unset = {name: 96 for name, value in inner.items() if value is None and WIDTHS.fullmatch(name)}
     hidden = next((v for n, v in inner.items() if HIDDEN.fullmatch(n) and isinstance(v, int)), 0)
@@ -120,6 +127,42 @@ def explicit(builder: Builder, config: Any) -> Values:
             if told != _shapes_or_none(builder, short):
                 size = hidden // heads if name == "head_dim" else size
                 values = with_values(values, {path: size})
+                break
+    return values
+
+
+def _said_once(builder: Builder, values: Values, layers: Layers) -> Values:
+    """Widths that the config says of every layer alike said once, where the class takes that."""
+    counts = (min(2, layers.count), layers.count)
+    shorts = [layers.moved(values, range(count)) for count in dict.fromkeys(counts)]
+    for name, value in leaf(values, layers.place).items():
+        size, path = of_every_layer(value), (*layers.place, name)
+        if size is not value and WIDTHS.fullmatch(name) and len(value) == layers.count:
+            short = next((s for s in shorts if _shapes_or_none(builder, s)), {})
+            shapes = _shapes_or_none(builder, with_values(short, {path: size})) if short else None
+            if shapes and shapes == _shapes_or_none(builder, short):
+                values = with_values(values, {path: size})
+    return values
+
+
+def _with_widths(builder: Builder, values: Values, layers: Layers) -> Values:
+    """Widths that the class makes of a factor and of its hidden size, as numbers of their own."""
+    path, size = hidden_of(values, layers.place)
+    short = layers.moved(values, range(min(2, layers.count)))
+    inner = leaf(values, layers.place)
+    factors = [n for n, v in inner.items() if isinstance(v, float) and WIDTHS.fullmatch(n) and size]
+    for factor in factors:
+        stem = factor.partition("_")[0]
+        multiples = [n for n, v in inner.items() if "multiple" in n and stem in n and v]
+        for multiple in (*multiples, ""):
+            name = factor_name(factor, path[-1], multiple)
+            width = made_of_factor(inner[factor], size, inner[multiple] if multiple else 1)
+            plain, same, more = (
+                _shapes_or_none(builder, with_values(short, changes))
+                for changes in ({}, *({(*layers.place, name): width + n} for n in (0, 1)))
+            )
+            if plain is not None and same == plain and more not in (None, plain):
+                values = with_values(values, {(*layers.place, name): width})
                 break
     return values
 
@@ -301,7 +344,7 @@ def _unseen(found: Findings, paths: Sequence[Path] = ()) -> str:
     """Why text alone proves nothing of a wrapper's layers, or empty: weights that images or sound
     alone reach stand in them, or are as wide as what these fields count."""
     for number, role in enumerate(found.axes.roles):
-        if not found.layers.place or number not in found.dead or len(role.shape) < 2:
+        if not found.wrapped or number not in found.dead or len(role.shape) < 2:
             continue
         fields = {path for size in role.sizes for key in size or () for path in key}
         if fields & set(paths) if paths else role.per_layer:
@@ -359,7 +402,7 @@ def _find_widths(found: Findings) -> None:
     if found.layers.second or not reads_tokens(found.model.model):
         found.failures["hidden"] = "Its hidden size is derived for models with one stack of tokens."
         return
-    if found.layers.place and found.model.builder.sight is None:
+    if found.wrapped and found.model.builder.sight is None:
         return  # its towers write the hidden size too, and nothing runs through them
     try:
         counted = [p for p, _ in integers(found.values) if p[:-1] == found.layers.place]
@@ -384,7 +427,7 @@ def _find_stream(
     if path is None:
         raise Underivable("No field of the config sizes its embedding alone.")
     _check_seen(found, path)
-    for role in found.axes.roles if found.layers.place else ():
+    for role in found.axes.roles if found.wrapped else ():
         unsaid = [
             d for d, size in enumerate(role.sizes) if size is None and path in role.depends[d]
         ]
@@ -421,7 +464,7 @@ def _fed_in(found: Findings, inner: set[tuple[int, int]]) -> set[tuple[int, int]
     """Of units of the hidden size in a wrapper's projectors, those on the input side of a module:
     one after another, which no probe of the whole tells apart."""
     result = set()
-    for place, dim in inner if found.layers.place else ():
+    for place, dim in inner if found.wrapped else ():
         role, model = found.axes.roles[place], found.model
         if role.per_layer or dim != 1 or role.instance() in model.opaque:
             continue

@@ -5,10 +5,10 @@ from __future__ import annotations
 import datetime
 import hashlib
 import inspect
-import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -34,6 +34,7 @@ from growkit.derive.twin import (
     Layers,
     Path,
     Underivable,
+    as_held,
     find_layers,
     integers,
     token_ids,
@@ -48,14 +49,15 @@ from growkit.derive.widths import (
     in_sections,
     segments_of,
 )
-from growkit.families.derived import FORMAT, GROUPS, IDLE, INNER, width_name
-from growkit.families.layer_fields import leaf, with_values
+from growkit.families.derived import FORMAT, GROUPS, IDLE, INNER, of_every_layer, width_name
+from growkit.families.layer_fields import factor_fields, leaf, with_values
 from growkit.verification.model_inputs import (
     arguments,
     cache_keyword,
     can_generate,
     is_encoder_decoder,
 )
+from growkit.verification.sight import close_eyes, open_eyes
 
 _HEAD_DIM = re.compile(r"head_dim|d_kv")
 
@@ -113,6 +115,7 @@ def make_table(builder: Builder, config: Any, found: Findings) -> dict[str, Any]
             "period": found.closings.period,
             "lists": _default_lists(builder, place, inner),
             "other": sorted(layers.other),
+            **({"sections": list(layers.sections)} if layers.sections else {}),
         },
         "axes": words.axes,
         "numbers": sorted(words.numbers),
@@ -122,7 +125,7 @@ def make_table(builder: Builder, config: Any, found: Findings) -> dict[str, Any]
         "whole": words.whole,
         "cost": cost,
         "operators": {},
-        "carried": words.carried(),
+        "carried": words.carried,
         "projected": words.projected(),
         "stream": words.stream(),
         "fills": {
@@ -133,6 +136,9 @@ def make_table(builder: Builder, config: Any, found: Findings) -> dict[str, Any]
     }
     if rounded := words.rounded():
         table["rounded"] = rounded
+    if blocks := as_held(config)[1]:
+        table["blocks"] = blocks
+        kinds[blocks["list"]] = sorted({*kinds.get(blocks["list"], ()), *blocks["words"]})
     if found.closings.first:
         table["layers"]["first"] = found.closings.first
     if kind != "decoder":
@@ -337,23 +343,44 @@ class _Words:
         weight = getattr(self.found.model.model.get_output_embeddings(), "weight", None)
         return None if weight is None else self._role_of(weight)
 
+    @cached_property
     def carried(self) -> list[str]:
-        """Beginnings of the names of a wrapper's other parts (towers, projectors): copied whole."""
-        if not self.place or self.found.layers.second:
+        """Beginnings of the names of a wrapper's other parts (towers, projectors): copied whole.
+        Where its language model has no section of its own, these are what tokens do not reach."""
+        if self.found.layers.second or not self.found.wrapped:
             return []
+        roles = self.found.axes.roles
         parent = self.found.axes.names.prefix.rstrip(".").rpartition(".")[0] + "."
         own = [role.name for role in (self._embedding_role(), self._output_role()) if role]
         text = [*own, parent]
-        found = []
-        for role in self.found.axes.roles:
-            if role.per_layer or role.name in own or role.name.startswith(parent):
+        if not self.place:
+            unread = self._unread()
+            own = [r.name for n, r in enumerate(roles) if r.per_layer or n not in unread]
+            text, parent = own, "\0"
+        found: list[str] = []
+        for name in (role.name for role in roles if not role.per_layer):
+            if name in own or name.startswith(parent):
                 continue
-            parts = role.name.split(".")
+            parts = name.split(".")
             starts = [".".join(parts[:n]) + "." for n in range(1, len(parts))]
-            alone = [p for p in starts if not any(name.startswith(p) for name in text)]
+            alone = [p for p in starts if not any(other.startswith(p) for other in text)]
             if alone and alone[0] not in found:
                 found.append(alone[0])
         return found
+
+    def _unread(self) -> set[int]:
+        """Roles that get no gradient from token ids alone."""
+        model, sight = self.found.model, self.found.model.builder.sight
+        if sight is None:
+            return self.found.dead
+        model.write(self.found.weights)
+        close_eyes(model.model)
+        try:
+            reached = {n for n, gradient in model.gradients().items() if gradient.any()}
+        finally:
+            open_eyes(model.model, sight)
+        alive = {self.found.axes.names.role_name(name)[1] for name in reached}
+        return {n for n, role in enumerate(self.found.axes.roles) if role.name not in alive}
 
     def projected(self) -> list[list[Any]]:
         """Of the tensors that are carried along, those with a dimension of the residual stream, as
@@ -361,7 +388,7 @@ class _Words:
         at once, however many a model has."""
         if self.found.stream is None:
             return []
-        carried = tuple(self.carried()) or ("\0",)
+        carried = tuple(self.carried) or ("\0",)
         said: dict[str, list[Any]] = {}
         for number, role in enumerate(self.found.axes.roles):
             if not role.name.startswith(carried):
@@ -419,7 +446,7 @@ class _Words:
         names: dict[str, int] = {}
         result = []
         roles = self.found.axes.roles
-        carried, outer, gains = self.carried(), self._final_norm(), self._gains()
+        carried, outer, gains = self.carried, self._final_norm(), self._gains()
         for number, role in enumerate(roles):
             if role.name.startswith(tuple(carried)):
                 continue
@@ -892,23 +919,27 @@ def _defaults(
 ) -> dict[str, Any]:
     """What the class puts for fields that a config need not state."""
     try:
-        plain = json.loads(json.dumps(builder.config_class().to_dict(), default=str))
+        plain, _ = as_held(builder.config_class())
     except Exception:  # a class without defaults
         return {}
     inner = leaf(plain, place)
     if not isinstance(inner, Mapping):
         return {}
     used = {name for names in words.axes.values() for name in names} | words.numbers
-    used |= {found.layers.field or "", *found.closings.counts, *found.layers.mates}
+    layers = found.layers
+    used |= {layers.field or "", *found.closings.counts, *layers.mates, *layers.sections}
     used.add(TIES)
     used |= {name.partition(PER)[0] for name in used}
+    used |= {part for name in used for part in factor_fields(name) or ()}
     flags, _ = flags_of(leaf(found.values, place), found)
     used |= {*flags, *GROUPS}
     kept = {}
     for name in sorted(used):
         of_whole = name.startswith("^")
         value = leaf(plain if of_whole else inner, tuple(name.removeprefix("^").split(".")))
-        if isinstance(value, bool | int | str) or name in found.closings.counts:
+        value = value if name in found.closings.counts else of_every_layer(value)
+        factor = isinstance(value, float) and WIDTHS.fullmatch(name)
+        if isinstance(value, bool | int | str) or factor or name in found.closings.counts:
             kept[name] = value
     if place and isinstance(plain.get("tie_word_embeddings"), bool):
         kept["^tie_word_embeddings"] = plain["tie_word_embeddings"]
@@ -979,7 +1010,7 @@ def _default_lists(builder: Builder, place: Path, inner: Mapping[str, Any]) -> d
     """Lists of layer kinds that the class makes where a config has none, as one period."""
     result: dict[str, list[Any]] = {}
     try:
-        plain = json.loads(json.dumps(builder.config_class().to_dict(), default=str))
+        plain, _ = as_held(builder.config_class())
     except Exception:  # a class without defaults
         return result
     layers = find_layers(builder, plain)
@@ -987,7 +1018,9 @@ def _default_lists(builder: Builder, place: Path, inner: Mapping[str, Any]) -> d
     if not isinstance(whole, Mapping):
         return result
     for name, value in whole.items():
-        if name in inner and isinstance(value, list) and len(value) == layers.count:
+        if isinstance(inner.get(name, 0), int) or not isinstance(value, list):
+            continue
+        if len(value) == layers.count:
             for period in range(1, min(16, len(value)) + 1):
                 if all(value[i] == value[i % period] for i in range(len(value))):
                     result[name] = value[:period]

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from math import prod
 from typing import Any
 
@@ -22,7 +24,16 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from growkit.core.errors import GrowkitError
-from growkit.families.layer_fields import LABELS, leaf, move_entry, with_values
+from growkit.families.layer_fields import (
+    LABELS,
+    factor_fields,
+    factor_stated,
+    is_index_list,
+    leaf,
+    move_entry,
+    move_sections,
+    with_values,
+)
 from growkit.verification.loading import class_of, reason
 from growkit.verification.model_inputs import outputs
 from growkit.verification.sight import Sight, open_eyes
@@ -60,9 +71,28 @@ def integers(config: Mapping[str, Any], prefix: Path = ()) -> Iterator[tuple[Pat
             yield (*prefix, name), value
         elif isinstance(value, Mapping) and not (
             name in ("rope_parameters", "rope_scaling", "label2id")
-            or any(str(key).isdigit() for key in value)
+            or any(not str(key).isidentifier() for key in value)  # of layers, or of tokens
         ):
             yield from integers(value, (*prefix, name))
+
+
+def as_held(config: Any) -> tuple[Values, dict[str, Any]]:
+    """What a config says, in the form in which its class holds it; and where that writes another
+    one (Dory: two entries for each layer, attention and FFN): entries for each layer, the fields
+    that count them, the list, and the words that stand there alone. Empty where it does not."""
+    values: Values = json.loads(json.dumps(config.to_dict(), default=str))
+    held = {name: vars(config).get(name) for name in values}
+    for name, value in values.items():
+        own = held[name]
+        if not (isinstance(value, list) and isinstance(own, list) and 0 < len(own) < len(value)):
+            continue
+        each = len(value) // len(own)
+        fields = [n for n, v in values.items() if type(held[n]) is int and v == each * held[n] > 0]
+        if value[::each] == own and fields:
+            blocks = {"each": each, "list": name, "fields": fields}
+            values |= {n: held[n] for n in (name, *fields)}
+            return values, blocks | {"words": sorted({str(v) for v in value} - set(map(str, own)))}
+    return values, {}
 
 
 # -- building -------------------------------------------------------------------------------------
@@ -86,7 +116,8 @@ class Builder:
 
     def config(self, values: Mapping[str, Any]) -> Any:
         """A config object; raises whatever the class objects to."""
-        config = self.config_class.from_dict(_with_sections(copy.deepcopy(dict(values))))
+        whole = _with_sections(copy.deepcopy(dict(values)))
+        config = self.config_class.from_dict(_with_factors(whole))
         if config.architectures is None:
             config.architectures = []  # an Auto class with several for a type goes through them
         return config
@@ -111,6 +142,16 @@ class Builder:
             with _Bounded():
                 model = self.build(values)
         return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+def _with_factors(values: Values) -> Values:
+    """Widths for which the class has a factor of another size, as that factor."""
+    for part in (values, *(part for part in values.values() if isinstance(part, dict))):
+        for name in [name for name in part if factor_fields(name)]:
+            width, fields = part.pop(name), factor_fields(name)
+            if fields is not None and isinstance(width, int):
+                part |= factor_stated(name, width, part[fields[1]])
+    return values
 
 
 def _with_sections(values: Values) -> Values:
@@ -181,6 +222,7 @@ class Layers:
         alone: the config says nothing else of these layers than their number.
         second: the decoder's stack of an encoder-decoder.
         mates: other fields that have to say the same number.
+        sections: fields that count the layers of sections one behind another.
     """
 
     place: Path
@@ -192,6 +234,7 @@ class Layers:
     shared: bool = False
     second: Layers | None = None
     mates: tuple[str, ...] = ()
+    sections: tuple[str, ...] = ()
 
     @property
     def counter(self) -> Path:
@@ -215,15 +258,30 @@ class Layers:
             path = (*self.place, name or "")
             if name:
                 changes[path] = len(sources)
+        sections = move_sections(inner, self.sections, sources)
+        changes |= {(*self.place, name): size for name, size in sections.items()}
         return with_values(values, changes)
 
 
 def text_place(values: Mapping[str, Any]) -> Path:
     """Where a wrapper keeps the config of its language model; empty for a plain one."""
-    for name in ("text_config", "llm_config", "language_config"):
+    for name in ("text_config", "llm_config", "language_config", "global_config"):
         if isinstance(values.get(name), Mapping):
             return (name,)
     return ()
+
+
+_TOWER = re.compile(r"(vision|visual|audio|image|speech|vq)\w*_config")
+
+
+def towers_beside(values: Mapping[str, Any]) -> frozenset[str]:
+    """Sections for towers in a config whose own fields speak of the language model."""
+    flat = not text_place(values)
+    return frozenset(
+        name
+        for name, part in values.items()
+        if flat and isinstance(part, Mapping) and _TOWER.fullmatch(name)
+    )
 
 
 def find_layers(builder: Builder, values: Mapping[str, Any]) -> Layers:
@@ -249,7 +307,9 @@ def find_layers(builder: Builder, values: Mapping[str, Any]) -> Layers:
             groups = inner.get("num_hidden_groups")
             if isinstance(groups, int) and groups < value:
                 return Layers(place, "num_hidden_groups", groups, shared=True)
-            return _with_mates(builder, values, Layers(place, name, value))
+            # Of several transformers one behind another: the stack that is called like its section.
+            part = "global" if place == ("global_config",) else ""
+            return _with_mates(builder, values, Layers(place, name, value, part=part))
     for name, value in inner.items():
         words = isinstance(value, list) and all(isinstance(entry, str) for entry in value)
         if re.search("layer|block", name) and words and value:
@@ -260,16 +320,16 @@ def find_layers(builder: Builder, values: Mapping[str, Any]) -> Layers:
 def _with_mates(builder: Builder, values: Mapping[str, Any], layers: Layers) -> Layers:
     """The field by which the class makes its layers: one that has to be changed together with
     another of the same number, or (where the first counts more than the layers, as steps of a loop
-    over them) another one alone."""
+    over them) another one alone, or one that is the sum of others, which count sections."""
     inner = leaf(values, layers.place)
-    few = min(2, layers.count)
+    few = range(min(2, layers.count))
 
-    def makes(changed: Layers) -> bool:
+    def makes(changed: Layers, sources: Sequence[int] = few) -> bool:
         try:
-            names = list(builder.shapes(changed.moved(values, range(few))))
+            names = list(builder.shapes(changed.moved(values, sources)))
         except Exception:  # a refusal of the class
             return False
-        return stack_prefix(names, few) is not None
+        return stack_prefix(names, len(sources)) is not None
 
     if makes(layers):
         return layers
@@ -287,6 +347,12 @@ def _with_mates(builder: Builder, values: Mapping[str, Any], layers: Layers) -> 
         alone = Layers(layers.place, name, value)
         if value < layers.count and layers.count % value == 0 and makes(alone):
             return alone
+    for number in (2, 3):
+        for names in combinations(others, number):
+            sizes = [others[name] for name in names]
+            parts = replace(layers, sections=names)
+            if sum(sizes) == layers.count and makes(parts, [sum(sizes[:n]) for n in range(number)]):
+                return parts
     return layers
 
 
@@ -362,6 +428,9 @@ def layer_kinds(
         and all(isinstance(entry, str | int | float | bool) for entry in value)
         and len(set(value)) <= 4
     ]
+    if layers.sections:
+        sizes = [leaf(values, layers.place)[name] for name in layers.sections]
+        entries.append([number for number, size in enumerate(sizes) for _ in range(size)])
     return [
         (tuple(sorted(tensors)), *(str(entry[layer]) for entry in entries))
         for layer, tensors in enumerate(inside)
@@ -381,7 +450,7 @@ def _shortest(kinds: Sequence[Any]) -> int:
 def _repeats(builder: Builder, values: Values, layers: Layers, kinds: Sequence[Any]) -> bool:
     """Twice as many layers are the same kinds twice: lists move along, or a whole period ends."""
     longer = layers.moved(values, [*range(layers.count)] * 2)
-    doubled = Layers(layers.place, layers.field, 2 * layers.count, layers.other)
+    doubled = replace(layers, count=2 * layers.count)
     try:
         found = layer_kinds(builder.shapes(longer), doubled, longer)
     except Exception:  # a refusal of the class
@@ -471,6 +540,7 @@ _SMALL: tuple[tuple[str, int], ...] = (
     (r".*(attention_heads|n_heads?|num_heads|query_groups)", 4),
     (r".*(num_key_value_heads|num_kv_heads|n_head_kv|kv_n_heads)", 2),
     (r".*(intermediate_size|ffn_dim|ffn_hidden_size|n_inner|dff|d_inner|dim_ff|d_ff).*", 96),
+    (r".*\*.*", 96),  # a factor times another size
     (r".*(moe|expert).*(intermediate|ffn_hidden|hidden).*(size|dim)", 48),
     (r".*(num_experts|num_local_experts|n_routed_experts|moe_num_experts)", 4),
     (r".*(per_tok(en)?|top_?k(_experts)?|moe_k)", 2),
@@ -494,15 +564,13 @@ _DEPTH = r"num_hidden_layers|(num|n)_(encoder_)?layers?|encoder_layers|depth|num
 
 def _proposals(values: Mapping[str, Any]) -> dict[Path, Any]:
     """What names of fields suggest."""
-    found: dict[Path, Any] = {}
-    text = text_place(values)
+    found = _by_name(values)
+    text, beside = text_place(values), towers_beside(values)
     for path, value in integers(values):
-        for pattern, small in _SMALL:
-            if value > small and re.fullmatch(pattern, path[-1]):
-                found[path] = small
         tower = bool(text) and len(path) > 1 and path[: len(text)] != text
+        tower = tower or path[0] in beside
         if tower and value > 2 and re.fullmatch(_DEPTH, path[-1]):
-            found[path] = 2  # no layer of a tower is looked at
+            found |= _first_two(leaf(values, path[:-1]), path)  # no layer of a tower is looked at
         if value > 3 and re.fullmatch(_IDS, path[-1]):
             kinds = ("image", "video", "audio")
             found[path] = next((n for n, kind in enumerate(kinds, 4) if kind in path[-1]), 3)
@@ -518,10 +586,53 @@ def _proposals(values: Mapping[str, Any]) -> dict[Path, Any]:
     for name, value in values.items():
         if name in ("conv_dim", "tdnn_dim") and isinstance(value, list):
             found[name,] = [min(size, 32) for size in value]
+    return found
+
+
+def _by_name(values: Mapping[str, Any]) -> dict[Path, Any]:
+    """Smaller sizes that the names of fields suggest."""
+    found: dict[Path, Any] = {}
+    for path, value in integers(values):
+        for pattern, small in _SMALL:
+            if value > small and re.fullmatch(pattern, path[-1]):
+                found[path] = small
+    for path in found:
+        if path[-1] == "attention_hidden_size":  # of what is read beside one another
+            found[path] *= max(1, leaf(values, path) // (values.get("hidden_size") or 1))
     heads = {leaf(values, path) for path in found if re.fullmatch(_HEADS, path[-1])}
     for path in found:
         if re.fullmatch(_KV_HEADS, path[-1]) and leaf(values, path) in heads:
             found[path] = 4  # as many as query heads
+    return found
+
+
+def _first_two(part: Mapping[str, Any], counter: Path) -> dict[Path, Any]:
+    """Two layers of a tower, and what its config says of each."""
+    found: dict[Path, Any] = {counter: 2}
+    for name, value in part.items():
+        each = isinstance(value, list | Mapping) and not is_index_list(value, part[counter[-1]])
+        if each and name != LABELS:
+            moved = move_entry(value, part[counter[-1]], range(2))
+            found |= {} if moved is None else {(*counter[:-1], name): moved}
+    return found
+
+
+def _said_again(values: Mapping[str, Any], sizes: Mapping[Path, Any]) -> dict[Path, Any]:
+    """Widths that a config says twice (a hidden size, and of an adapter behind it), which a class
+    may want to agree, and numbers that it says of single layers, made smaller too."""
+    found: dict[Path, Any] = {}
+    text = text_place(values)
+    for hidden in [path for path in sizes if re.fullmatch(_HIDDEN, path[-1])]:
+        for path, value in integers(values):
+            near = path[:-1] == hidden[:-1] or hidden[:-1] == text
+            if near and value == leaf(values, hidden) and path not in sizes:
+                found[path] = sizes[hidden]
+    for name, entries in leaf(values, text).items():
+        if isinstance(entries, Mapping) and entries and all(map(str.isdigit, entries)):
+            for layer, entry in entries.items():
+                if isinstance(entry, Mapping):
+                    inside = _by_name(entry)
+                    found |= {(*text, name, layer, *path): size for path, size in inside.items()}
     return found
 
 
@@ -563,6 +674,8 @@ def _strategies(values: Mapping[str, Any]) -> Iterator[dict[Path, Any]]:
     for path in numbers:  # rotary sections of some default configs add up to heads of 128 alone
         if path[-1] == "head_dim" and path[:-1] == text_place(values):
             yield proposed | {path: 128}
+    if again := _said_again(values, proposed):
+        yield proposed | again
     unset = {}  # a class whose default config is not complete
     for name, value in values.items():
         for pattern, small in _SMALL:

@@ -38,7 +38,17 @@ from growkit.families.base import (
     every_layer,
 )
 from growkit.families.head_dim_rules import HeadDimRule, PartialRotary
-from growkit.families.layer_fields import LABELS, leaf, move_counts, move_entry, with_values
+from growkit.families.layer_fields import (
+    LABELS,
+    factor_fields,
+    factor_stated,
+    leaf,
+    made_of_factor,
+    move_counts,
+    move_entry,
+    move_sections,
+    with_values,
+)
 from growkit.families.unit_layout import IntArray, Layout, Sizes, Units
 
 FORMAT = 1
@@ -57,8 +67,10 @@ KEYS = {
     "defaults": "path -> value where config.json is silent",
     "implied": "path -> [rule, paths] where config.json is silent or null",
     "layers": "field, counts (field -> leading, trailing), period, lists (name -> period), other, "
-    "first (layers at the beginning of a kind of their own)",
-    "axes": "axis -> paths of the numbers that count it; PATH/2: a unit counts twice",
+    "first (layers at the beginning of a kind of their own), sections (fields that count the "
+    "layers of sections one behind another)",
+    "axes": "axis -> paths of the numbers that count it; PATH/2: a unit counts twice; "
+    "FACTOR*SIZE%MULTIPLE: a factor of another size, rounded up",
     "numbers": "further paths that sizes depend on",
     "patterns": "which layers have a tensor: a name of one of them, and a rule for its config",
     "cost": "elements of a cache a layer and token, and width of all heads",
@@ -85,6 +97,8 @@ KEYS = {
     "divides": "the config class, if it wants the hidden size to be a multiple of the heads",
     "rounded": "widths that the class makes others of unless a flag has this value: flag, exact, "
     "stored (axis -> tensor, dimension, elements of a unit)",
+    "blocks": "where config.json may have several entries for each layer: how many (each), fields "
+    "that count them, list that has them, words that tell so",
     "older": "path -> an older name in config.json, which the class obeys first",
     "second": "the decoder's stack: field of its number, place of its part, counts, first",
 }
@@ -236,6 +250,12 @@ def layers_fed(config: Config) -> int:
     return 0
 
 
+def of_every_layer(value: Any) -> Any:
+    """One number instead of a list that says it of every layer; anything else as it is."""
+    alike = isinstance(value, list) and value and all(entry == value[0] for entry in value)
+    return value[0] if alike and type(value[0]) is int else value
+
+
 def width_name(axis: str) -> str:
     """What the width of heads that fill the hidden size is called among the sizes."""
     return "head_width" if axis == "query_head" else f"{axis}_width"
@@ -335,6 +355,8 @@ class _Reader:
         fills = table.get("fills") or {}
         self.fills: dict[str, list[str]] = {"query_head": []} if fills is True else fills
         self.rounded: dict[str, Any] = table.get("rounded", {}).get("stored", {})
+        self.blocks: dict[str, Any] = table.get("blocks", {})
+        self.each = self._entries_of_a_layer()
         self.masks = self._masks(config, names)
 
     def family(self) -> Family:
@@ -411,6 +433,12 @@ class _Reader:
             for place, width in enumerate(shape)
         )
 
+    def _entries_of_a_layer(self) -> int:
+        """How many entries the config has for each layer."""
+        stated = leaf(self.config, self.place).get(self.blocks["list"]) if self.blocks else None
+        several = isinstance(stated, list) and any(word in self.blocks["words"] for word in stated)
+        return int(self.blocks["each"]) if several else 1
+
     def _stacks(self) -> tuple[Stack, ...]:
         """One of a decoder or an encoder; both of an encoder-decoder, whose target tokens meet
         their own past and the whole source, in two caches."""
@@ -428,6 +456,14 @@ class _Reader:
         Raises:
             UsageError: neither is a whole number.
         """
+        if fields := factor_fields(name):
+            factor, of, multiple = fields
+            stated = leaf(leaf(config, self.place), (factor,))
+            stated = self.table["defaults"].get(factor) if stated is None else stated
+            if not isinstance(stated, int | float):
+                raise UsageError(f"config.json has {factor} = {stated!r}.", "Set it to a number.")
+            rounding = self.number(config, multiple) if multiple else 1
+            return made_of_factor(stated, self.number(config, of), rounding)
         name, _, divisor = name.partition("/")
         if divisor:
             return self.number(config, name, depth) // int(divisor)
@@ -449,9 +485,14 @@ class _Reader:
             return prod(parts)
         if value is None:
             value = self.table["defaults"].get(name)
+        value = of_every_layer(value)
+        if isinstance(value, int) and name in self.blocks.get("fields", ()):
+            value //= self.each
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise UsageError(
-                f"config.json has {name} = {value!r}.", f"Set {name} to a positive whole number."
+                f"config.json has {name} = {value!r}.",
+                f"Set {name} to a positive whole number"
+                + (", the same for every layer." if isinstance(value, list) else "."),
             )
         return value
 
@@ -540,6 +581,8 @@ class _Reader:
             for name, fields in self.axes.items()
             for field, _, divisor in (path.partition("/") for path in fields)
         }
+        for name in [name for axis in self.axes for name in self.axes[axis] if "*" in name]:
+            changes |= self._with_factor(name, changes.pop(self._path(name)), changes)
         if self.rounded and self._rounds(self.config):  # stated exactly from the first growth on
             kept = all(sizes[axis] == self._stored_width(axis) for axis in self.rounded)
             for name in (name for axis in self.rounded for name in self.axes[axis] if kept):
@@ -556,7 +599,7 @@ class _Reader:
             if self._path(name) in changes and leaf(self.config, self._path(older)) is not None:
                 changes[self._path(older)] = changes[self._path(name)]
         if self.layer_field:
-            changes[self._path(self.layer_field)] = sizes["layer"]
+            changes[self._path(self.layer_field)] = sizes["layer"] * self.each
         if self.second:
             changes[self._path(self.second["field"])] = sizes["decoder_layer"]
         flag = {"flag": "", "^flag": "^"}.get(str(self.table["tied"]))
@@ -568,10 +611,25 @@ class _Reader:
             if new != old:
                 written = rotary.rewritten(inner, new, rotated)
                 changes |= {(*self.place, name): value for name, value in written.items()}
+        for path, value in changes.items():
+            if isinstance(leaf(self.config, path), list):  # stated for each layer
+                changes[path] = [value] * sizes["layer"]
         if all(len(path) == 1 for path in changes):
             return {path[0]: value for path, value in changes.items()}
         grown = with_values(self.config, changes)
         return {path[0]: grown[path[0]] for path in changes}
+
+    def _with_factor(
+        self, name: str, width: int, changes: Mapping[tuple[str, ...], Any]
+    ) -> dict[tuple[str, ...], Any]:
+        """What states a width that the class makes of a factor; nothing if it does so already."""
+        grown = with_values(self.config, changes)
+        if self.number(grown, name) == width:
+            return {}
+        fields = factor_fields(name)
+        assert fields is not None
+        said = factor_stated(name, width, self.number(grown, fields[1]))
+        return {self._path(field): value for field, value in said.items()}
 
     def _path(self, name: str) -> tuple[str, ...]:
         """Where the config has a field of the table."""
@@ -612,12 +670,14 @@ class _Reader:
                 f"Insert behind them: --layer-placement end, or indices from {fed - 1} on.",
             )
         inner = leaf(self.config, self.place)
+        entries = [s * self.each + part for s in sources for part in range(self.each)]
         moved = {
             name: entry
             for name, value in inner.items()
             if name != LABELS
-            and (entry := move_entry(value, old, sources)) is not None
+            and (entry := move_entry(value, old * self.each, entries)) is not None
             and name not in self.table["layers"].get("other", ())
+            and not any(name in fields for fields in self.axes.values())
         }
         for name, period in self.table["layers"]["lists"].items():
             if inner.get(name) is None:
@@ -627,6 +687,7 @@ class _Reader:
                     moved[name] = kinds  # readers other than transformers have rules of their own
         stated = {**self.table["defaults"], **inner}
         moved |= move_counts(stated, self.table["layers"]["counts"], old, sources)
+        moved |= move_sections(stated, self.table["layers"].get("sections", ()), entries)
         if not self.place:
             return moved
         grown = with_values(config, {(*self.place, name): v for name, v in moved.items()})
@@ -746,7 +807,12 @@ class _Reader:
             name=entry["name"],
             # A tensor of three dimensions is written matrix by matrix.
             dims=tuple(
-                self._dim(dim, single=len(entry["dims"]) > 2 and not place, keys=keys.get(place))
+                self._dim(
+                    dim,
+                    single=len(entry["dims"]) > 2 and not place,
+                    keys=keys.get(place),
+                    layers=-1 if pattern is None else self.masks[pattern],
+                )
                 for place, dim in enumerate(entry["dims"])
             ),
             when=(lambda sizes: not sizes["tied"]) if tied else (lambda sizes: True),
@@ -761,24 +827,29 @@ class _Reader:
         )
 
     def _dim(
-        self, dim: Sequence[Any], *, single: bool, keys: Sequence[tuple[str, int]] | None = None
+        self,
+        dim: Sequence[Any],
+        *,
+        single: bool,
+        keys: Sequence[tuple[str, int]] | None = None,
+        layers: int | None = -1,
     ) -> Dim:
         reads, segments = dim
         first = segments[0][1][0][1][0]
         if first[0] == "stored":  # a grid of patches: as the file has it, nothing grows there
-            shape = self._shape(first[1])
+            shape = self._shape(first[1], layers)
             if shape is None and "{layer}" in first[1]:
                 return Dim(_untold(first[1]))
             return Dim(_fixed(shape[first[2]] if shape else 1))
         layout = _layout(segments, single=single)
         return Dim(layout, consumes=reads == 1, normed=reads == 2, keys=tuple(keys or ()))
 
-    def _shape(self, name: str) -> tuple[int, ...] | None:
-        """The shape of a stored tensor, in a layer the first that has it."""
+    def _shape(self, name: str, mask: int | None = -1) -> tuple[int, ...] | None:
+        """The shape of a stored tensor, in the first layer of these bits that has it."""
         if "{layer}" not in name:
             return self.stored.get(name)
         name = name.replace("{expert}", "0")
-        layers = range(self.layer_count(self.config))
+        layers = [n for n in range(self.layer_count(self.config)) if (mask or 0) >> n & 1]
         shapes = (self.stored.get(name.replace("{layer}", str(layer))) for layer in layers)
         return next((shape for shape in shapes if shape is not None), None)
 

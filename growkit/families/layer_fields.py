@@ -90,3 +90,44 @@ def move_counts(
             edge = value if leading else layers - value
             moved[name] = sum((source < edge) == leading for source in sources)
     return moved
+
+
+def move_sections(
+    config: Mapping[str, Any], fields: Sequence[str], sources: Sequence[int]
+) -> dict[str, int]:
+    """Numbers of the layers of sections one behind another, after layers have moved."""
+    start, moved = 0, {}
+    for name in fields:
+        end = start + config[name]
+        moved[name] = sum(start <= source < end for source in sources)
+        start = end
+    return moved
+
+
+# -- widths that are a factor times another size ---------------------------------------------------
+
+
+def factor_name(factor: str, of: str, multiple: str = "") -> str:
+    """The name of a width that the class makes of a factor and of another size, rounded up to a
+    multiple if a field says of what: it stands for the width where no field does."""
+    return f"{factor}*{of}" + (f"%{multiple}" if multiple else "")
+
+
+def factor_fields(name: str) -> tuple[str, str, str] | None:
+    """Factor, size and multiple of such a name; None of a plain field."""
+    factor, times, rest = name.partition("*")
+    of, _, multiple = rest.partition("%")
+    return (factor, of, multiple) if times else None
+
+
+def made_of_factor(factor: float, of: int, multiple: int = 1) -> int:
+    """The width that a class makes: rounded down, or up to a multiple."""
+    return int((factor * of + multiple - 1) // multiple * multiple)
+
+
+def factor_stated(name: str, width: int, of: int) -> dict[str, Any]:
+    """What a config says for a width: half a unit more, which rounding takes away."""
+    fields = factor_fields(name)
+    assert fields is not None
+    factor, _, multiple = fields
+    return {factor: (width + 0.5) / of} | ({multiple: 1} if multiple else {})

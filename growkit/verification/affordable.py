@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from growkit.verification.model_inputs import depth
+from growkit.verification.model_inputs import depth, largest_number
 from growkit.verification.written_folder import Folder
 
 SHARE = 0.6  # of the available memory; the rest is for activations, logits and page cache
@@ -50,9 +50,9 @@ def window_flops(model: Any, folder: Folder, length: int) -> float:
     """Arithmetic of one forward pass over ``length`` tokens: every weight once a token, and every
     token's attention to all before it."""
     config = model.config.get_text_config(decoder=True)
-    heads = int(getattr(config, "num_attention_heads", 1))
-    head_dim = getattr(config, "head_dim", None) or int(config.hidden_size) // heads
-    attention = 4 * depth(model) * heads * int(head_dim) * length**2
+    heads = largest_number(config, "num_attention_heads", 1)
+    head_dim = largest_number(config, "head_dim") or int(config.hidden_size) // heads
+    attention = 4 * depth(model) * heads * head_dim * length**2
     return 2.0 * folder.parameters * length + attention
 
 
@@ -61,10 +61,10 @@ def window_bytes(model: Any, length: int, logits: int, itemsize: int) -> float:
     ``logits`` rows of the vocabulary, and attention maps where the class makes them."""
     config = model.config.get_text_config(decoder=True)
     hidden = int(config.hidden_size)
-    width = max(int(getattr(config, "intermediate_size", None) or 0), 4 * hidden)
+    width = max(largest_number(config, "intermediate_size"), 4 * hidden)
     maps = 0
     if getattr(config, "_attn_implementation", "") == "eager":
-        maps = 2 * int(config.num_attention_heads) * length**2
+        maps = 2 * largest_number(config, "num_attention_heads", 1) * length**2
     elements = length * (8 * hidden + 3 * width) + logits * int(config.vocab_size) + maps
     return float(elements * itemsize)
 

@@ -29,7 +29,10 @@ def cache_keyword(model: Any) -> str:
 
 
 def can_generate(model: Any) -> bool:
-    """The model predicts the next token (a decoder); else it is an encoder."""
+    """The model predicts the next token (a decoder); else it is an encoder, or it drafts tokens
+    from what another model computes, and keeps no cache of its own."""
+    if reads_target(model):
+        return False
     asked = getattr(model, "can_generate", None)
     return asked is None or bool(asked()) or is_encoder_decoder(model)
 
@@ -38,6 +41,12 @@ def main_input(model: Any) -> str:
     """Name of what the model reads: ``input_ids``, or pixels or features of its own."""
     name = getattr(model, "main_input_name", "input_ids")
     return "input_ids" if "input_ids" in _parameters(model) else str(name)
+
+
+def reads_target(model: Any) -> bool:
+    """The model drafts tokens for another one, whose hidden states, keys and values it reads."""
+    of_target = getattr(getattr(model, "config", None), "backbone_hidden_size", None)
+    return isinstance(of_target, int) and "shared_kv_states" in _parameters(model)
 
 
 def reads_tokens(model: Any) -> bool:
@@ -85,6 +94,16 @@ def first_number(config: Any, *names: str) -> int:
     return 0
 
 
+def largest_number(config: Any, name: str, default: int = 0) -> int:
+    """A number of a config, the largest where it says one for each layer."""
+    try:
+        value = getattr(config, name, None)
+    except Exception:  # transformers wants to be asked about each layer (Gemma 4)
+        value = vars(config).get(name)
+    value = max(value, default=0) if isinstance(value, list) else value
+    return int(value) if value else default
+
+
 def depth(model: Any) -> int:
     """Layers that a token's signal passes: those of all stacks."""
     return sum(stack_depths(model).values())
@@ -116,6 +135,8 @@ beside_tokens: WeakKeyDictionary[Any, Callable[[Any, torch.Tensor], dict[str, An
 
 def source_arguments(model: Any, ids: torch.Tensor) -> dict[str, Any]:
     """What the first stack reads for token ids ``[batch, length]``."""
+    if reads_target(model):
+        return _of_target(model, ids)
     if reads_tokens(model):
         return {"input_ids": ids}
     shapes = _shapes.get(model)
@@ -184,6 +205,25 @@ def described(model: Any) -> str:
 BYTES = 256  # values of the numbers that noise is made of
 Shapes = dict[str, tuple[int, ...]]
 _shapes: WeakKeyDictionary[Any, Shapes] = WeakKeyDictionary()
+
+
+def _of_target(model: Any, ids: torch.Tensor) -> dict[str, Any]:
+    """Noise for the embeddings and hidden states of the model that is drafted for, side by side,
+    and for the keys and values of its last layer of each kind."""
+    weight, length = next(model.parameters()), ids.shape[1]
+    heads = largest_number(text_config(model), "num_attention_heads", 1)
+    shared: dict[str, Any] = {}
+    for module in model.modules():
+        kind, groups = (getattr(module, n, None) for n in ("layer_type", "num_key_value_groups"))
+        if kind is not None and groups and kind not in shared:
+            shape = (2, heads // groups, length, module.head_dim)
+            made = torch.stack([noise(row, shape, weight) for row in ids], dim=1)
+            shared[kind] = made[0], made[1]
+    both = (length, 2 * model.config.backbone_hidden_size)
+    states = torch.stack([noise(row, both, weight) for row in ids])
+    # Asked for hidden states, Gemma 4's class keeps all positions (5.24 fails in leaving some out).
+    kept = {"output_hidden_states": True}
+    return {"inputs_embeds": states, "shared_kv_states": shared, **kept}
 
 
 def _noise(model: Any, ids: torch.Tensor, shapes: Shapes) -> dict[str, Any]:

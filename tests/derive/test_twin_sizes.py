@@ -1,0 +1,95 @@
+"""What a twin says of other parts, of single layers and twice; and what a drafter reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from growkit.cli.main import main
+from growkit.derive.twin import _first_two, _said_again, integers, text_place, towers_beside
+from growkit.families.derived import SHIPPED, of_every_layer
+from growkit.verification import model_inputs
+
+
+def test_ids_of_tokens_and_what_is_said_of_layers_are_no_sizes() -> None:
+    config = {"vocabulary_map": {"<image>": 4, "<a>": 5}, "per_layer_config": {"1": {"heads": 2}}}
+    assert dict(integers({**config, "attn_config": {"kv_heads": 2}})) == {
+        ("attn_config", "kv_heads"): 2
+    }
+
+
+def test_a_tower_of_two_layers_says_of_each_what_it_said() -> None:
+    tower = {
+        "num_hidden_layers": 4,
+        "layer_types": ["dense", "dense", "sparse", "sparse"],
+        "per_layer_config": {"0": {"experts": 1}, "2": {"experts": 4}},
+        "looked_at": [1, 3],  # layers that a projector looks at: found by what runs
+        "id2label": {"0": "a", "1": "b", "2": "c", "3": "d"},
+    }
+    assert _first_two(tower, ("vision_config", "num_hidden_layers")) == {
+        ("vision_config", "num_hidden_layers"): 2,
+        ("vision_config", "layer_types"): ["dense", "dense"],
+        ("vision_config", "per_layer_config"): {"0": {"experts": 1}},
+    }
+
+
+def test_widths_that_are_said_twice_are_made_smaller_together() -> None:
+    values = {
+        "text_config": {"hidden_size": 512, "per_layer_config": {"3": {"num_attention_heads": 16}}},
+        "vision_config": {"hidden_size": 96, "adapter_in": 96, "adapter_out": 512, "patches": 7},
+    }
+    sizes = {("text_config", "hidden_size"): 64, ("vision_config", "hidden_size"): 48}
+    assert _said_again(values, sizes) == {
+        ("vision_config", "adapter_in"): 48,
+        ("vision_config", "adapter_out"): 64,
+        ("text_config", "per_layer_config", "3", "num_attention_heads"): 4,
+    }
+
+
+def test_towers_stand_beside_fields_of_a_language_model_or_beside_its_section() -> None:
+    tower = {"hidden_size": 8}
+    flat = {"hidden_size": 64, "audio_config": tower, "attn_config": tower, "image_size": 4}
+    assert towers_beside(flat) == {"audio_config"}
+    assert not towers_beside({"text_config": tower, "vision_config": tower})
+    assert text_place({"encoder_config": tower, "global_config": tower}) == ("global_config",)
+
+
+def test_one_number_stands_for_a_list_that_says_it_of_every_layer() -> None:
+    assert of_every_layer([96, 96]) == 96
+    assert of_every_layer([96, 48]) == [96, 48]
+    assert of_every_layer([True, True]) == [True, True]
+    assert of_every_layer([]) == []
+
+
+@pytest.mark.skipif(
+    not list(SHIPPED.glob("gemma4_unified_assistant-*")), reason="no table of the drafter ships"
+)
+def test_a_drafter_is_given_what_its_target_computes_and_grows(tmp_path: Path) -> None:
+    source, out = tmp_path / "a", tmp_path / "b"
+    text = transformers.Gemma4UnifiedTextConfig(
+        vocab_size=160, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, global_head_dim=512,
+        layer_types=["sliding_attention", "full_attention"],
+    )  # fmt: skip
+    config = transformers.Gemma4UnifiedAssistantConfig(text_config=text, backbone_hidden_size=40)
+    torch.manual_seed(0)
+    try:
+        model = transformers.Gemma4UnifiedAssistantForCausalLM(config).eval()
+    except ValueError as error:  # transformers 5.23 makes none whose layers all share their keys
+        pytest.skip(str(error))
+    model.save_pretrained(source)
+    ids = torch.arange(8, 20).reshape(2, 6)
+    given = model_inputs.arguments(model, ids)
+    assert given["inputs_embeds"].shape == (2, 6, 80)
+    keys = {kind: pair[0].shape for kind, pair in given["shared_kv_states"].items()}
+    assert keys == {"sliding_attention": (2, 2, 6, 8), "full_attention": (2, 2, 6, 512)}
+    assert main(["grow", str(source), "--ffn", "x1.5", "--out", str(out), "--quiet"]) == 0
+    grown = transformers.Gemma4UnifiedAssistantForCausalLM.from_pretrained(out).eval()
+    assert grown.config.text_config.intermediate_size == 72
+    with torch.no_grad():
+        both = [model_inputs.outputs(m, ids) for m in (model, grown)]
+    assert torch.allclose(*both, atol=1e-5)
+    assert not model_inputs.can_generate(model)
