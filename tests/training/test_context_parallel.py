@@ -48,7 +48,10 @@ SERVED: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "heads": (TINY_GDA, "2: parallel.context 2 does not divide the 3 query heads"),
-    "eager": (TINY_LLAMA | {"attn_implementation": "eager"}, "2: Attention 'eager' cannot"),
+    "eager": (
+        TINY_LLAMA | {"attn_implementation": "eager"},
+        "2: Attention 'eager' of LlamaFor.* cannot",
+    ),
     "longrope": (
         TINY_LLAMA | {"rope_parameters": LONGROPE},
         "1: LlamaForCausalLM does not compute the same .*logits are off",

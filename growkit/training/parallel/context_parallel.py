@@ -125,8 +125,10 @@ class SplitSequences:
         attention, mask = (get.get(name) for get in (ALL_ATTENTION_FUNCTIONS, _MASKS))
         if attention is None or mask is None:
             raise UsageError(
-                f"Attention {name!r} cannot be given heads of whole sequences by parallel.context.",
-                "Set model.attn_implementation: sdpa or flash_attention_2.",
+                f"Attention {name!r} of {type(model).__name__} cannot be given whole sequences by "
+                "parallel.context.",
+                "Set model.attn_implementation: sdpa or flash_attention_2, where the class has it. "
+                f"{_OTHERWISE}",
             )
         ALL_ATTENTION_FUNCTIONS[name] = self._attention(attention)
         _MASKS[name] = self._mask(mask)
