@@ -950,7 +950,8 @@ def _implied(builder: Builder, found: Findings, words: _Words) -> dict[str, Any]
     """Fields that the class computes from others where they are null: found by leaving them out."""
     place = found.layers.place
     result: dict[str, Any] = {}
-    paths = {(*place, *name.split(".")) for names in words.axes.values() for name in names}
+    counted = [n for names in words.axes.values() for n in names if not factor_fields(n)]
+    paths = {(*place, *name.split(".")) for name in counted}
     paths |= {(*place, *name.split(".")) for name in words.numbers}
     numbers = {p: v for p, v in integers(found.values) if p[: len(place)] == place}
     for path in sorted(paths):

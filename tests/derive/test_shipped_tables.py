@@ -53,6 +53,9 @@ def test_a_table_is_read_for_the_config_that_it_was_derived_from(path: Path) -> 
     derived.register(table)
     try:
         family = derived_family(config, registered=True)
+    except UsageError as error:  # of a class that has no defaults at all
+        assert not table["defaults"]
+        pytest.skip(str(error))
     finally:
         derived.forget(table)
     assert family is not None

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.numpy import load_file, save_file
 
+from growkit import GrowthRequest
 from growkit.cli.main import main
 from growkit.derive.twin import _first_two, _said_again, integers, text_place, towers_beside
-from growkit.families.derived import SHIPPED, of_every_layer
+from growkit.families.derived import SHIPPED, derived_family, of_every_layer
+from growkit.growing import grow_checkpoint
 from growkit.verification import model_inputs
 
 
@@ -93,3 +98,54 @@ def test_a_drafter_is_given_what_its_target_computes_and_grows(tmp_path: Path) -
         both = [model_inputs.outputs(m, ids) for m in (model, grown)]
     assert torch.allclose(*both, atol=1e-5)
     assert not model_inputs.can_generate(model)
+
+
+@pytest.mark.skipif(not list(SHIPPED.glob("xlstm-*")), reason="no table of xLSTM ships")
+def test_a_width_that_is_a_factor_of_another_size_is_stated_by_the_factor(tmp_path: Path) -> None:
+    config = transformers.xLSTMConfig(
+        vocab_size=64, hidden_size=64, num_hidden_layers=2, num_heads=4, ffn_proj_factor=2.667
+    )  # fmt: skip
+    source, out, deeper = (tmp_path / name for name in "abc")
+    transformers.xLSTMForCausalLM(config).save_pretrained(source)
+    shapes = {name: array.shape for name, array in load_file(source / "model.safetensors").items()}
+    down = next(name for name in shapes if "proj_down" in name)
+    assert shapes[down] == (64, 192)  # 170.7, rounded up
+    grow_checkpoint(source, out, GrowthRequest(ffn="x1.5"), verify=False)
+    both = [transformers.xLSTMForCausalLM.from_pretrained(path).eval() for path in (source, out)]
+    with torch.no_grad():
+        logits = [model_inputs.outputs(model, torch.arange(8, 20)[None]) for model in both]
+    assert torch.allclose(*logits, atol=1e-5)
+    written = json.loads((out / "config.json").read_text())
+    assert load_file(out / "model.safetensors")[down].shape == (64, 288)
+    assert written["ffn_round_up_to_multiple_of"] == 1
+    assert int(64 * written["ffn_proj_factor"]) == 288
+    grow_checkpoint(source, deeper, GrowthRequest(layers="x2"), verify=False)
+    kept = json.loads((deeper / "config.json").read_text())
+    assert (kept["num_hidden_layers"], kept["num_blocks"]) == (4, 4)
+    assert (kept["ffn_proj_factor"], kept["ffn_round_up_to_multiple_of"]) == (2.667, 64)
+
+
+@pytest.mark.skipif(not list(SHIPPED.glob("dory-*")), reason="no table of Dory ships")
+@pytest.mark.parametrize("each", [1, 2])
+def test_a_config_of_two_entries_a_layer_is_read_and_kept(tmp_path: Path, each: int) -> None:
+    kinds = ["sliding_attention", "sliding_attention", "full_attention"]
+    config = {
+        "model_type": "dory", "architectures": ["DoryForCausalLM"], "vocab_size": 64,
+        "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 8, "num_hidden_layers": 3 * each,
+        "n_input_layers": each, "n_recurrent_layers": each, "n_output_layers": each,
+        "layer_types": [word for kind in kinds for word in (kind, "mlp")[:each]],
+        "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}},
+    }  # fmt: skip
+    family, source, out = derived_family(config), tmp_path / "a", tmp_path / "b"
+    assert family is not None
+    shapes = dict(family.declared(family.sizes_of(config)))
+    source.mkdir()
+    (source / "config.json").write_text(json.dumps(config))
+    tensors = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    save_file(tensors, source / "model.safetensors")
+    assert {name.split(".")[2] for name in shapes if ".layers." in name} == {"0", "1", "2"}
+    grow_checkpoint(source, out, GrowthRequest(ffn="x2"), verify=False)
+    written = json.loads((out / "config.json").read_text())
+    assert written.pop("intermediate_size") == 48
+    assert {**written, "intermediate_size": 24} == {**written, **config}
