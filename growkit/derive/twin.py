@@ -147,7 +147,7 @@ class Builder:
 def _with_factors(values: Values) -> Values:
     """Widths for which the class has a factor of another size, as that factor."""
     for part in (values, *(part for part in values.values() if isinstance(part, dict))):
-        for name in [name for name in part if factor_fields(name)]:
+        for name in [n for n in part if isinstance(n, str) and factor_fields(n)]:
             width, fields = part.pop(name), factor_fields(name)
             if fields is not None and isinstance(width, int):
                 part |= factor_stated(name, width, part[fields[1]])
