@@ -60,6 +60,7 @@ from growkit.verification.model_inputs import (
 from growkit.verification.sight import close_eyes, open_eyes
 
 _HEAD_DIM = re.compile(r"head_dim|d_kv")
+_HIDDEN_SIZES = ("hidden_size", "d_model", "n_embd")
 
 
 def class_hash(model: Any) -> str:
@@ -620,6 +621,8 @@ class _Words:
                 return [0, [[known, [[known, [[1]]]]]]]
             if (streamed := self._of_stream(number, dim, size)) is not None:
                 return streamed
+            if self.hidden_unseen:
+                return [0, [["", [["fixed", [["stored", role.name, dim]]]]]]]
             return [0, [["", [["fixed", self.size(size)]]]]]
         counts = {axis: self.found.axes.fields[p[0]] for axis, p in self.found.paths.items()}
         fields = {axis: paths[0] for axis, paths in self.found.paths.items()}
@@ -763,6 +766,17 @@ class _Words:
         normed = number in stream.gains or number in stream.biases
         reads = 1 if (number, dim) in stream.readers else 2 * int(normed)
         return [reads, [["hidden", [["hidden", [self.product(tuple(rest), 1)]]]]] * factor]
+
+    @cached_property
+    def hidden_unseen(self) -> bool:
+        """Whether the hidden size could not be changed by itself (Zamba), so that the twin's stands
+        in sizes as a number. The model's own is another one, which its files have to say."""
+        sizes = [dim or {} for role in self.found.axes.roles for dim in role.sizes]
+        if any(path[-1] in _HIDDEN_SIZES for size in sizes for key in size for path in key):
+            return False
+        inner = leaf(self.found.values, self.found.layers.place)
+        hidden = [inner[name] for name in _HIDDEN_SIZES if isinstance(inner.get(name), int)]
+        return any({(): number} in sizes for number in hidden[:1])
 
     def _hidden_alone(self, size: Polynomial) -> bool:
         ((key, factor),) = size.items() if len(size) == 1 else ((((),), 0),)
@@ -994,9 +1008,7 @@ def _without(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
 def _rules(path: Path, numbers: Mapping[Path, int]) -> list[tuple[Any, ...]]:
     """What a class may make of a number that is not there."""
     parent = path[:-1]
-    hidden = [
-        p for p in numbers if p[-1] in ("hidden_size", "d_model", "n_embd") and p[:-1] == parent
-    ]
+    hidden = [p for p in numbers if p[-1] in _HIDDEN_SIZES and p[:-1] == parent]
     heads = [p for p in numbers if HEADS.fullmatch(p[-1]) and p[:-1] == parent]
     if KV_HEADS.fullmatch(path[-1]):
         return [("product", h) for h in heads] + [("product", 1)]

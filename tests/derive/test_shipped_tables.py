@@ -9,6 +9,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -102,9 +103,11 @@ def test_a_table_has_the_sizes_of_its_class(path: Path) -> None:
     if isinstance(known, str):
         pytest.skip(known)
     config, full = known
+    config = {**config, "model_type": table["model_type"]}
+    stored = {name: SimpleNamespace(shape=shape) for name, shape in full.items()}
     derived.register(table)
     try:
-        family = derived_family({**config, "model_type": table["model_type"]}, registered=True)
+        family = derived_family(config, registered=True)
         if family is None:
             pytest.skip("derived from another config than the defaults")
         try:
@@ -114,7 +117,12 @@ def test_a_table_has_the_sizes_of_its_class(path: Path) -> None:
             stated = re.match(r"config.json has (\w+) = None", str(error))
             inner = leaf(config, tuple(table["place"]))
             assert not stated or stated[1] in inner, f"no {stated[1]} in what the class writes"
-            pytest.skip(str(error))
+            if stated:
+                pytest.skip(str(error))
+            family = derived_family(config, stored, registered=True)  # as of a folder with weights
+            assert family is not None
+            sizes = family.sizes_of(config, stored)
+            names = list(family.names(sizes))
     finally:
         derived.forget(table)
     entries = {entry["name"]: entry["dims"] for entry in table["tensors"]}
