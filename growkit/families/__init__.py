@@ -102,8 +102,9 @@ def family_of(config: Config, names: Collection[str] = ()) -> Family:
 
 
 def _family_of(config: Config, names: Collection[str]) -> Family:
-    check_fields(config, import_module(_VARIANTS).SIZES)
     model_type = config.get("model_type")
+    written_here = any(model_type in family.model_types for family in FAMILIES.values())
+    check_fields(config, import_module(_VARIANTS).SIZES, by_layer=not written_here)
     if (family := derived_family(config, names, registered=True)) is not None:
         return family
     candidates = [family for family in FAMILIES.values() if model_type in family.model_types]

@@ -100,21 +100,30 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
 )
 
 
-def check_fields(config: Mapping[str, Any], more_sizes: tuple[str, ...] = ()) -> None:
+def check_fields(
+    config: Mapping[str, Any], more_sizes: tuple[str, ...] = (), *, by_layer: bool = False
+) -> None:
     """Raise UsageError for a field of config.json that holds what no model has.
 
     A field that is absent or null is left to the family; ``more_sizes`` are those of variants.
+    ``by_layer``: sizes may be lists that say the same of every layer (Gemma 3n).
     """
+
+    def stated(name: str) -> Any:
+        value = config.get(name)
+        listed = by_layer and name in _SIZES and isinstance(value, list) and value
+        return value[0] if listed and all(entry == value[0] for entry in value) else value
+
     for names, allowed, remedy in (*_RULES, (more_sizes, *_RULES[0][1:])):
         for name in names:
-            value = config.get(name)
+            value = stated(name)
             if value is not None and not allowed(value):
                 raise UsageError(
                     f"config.json has {name} = {shown(value)}.", remedy.format(name=name)
                 )
     for names, largest in ((_LAYERS, MAX_LAYERS), (_SIZES + more_sizes, MAX_SIZE)):
         for name in names:
-            value = config.get(name)
+            value = stated(name)
             if value is not None and value > largest:
                 raise UsageError(
                     f"config.json has {name} = {value}.",

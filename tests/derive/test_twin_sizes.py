@@ -13,7 +13,9 @@ from safetensors.numpy import load_file, save_file
 
 from growkit import GrowthRequest
 from growkit.cli.main import main
+from growkit.core.errors import UsageError
 from growkit.derive.twin import _first_two, _said_again, integers, text_place, towers_beside
+from growkit.families.config_fields import check_fields
 from growkit.families.derived import SHIPPED, derived_family, of_every_layer
 from growkit.growing import grow_checkpoint
 from growkit.verification import model_inputs
@@ -149,3 +151,10 @@ def test_a_config_of_two_entries_a_layer_is_read_and_kept(tmp_path: Path, each: 
     written = json.loads((out / "config.json").read_text())
     assert written.pop("intermediate_size") == 48
     assert {**written, "intermediate_size": 24} == {**written, **config}
+
+
+def test_a_list_that_says_the_same_of_every_layer_is_a_size_of_derived_families_alone() -> None:
+    check_fields({"intermediate_size": [96, 96]}, by_layer=True)
+    for value, by_layer in (([96, 48], True), ([96, 96], False), ([], True)):
+        with pytest.raises(UsageError, match="has intermediate_size"):
+            check_fields({"intermediate_size": value}, by_layer=by_layer)
