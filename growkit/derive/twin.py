@@ -631,7 +631,7 @@ def _said_again(values: Mapping[str, Any], sizes: Mapping[Path, Any]) -> dict[Pa
         heads = next((n for n in part if re.fullmatch(_HEADS, n) and part[n]), "")
         if heads and part.get("head_dim") == part[hidden[-1]] // part[heads]:
             fewer = sizes.get((*hidden[:-1], heads), part[heads])
-            found[(*hidden[:-1], "head_dim")] = sizes[hidden] // fewer
+            found |= {(*hidden[:-1], "head_dim"): sizes[hidden] // fewer}
     for name, entries in leaf(values, text).items():
         if isinstance(entries, Mapping) and entries and all(map(str.isdigit, entries)):
             for layer, entry in entries.items():

@@ -111,8 +111,9 @@ def check_fields(
 
     def stated(name: str) -> Any:
         value = config.get(name)
-        listed = by_layer and name in _SIZES and isinstance(value, list) and value
-        return value[0] if listed and all(entry == value[0] for entry in value) else value
+        if by_layer and name in _SIZES and isinstance(value, list) and value:
+            return value[0] if all(entry == value[0] for entry in value) else value
+        return value
 
     for names, allowed, remedy in (*_RULES, (more_sizes, *_RULES[0][1:])):
         for name in names:
