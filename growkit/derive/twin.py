@@ -628,10 +628,10 @@ def _said_again(values: Mapping[str, Any], sizes: Mapping[Path, Any]) -> dict[Pa
             if near and value == leaf(values, hidden) and path not in sizes:
                 found[path] = sizes[hidden]
         part = leaf(values, hidden[:-1])
-        heads = next((n for n in part if re.fullmatch(_HEADS, n) and part[n]), "")
-        if heads and part.get("head_dim") == part[hidden[-1]] // part[heads]:
+        heads = next((n for n, v in part.items() if re.fullmatch(_HEADS, n) and type(v) is int), "")
+        if heads and part.get("head_dim") == part[hidden[-1]] // max(1, part[heads]):
             fewer = sizes.get((*hidden[:-1], heads), part[heads])
-            found |= {(*hidden[:-1], "head_dim"): sizes[hidden] // fewer}
+            found |= {(*hidden[:-1], "head_dim"): sizes[hidden] // max(1, fewer)}
     for name, entries in leaf(values, text).items():
         if isinstance(entries, Mapping) and entries and all(map(str.isdigit, entries)):
             for layer, entry in entries.items():
