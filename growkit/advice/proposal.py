@@ -52,6 +52,15 @@ FEWEST = 50  # steps of a run in which a growth may stand
 STUDIES = {
     "late": ("progressive", "2 -> 16 at 70 %, random against from scratch, 1.67 x the FLOPs, at "
              "0.6 x its FLOPs, equal parameters: lower by 0.041 (95 % CI 0.013 to 0.068, 3 seeds)"),
+    "time": ("progressive-choices", "1 -> 16 at 50 %, random against 1 -> 16 at 70 %, random, at "
+             "equal FLOPs, equal parameters: higher by 0.101 (95 % CI 0.096 to 0.107, 3 seeds)"),
+    "start": ("progressive-choices", "0 -> 16 at 70 %, random against 1 -> 16 at 70 %, random, at "
+              "equal FLOPs, equal parameters: higher by 0.212 (95 % CI 0.192 to 0.232, 3 seeds)"),
+    "side by side": ("progressive-choices", "2 -> 16 at 70 %, copies side by side against 2 -> 16 "
+                     "at 70 %, random, at equal FLOPs, equal parameters: higher by 0.029 (95 % CI "
+                     "0.023 to 0.035, 3 seeds)"),
+    "late width": ("late-width", "split against from scratch, at equal FLOPs, equal parameters: "
+                   "lower by 0.076 (95 % CI 0.049 to 0.102, 3 seeds)"),
     "width": ("plateau", "hidden and FFN x2 against hidden and FFN x2 from scratch, at equal "
               "FLOPs, equal parameters: higher by 0.140 (95 % CI 0.124 to 0.156, 3 seeds)"),
     "train-on": ("growth-1m", "depth x2 stacked against no growth, at equal FLOPs: higher by 0.018 "
@@ -160,7 +169,7 @@ def propose(
     number, unit = read_budget(budget)
     model = _read(folder)
     layers = model.sizes["layer"]
-    start, target = (layers, 2 * layers) if model.trained else (min(1, layers - 1), layers)
+    start, target = (layers, 2 * layers) if model.trained else (2 if layers >= 8 else 1, layers)
     method = _method(model, start, target)
     context = model.config.get("max_position_embeddings") or model.config.get("n_positions")
     length = min(int(context or LONGEST), LONGEST)
@@ -280,22 +289,30 @@ def _of_target(
     why, source = "late, inside the stable phase", EXPANSION
     if share < 0.8:
         words, study = _cited("late")
-        why = f"the paper grows at about 80 %; below 20 tokens a parameter earlier: {words}"
-        source = f"{EXPANSION}; {study}"
+        earlier, other = _cited("time")
+        why = (
+            "the paper grows at about 80 %; below 20 tokens a parameter earlier, but not much: "
+            f"{words}; {earlier}"
+        )
+        source = f"{EXPANSION}; {study}; {other}"
+    side, choices = _cited("side by side")
     methods = {
-        "random": "a class's own start makes no jump of the loss; copies end alike",
+        "random": "a class's own start makes no jump of the loss; identities and stacked copies "
+        f"end alike, but {side}",
         "copy": f"growkit does not know how the {model.family.name} class starts a layer; random "
-        "and copied layers end alike",
+        "layers and copies stacked end alike",
     }
+    none, study = _cited("start")
+    width, other = _cited("late width")
     return [
         Choice(
             "start depth", counted(start, "layer"),
-            f"0 or 1 layers for most of the steps, then all {target} in one step; several stages "
-            "do worse", EXPANSION,
+            f"almost no layers for most of the steps, then all {target} in one step; several "
+            f"stages do worse, and so do 0 layers: {none}", f"{EXPANSION}; {study}",
         ),
         Choice("growth at", f"{share:.0%} of the steps", why, source),
-        Choice("new layers", method, methods[method], EXPANSION),
-        Choice("width", "not grown", *_cited("width")),
+        Choice("new layers", method, methods[method], f"{EXPANSION}; {choices}"),
+        Choice("width", "not grown", f"it pays, but less than depth: {width}", other),
         Choice(
             "length", f"{ratio:.3g} tokens a parameter of the target",
             "reuse gains most below 20 tokens a parameter", "arXiv:2605.13405 (abstract)",
@@ -341,8 +358,8 @@ def _rates(model: _Model, decay: float) -> list[Choice]:
     else:
         rate = Choice(
             "rate", "Muon 2.0e-02, AdamW 4.0e-03 for the rest",
-            "best of four for one layer of hidden size 128, half of it after the growth: try half "
-            "and twice; Muon's spectral scale needs no factor across width",
+            "best of four for one layer of hidden size 128, used for two as well, half of it after "
+            "the growth: try half and twice; Muon's spectral scale needs no factor across width",
             "benchmarks/studies/progressive; arXiv:2310.17813",
         )  # fmt: skip
     return [

@@ -39,12 +39,13 @@ def test_a_target_becomes_a_staged_recipe_that_train_accepts(
     assert main(["plan", str(folder), *flags, "--json"]) == 0
     made = json.loads(capsys.readouterr().out)
     assert all(line["source"] and line["why"] for line in made["choices"])
-    assert made["flops"] < 0.6 * made["scratch_flops"]
+    assert made["flops"] < 0.65 * made["scratch_flops"]
     values = parse_yaml(Path(recipe).read_text(), recipe)
     assert values == made["recipe"]
     stage = values["stages"][0]
     steps = values["training"]["max_steps"]
-    assert values["model"]["config"]["num_hidden_layers"] == 1
+    layers = config["num_hidden_layers"]
+    assert values["model"]["config"]["num_hidden_layers"] == (2 if layers >= 8 else 1)
     assert stage["grow"]["layers"] == config["num_hidden_layers"]
     assert stage["grow"]["new_layers"] == "random"
     decays_from = (1 - values["training"]["decay_steps"]) * steps
