@@ -91,7 +91,10 @@ def _cached(model: Any, ids: torch.Tensor, kind: str) -> tuple[torch.Tensor, For
     """The tokens that the decoder reads, and its forward pass with one cache."""
     given = inputs.arguments(model, ids) | {"use_cache": True}
     text = inputs.predicted_ids(model, ids)
-    if not inputs.is_encoder_decoder(model):
+    own = inputs.own_cache_keyword(model)
+    if own is not None:
+        name = "input_ids"
+    elif not inputs.is_encoder_decoder(model):
         given[inputs.cache_keyword(model)] = _cache(model.config, kind, text.shape[1])
         name = "input_ids"
     else:
@@ -108,7 +111,10 @@ def _cached(model: Any, ids: torch.Tensor, kind: str) -> tuple[torch.Tensor, For
         name = "decoder_input_ids"
 
     def forward(part: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = model(**given | {name: part}).logits
+        output = model(**given | {name: part})
+        if own is not None:
+            given[own] = getattr(output, own)
+        logits: torch.Tensor = output.logits
         return logits
 
     return text, forward

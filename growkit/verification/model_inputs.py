@@ -28,6 +28,16 @@ def cache_keyword(model: Any) -> str:
     return "cache" if "cache" in parameters else "past_key_values"
 
 
+def own_cache_keyword(model: Any) -> str | None:
+    """The same of a class whose cache is of its own kind (xLSTM, MiniMax, RWKV): it makes the first
+    one itself. None where the class takes transformers' own."""
+    if getattr(model, "_supports_default_dynamic_cache", lambda: True)():
+        return None
+    parameters = inspect.signature(type(model).forward).parameters
+    names = ("cache", "past_key_values", "cache_params", "state")
+    return next((name for name in names if name in parameters), None)
+
+
 def can_generate(model: Any) -> bool:
     """The model predicts the next token (a decoder); else it is an encoder, or it drafts tokens
     from what another model computes, and keeps no cache of its own."""

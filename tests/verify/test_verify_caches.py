@@ -9,10 +9,10 @@ import pytest
 import torch
 import verify_models as models
 from family_checkpoints import write_t5
-from transformers import DynamicCache, StaticCache
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticCache
 from transformers.models.mistral import modeling_mistral
 
-from growkit.verification import VerificationReport, verify_checkpoints
+from growkit.verification import VerificationReport, model_inputs, verify_checkpoints
 
 
 def compare(a: Path, b: Path, **options: Any) -> VerificationReport:
@@ -137,3 +137,32 @@ def test_encoder_decoders_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, k
 
     patch_update(monkeypatch, kind, shift)
     assert compare(a, a, window=64).passed is False
+
+
+OWN_CACHES = {
+    "minimax": {
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "block_size": 8,
+        "num_local_experts": 4, "num_experts_per_tok": 2,
+    },
+    "rwkv": {"attention_hidden_size": 32, "context_length": 64},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OWN_CACHES)
+def test_a_class_with_a_cache_of_its_own_kind_begins_it_itself(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes none of transformers' caches, or leaves one unread."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48, "vocab_size": 256}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(kind, **sizes, **OWN_CACHES[kind])
+    )
+    model.save_pretrained(tmp_path)
+    report = compare(tmp_path, tmp_path)
+    assert report.passed is True
+    assert [s.cache for s in report.cached] == ["dynamic"]
+    assert report.cached[0].steps == 4 and report.cached[0].max_difference is not None
+    # Control: given transformers' cache it decodes something else, or not at all.
+    monkeypatch.setattr(model_inputs, "own_cache_keyword", lambda model: None)
+    assert compare(tmp_path, tmp_path).passed is False
