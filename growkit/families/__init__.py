@@ -11,7 +11,7 @@ from typing import Any
 from growkit.core.errors import UsageError, nearest, nearest_version
 from growkit.families.base import Config, Family, Tensor
 from growkit.families.config_fields import check_fields
-from growkit.families.derived import derived_family, shipped_types
+from growkit.families.derived import derived_family, misfit, shipped_types, tables_of
 from growkit.families.gemma import GEMMA2, GEMMA3
 from growkit.families.gpt2 import GPT2
 from growkit.families.gpt_neox import GPT_NEOX
@@ -117,6 +117,14 @@ def _family_of(config: Config, names: Collection[str]) -> Family:
     written = {name for family in FAMILIES.values() for name in family.model_types}
     known = sorted({*written, *shipped_types()})
     explained = explain_config(config, known)
+    others = list(tables_of(str(model_type)))
+    if others and not explained:
+        raise NoFamily(
+            f"No table of {model_type!r} is of this config.json: {misfit(others[0], config)!r} "
+            "says something else than where it was derived.",
+            "`growkit derive FOLDER` makes one of it.",
+            config,
+        )
     meant = "" if explained else nearest_version(str(model_type), known)
     raise NoFamily(
         explained.cause if explained else f"growkit has no family for model_type {model_type!r}.",

@@ -9,6 +9,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, CohereConfig, CohereForCausalLM
 
 from growkit.cli.main import main
+from growkit.families import NoFamily, family_of
 from growkit.families.derived import SHIPPED
 
 
@@ -48,3 +49,13 @@ def test_an_encoder_whose_heads_fill_its_width_grows_both(
     assert "grow --hidden and --heads together" in " ".join(capsys.readouterr().err.split())
     assert main([*grow, "--heads", "x2", "--hidden", "x2"]) == 0
     assert "verification passed" in capsys.readouterr().out
+
+
+def test_a_config_unlike_all_tables_of_its_type_is_told_in_which_field() -> None:
+    config = {"model_type": "bert", "architectures": ["BertLMHeadModel"], "is_decoder": True}
+    with pytest.raises(NoFamily, match=r"'architectures' says something else") as refused:
+        family_of(config)
+    assert "growkit derive" in refused.value.remedy
+    with pytest.raises(NoFamily, match="no family for model_type 'bertt'") as refused:
+        family_of({**config, "model_type": "bertt"})
+    assert "Did you mean 'bert'" in refused.value.remedy
