@@ -81,7 +81,9 @@ def cached_steps(
 
 
 def supports(model: Any, kind: str) -> bool:
-    """transformers says that the class decodes with this kind of cache."""
+    """transformers says that the class decodes with this kind of cache; GPT-1 takes none."""
+    if inputs.own_cache_keyword(model) is None and not inputs.takes_cache(model):
+        return False
     # A static cache is what graphs are compiled for; older versions have a flag of its own.
     flags = ("_can_compile_fullgraph", "_supports_static_cache")
     return kind == "dynamic" or any(getattr(model, flag, False) for flag in flags)

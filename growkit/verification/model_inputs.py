@@ -28,6 +28,11 @@ def cache_keyword(model: Any) -> str:
     return "cache" if "cache" in parameters else "past_key_values"
 
 
+def takes_cache(model: Any) -> bool:
+    """Whether the model's forward pass names a cache among what it takes."""
+    return cache_keyword(model) in inspect.signature(type(model).forward).parameters
+
+
 def own_cache_keyword(model: Any) -> str | None:
     """The same of a class whose cache is of its own kind (xLSTM, MiniMax, RWKV): it makes the first
     one itself. None where the class takes transformers' own."""

@@ -165,4 +165,12 @@ def test_a_class_with_a_cache_of_its_own_kind_begins_it_itself(
     assert report.cached[0].steps == 4 and report.cached[0].max_difference is not None
     # Control: given transformers' cache it decodes something else, or not at all.
     monkeypatch.setattr(model_inputs, "own_cache_keyword", lambda model: None)
+    monkeypatch.setattr(model_inputs, "takes_cache", lambda model: True)
     assert compare(tmp_path, tmp_path).passed is False
+
+
+def test_a_class_without_a_cache_is_compared_without_one(tmp_path: Path) -> None:
+    config = AutoConfig.for_model("openai-gpt", n_embd=32, n_layer=2, n_head=4, vocab_size=256)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    report = compare(tmp_path, tmp_path)
+    assert report.passed is True and not report.cached
