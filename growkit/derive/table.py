@@ -28,6 +28,7 @@ from growkit.derive.axes import (
     evaluate,
 )
 from growkit.derive.head_size import size_of_heads
+from growkit.derive.pictures import hidden_of
 from growkit.derive.studied import TIES, Findings
 from growkit.derive.twin import (
     Builder,
@@ -60,7 +61,6 @@ from growkit.verification.model_inputs import (
 from growkit.verification.sight import close_eyes, open_eyes
 
 _HEAD_DIM = re.compile(r"head_dim|d_kv")
-_HIDDEN_SIZES = ("hidden_size", "d_model", "n_embd")
 
 
 def class_hash(model: Any) -> str:
@@ -772,11 +772,8 @@ class _Words:
         """Whether the hidden size could not be changed by itself (Zamba), so that the twin's stands
         in sizes as a number. The model's own is another one, which its files have to say."""
         sizes = [dim or {} for role in self.found.axes.roles for dim in role.sizes]
-        if any(path[-1] in _HIDDEN_SIZES for size in sizes for key in size for path in key):
-            return False
-        inner = leaf(self.found.values, self.found.layers.place)
-        hidden = [inner[name] for name in _HIDDEN_SIZES if isinstance(inner.get(name), int)]
-        return any({(): number} in sizes for number in hidden[:1])
+        path, hidden = hidden_of(self.found.values, self.found.layers.place)
+        return {(): hidden} in sizes and not any(path in key for size in sizes for key in size)
 
     def _hidden_alone(self, size: Polynomial) -> bool:
         ((key, factor),) = size.items() if len(size) == 1 else ((((),), 0),)
@@ -1008,7 +1005,9 @@ def _without(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
 def _rules(path: Path, numbers: Mapping[Path, int]) -> list[tuple[Any, ...]]:
     """What a class may make of a number that is not there."""
     parent = path[:-1]
-    hidden = [p for p in numbers if p[-1] in _HIDDEN_SIZES and p[:-1] == parent]
+    hidden = [
+        p for p in numbers if p[-1] in ("hidden_size", "d_model", "n_embd") and p[:-1] == parent
+    ]
     heads = [p for p in numbers if HEADS.fullmatch(p[-1]) and p[:-1] == parent]
     if KV_HEADS.fullmatch(path[-1]):
         return [("product", h) for h in heads] + [("product", 1)]

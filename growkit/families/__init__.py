@@ -103,11 +103,10 @@ def family_of(config: Config, names: Collection[str] = ()) -> Family:
 
 def _family_of(config: Config, names: Collection[str]) -> Family:
     model_type = config.get("model_type")
-    written_here = any(model_type in family.model_types for family in FAMILIES.values())
-    check_fields(config, import_module(_VARIANTS).SIZES, by_layer=not written_here)
+    candidates = [family for family in FAMILIES.values() if model_type in family.model_types]
+    check_fields(config, import_module(_VARIANTS).SIZES, by_layer=not candidates)
     if (family := derived_family(config, names, registered=True)) is not None:
         return family
-    candidates = [family for family in FAMILIES.values() if model_type in family.model_types]
     if len(candidates) == 1:
         return candidates[0].stored_as(names)
     if candidates:

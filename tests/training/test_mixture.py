@@ -31,8 +31,8 @@ def naive_ideal(weights: list[tuple[Fraction, Fraction]], total: int, g: int) ->
     ]
 
 
-@settings(max_examples=40, deadline=None)
-@given(weights=Weights, total=st.integers(1, 800), constant=st.booleans())
+@settings(max_examples=60, deadline=None)
+@given(weights=Weights, total=st.integers(1, 1500), constant=st.booleans())
 @example(weights=[(Fraction(1), Fraction(1))] * 3, total=387, constant=False)
 def test_counts_follow_the_weights(
     weights: list[tuple[Fraction, Fraction]], total: int, constant: bool

@@ -152,9 +152,8 @@ class SplitSequences:
             # Keeps transformers from looking for documents in a stretch; the mask knows them.
             "attention_mask": torch.ones_like(ids[:, stretch]),
         }
-        if (
-            "labels" in batch
-        ):  # shifted before they are cut: a stretch predicts the next one's first
+        if "labels" in batch:
+            # Shifted before they are cut: a stretch predicts the next one's first.
             following = functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
             own["labels"] = own["shift_labels"] = following[:, stretch].contiguous()
         return own
