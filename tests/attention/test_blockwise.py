@@ -63,9 +63,26 @@ def test_outputs_and_gradients_equal_the_whole_map(n, heads, width):
     assert worst(n, heads=heads[0], kv_heads=heads[1], width=width) < 1e-5
 
 
-def test_one_head_at_a_time_where_scores_have_little_room(monkeypatch):
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
+@pytest.mark.parametrize("long", [1, 10**6])
+def test_one_head_and_few_keys_at_a_time_where_scores_have_little_room(heads, long, monkeypatch):
     monkeypatch.setattr(blockwise, "SCORES", 1)
-    assert worst(LENGTHS[1]) < 1e-5
+    monkeypatch.setattr(blockwise, "LONG", long)
+    assert worst(4 * ROWS + 37, heads=heads[0], kv_heads=heads[1]) < 1e-5
+
+
+def test_scores_of_any_size_keep_their_sums_finite(monkeypatch):
+    """A running maximum: scores of a later tile far above those of the first."""
+    monkeypatch.setattr(blockwise, "SCORES", 1)
+    query, key, value = tensors(4 * ROWS)
+    with torch.no_grad():
+        query *= 30
+        key[:, :, : 2 * ROWS] *= 30
+    expected = results(plain(query, key, value, 1.0), [query, key, value])
+    actual = results(
+        blockwise_attention(None, query, key, value, None, 1.0)[0], [query, key, value]
+    )
+    assert max(error(a, e) for a, e in zip(actual, expected, strict=True)) < 1e-3
 
 
 def test_a_later_token_never_changes_an_earlier_output():
@@ -79,13 +96,18 @@ def test_a_later_token_never_changes_an_earlier_output():
     assert not torch.equal(before[:, 200:], after[:, 200:])
 
 
-def test_control_a_block_that_sees_its_own_future_is_caught(monkeypatch):
+def test_control_tiles_that_forget_their_maximum_are_caught(monkeypatch):
+    monkeypatch.setattr(blockwise, "SCORES", 1)
+    monkeypatch.setattr(torch, "maximum", lambda before, highest: highest)
+    monkeypatch.setattr(torch, "exp2", torch.ones_like)
+    assert worst(LENGTHS[1]) > 1e-2
+
+
+def test_control_a_tile_that_sees_its_own_future_is_caught(monkeypatch):
     monkeypatch.setattr(
-        blockwise._Steps,
-        "maps",
-        lambda steps, query, key, scores, out: torch.softmax(
-            torch.bmm(query.flatten(1, 2), key.transpose(1, 2)), dim=-1
-        ),
+        blockwise._Tiles,
+        "scores",
+        lambda tiles, query, key, scaling, rows, keys: tiles.product(query, key, 0, scaling),
     )
     assert worst(LENGTHS[1]) > 1e-2
 
@@ -95,8 +117,8 @@ def test_layers_with_unequal_widths_run_in_blocks_and_equal_the_definition(case,
     layer, n, calls = layer_of(case, "sdpa"), LENGTHS[1], []
     monkeypatch.setattr(
         blockwise,
-        "_Steps",
-        lambda *query, of=blockwise._Steps, **buffers: calls.append(1) or of(*query, **buffers),
+        "_Tiles",
+        lambda *query, of=blockwise._Tiles, **buffers: calls.append(1) or of(*query, **buffers),
     )
     hidden = torch.randn(2, n, HIDDEN, generator=torch.Generator().manual_seed(1))
     angles = torch.arange(n)[:, None] / 50.0 ** (torch.arange(HEAD_DIM // 2) / HEAD_DIM)

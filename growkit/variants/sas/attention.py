@@ -121,11 +121,12 @@ class HeadSimulation(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """[b, heads, n, d] -> [b, H', n, D' or d]."""
+        # Sums stand in the memory of the products, which no gradient needs.
         z = _over_heads(self.heads, states)
-        z = z + _over_heads(self.heads_residual, torch.relu(z))
+        z = _over_heads(self.heads_residual, torch.relu(z)).add_(z)
         if self.features is not None:
             z = self.features(z)
-            z = z + self.features_residual(torch.relu(z))
+            z = self.features_residual(torch.relu(z)).add_(z)
         return z
 
 
@@ -232,7 +233,10 @@ class SimulatedAttention(OneCallAttention):
         half = self.head_dim // 2
         first, second, rest = states.split([half, half, states.shape[-1] - 2 * half], dim=-1)
         (cos1, cos2), (sin1, sin2) = (part.unsqueeze(1).chunk(2, dim=-1) for part in (cos, sin))
-        turned = (first * cos1 - second * sin1, second * cos2 + first * sin2)
+        turned = (
+            torch.addcmul(first * cos1, second, sin1, value=-1),
+            torch.addcmul(second * cos2, first, sin2),
+        )
         return torch.cat((*turned, rest), dim=-1)
 
     def attended_values(self, value: Tensor) -> Tensor:

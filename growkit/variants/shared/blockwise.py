@@ -1,27 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Causal softmax attention in blocks of queries, for values of another width than the keys'.
+"""Causal softmax attention in tiles of queries and keys, for values of a width of their own.
 
 torch's fused attention on the CPU takes values only as wide as keys. Wider ones (DIFF V1: 2d) fall
 back to n x n maps in memory, or need two calls with halves of V, which compute every score and
-every exponential twice. Here a block of queries meets the keys up to its own end: scores once, one
-product with values of any width, and no more than ``SCORES`` scores in memory. The backward pass
-computes a block's scores again, as fused kernels do. Products of matrices do the work, so that a
-group of query heads on one key head is one product and keys are never repeated.
+every exponential twice. Here a tile of queries meets the keys up to its own end, tile by tile, with
+a running maximum and sum of each row: scores once, one product with values of any width, and no
+more than ``SCORES`` scores at a time, in memory that all tiles share. The backward pass computes
+them again from the kept logarithms of the sums. Products of matrices do the work, so that a group
+of query heads on one key head is one product and keys are never repeated.
 
-Equal to the plain definition up to rounding: a row of scores is whole when its softmax is taken.
-The idea (rows in blocks, scores recomputed in the backward pass) is that of arXiv 2112.05682.
+Equal to the plain definition up to rounding. The algorithm is FlashAttention's (arXiv 2205.14135,
+2307.08691), written in torch operations.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-ROWS = 128  # queries of a block: enough for an efficient product, few enough to waste no triangle
-SCORES = 1 << 20  # fp32 scores of a step (4 MB), however many heads and sequences there are
+ROWS = 128  # queries of a tile: enough for an efficient product, few enough to waste no triangle
+LONG = 4096  # tokens from which on twice the queries waste less than their products gain (forward)
+SCORES = 1 << 19  # fp32 scores of a tile (2 MB), however many heads and sequences there are
 
 
 def runs_in_blocks(
@@ -75,39 +79,48 @@ def blockwise_attention(
     return output.unflatten(0, (batch, kv_heads)).flatten(1, 2).transpose(1, 2), None
 
 
-class _Steps:
-    """Which heads and which queries a step takes, and the memory that its maps stand in.
+class _Tiles:
+    """The tiles of an attention, and the memory of their scores, which all tiles share.
 
-    Heads as many as ``SCORES`` has room for. All steps share their memory: maps of new memory in
-    every step cost a fifth more time (Xeon, 16 heads of 96, 2048 and 4096 tokens).
+    Attributes:
+        blocks: of heads and of queries, for which ``keys`` gives the tiles.
     """
 
-    def __init__(self, query: Tensor, buffers: int) -> None:
-        heads, self.group, n, _ = query.shape
-        together = min(heads, max(1, SCORES // (self.group * ROWS * n)))
+    def __init__(self, query: Tensor, rows: int, buffers: int) -> None:
+        heads, group, n, _ = query.shape
+        rows = min(n, rows)
+        self._width = min(n, max(rows, SCORES // (group * rows)))
+        together = min(heads, max(1, SCORES // (group * rows * self._width)))
         self.blocks = [
-            (slice(head, min(head + together, heads)), slice(row, min(row + ROWS, n)))
+            (slice(head, min(head + together, heads)), slice(row, min(row + rows, n)))
             for head in range(0, heads, together)
-            for row in range(0, n, ROWS)
+            for row in range(0, n, rows)
         ]
-        self._memory = query.new_empty(buffers, together * self.group * min(ROWS, n) * n)
-        self._future = torch.ones(ROWS, ROWS, dtype=torch.bool, device=query.device).triu_(1)
+        self._memory = query.new_empty(buffers, together * group * rows * self._width)
+        self._future = torch.ones(rows, rows, dtype=torch.bool, device=query.device).triu_(1)
 
-    def buffers(self, heads: slice, rows: slice) -> list[Tensor]:
-        """[heads, group x rows, seen] each, not initialised."""
-        shape = (heads.stop - heads.start, self.group * (rows.stop - rows.start), rows.stop)
-        size = shape[0] * shape[1] * shape[2]
-        return [memory[:size].view(shape) for memory in self._memory]
+    def keys(self, rows: slice) -> Iterator[slice]:
+        """Of the tiles of these queries: first their own keys, so that every row meets one."""
+        for stop in range(rows.stop, 0, -self._width):
+            yield slice(max(0, stop - self._width), stop)
 
-    def maps(self, query: Tensor, key: Tensor, scores: Tensor, out: Tensor) -> Tensor:
-        """softmax of a step: query [heads, group, rows, d], scaled, and key [heads, seen, d], the
-        rows' own keys last -> ``out`` [heads, group x rows, seen]; ``scores`` is overwritten."""
-        rows = query.shape[2]
-        torch.bmm(query.flatten(1, 2), key.transpose(1, 2), out=scores)
-        own = scores.unflatten(1, (-1, rows))[..., -rows:]
-        own.masked_fill_(self._future[:rows, :rows], float("-inf"))
-        torch.ops.aten._softmax.out(scores, -1, False, out=out)
-        return out
+    def product(self, left: Tensor, right: Tensor, buffer: int, factor: float = 1) -> Tensor:
+        """left [heads, group x rows, d] times right [heads, seen, d], transposed, in a buffer."""
+        shape = (*left.shape[:2], right.shape[1])
+        memory = self._memory[buffer][: math.prod(shape)].view(shape)
+        return memory.baddbmm_(left, right.transpose(1, 2), beta=0, alpha=factor)
+
+    def scores(
+        self, query: Tensor, key: Tensor, scaling: float, rows: slice, keys: slice
+    ) -> Tensor:
+        """query [heads, group x rows, d] times key [heads, seen, d], to the base 2 of exponentials;
+        -inf for later tokens."""
+        scores = self.product(query, key, 0, scaling * math.log2(math.e))
+        if keys.stop == rows.stop:
+            count = rows.stop - rows.start
+            own = scores.unflatten(1, (-1, count))[..., -count:]
+            own.masked_fill_(self._future[:count, :count], float("-inf"))
+        return scores
 
 
 class _Blockwise(torch.autograd.Function):
@@ -116,34 +129,51 @@ class _Blockwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         output = query.new_empty(*query.shape[:-1], value.shape[-1])
-        steps, scaled = _Steps(query, buffers=2), query * scaling
-        for heads, rows in steps.blocks:
-            maps = steps.maps(
-                scaled[heads, :, rows], key[heads, : rows.stop], *steps.buffers(heads, rows)
+        logarithms = query.new_empty(*query.shape[:-1], 1)  # of the sums of a row, to the base 2
+        heads_of_key, n = query.shape[1:3]  # rows of a product: those of all heads of a key
+        tiles = _Tiles(query, 2 * ROWS if heads_of_key == 1 and n >= LONG else ROWS, buffers=1)
+        for heads, rows in tiles.blocks:
+            queries = query[heads, :, rows].flatten(1, 2)
+            part = queries.new_zeros(*queries.shape[:2], value.shape[-1])
+            total = queries.new_zeros(*queries.shape[:2], 1)
+            highest = torch.full_like(total, float("-inf"))
+            for keys in tiles.keys(rows):
+                scores = tiles.scores(queries, key[heads, keys], scaling, rows, keys)
+                before, highest = highest, torch.maximum(highest, scores.amax(-1, keepdim=True))
+                shrinking = torch.exp2(before - highest)
+                maps = scores.sub_(highest).exp2_()
+                total.mul_(shrinking).add_(maps.sum(-1, keepdim=True))
+                part.mul_(shrinking).baddbmm_(maps, value[heads, keys])
+            output[heads, :, rows] = part.div_(total).unflatten(1, (query.shape[1], -1))
+            logarithms[heads, :, rows] = (
+                total.log2_().add_(highest).unflatten(1, (query.shape[1], -1))
             )
-            part = torch.bmm(maps, value[heads, : rows.stop])
-            output[heads, :, rows] = part.unflatten(1, (query.shape[1], -1))
-        ctx.save_for_backward(query, key, value)
+        ctx.save_for_backward(query, key, value, output, logarithms)
         ctx.scaling = scaling
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        (query, key, value), scaling = ctx.saved_tensors, ctx.scaling
-        steps, scaled = _Steps(query, buffers=3), query * scaling
-        of_query = query.new_empty(query.shape)
-        of_key, of_value = key.new_zeros(key.shape), value.new_zeros(value.shape)
-        for heads, rows in steps.blocks:
-            queries, keys = scaled[heads, :, rows], key[heads, : rows.stop]
-            first, second, of_scores = steps.buffers(heads, rows)
-            maps = steps.maps(queries, keys, first, second)
-            outer = gradient[heads, :, rows].flatten(1, 2)
-            of_value[heads, : rows.stop].baddbmm_(maps.transpose(1, 2), outer)
-            of_maps = torch.bmm(outer, value[heads, : rows.stop].transpose(1, 2), out=first)
-            torch.ops.aten._softmax_backward_data.out(
-                of_maps, maps, -1, maps.dtype, grad_input=of_scores
+        (query, key, value, output, logarithms), scaling = ctx.saved_tensors, ctx.scaling
+        tiles = _Tiles(query, ROWS, buffers=2)
+        inner = (gradient * output).sum(-1, keepdim=True)  # of a row's maps and their gradient
+        of_query, of_key = query.new_zeros(query.shape), key.new_zeros(key.shape)
+        of_value = value.new_zeros(value.shape)
+        for heads, rows in tiles.blocks:
+            queries, outer, logarithm, dot = (
+                part[heads, :, rows].flatten(1, 2) for part in (query, gradient, logarithms, inner)
             )
-            of_query[heads, :, rows] = torch.bmm(of_scores, keys).mul_(scaling).view(queries.shape)
-            of_key[heads, : rows.stop].baddbmm_(of_scores.transpose(1, 2), queries.flatten(1, 2))
+            of_queries = torch.zeros_like(queries)
+            for keys in tiles.keys(rows):
+                maps = (
+                    tiles.scores(queries, key[heads, keys], scaling, rows, keys)
+                    .sub_(logarithm)
+                    .exp2_()
+                )
+                of_value[heads, keys].baddbmm_(maps.transpose(1, 2), outer)
+                of_scores = tiles.product(outer, value[heads, keys], 1).sub_(dot).mul_(maps)
+                of_queries.baddbmm_(of_scores, key[heads, keys], alpha=scaling)
+                of_key[heads, keys].baddbmm_(of_scores.transpose(1, 2), queries, alpha=scaling)
+            of_query[heads, :, rows] = of_queries.unflatten(1, (query.shape[1], -1))
         return of_query, of_key, of_value, None
