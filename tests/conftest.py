@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import gc
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -22,8 +23,24 @@ os.environ["XDG_CACHE_HOME"] = _user_cache.name
 CACHE = Path(__file__).parents[1] / ".cache"
 
 
+_modules = 0  # that were imported when memory was last looked through
+
+
 def pytest_collection_finish() -> None:
     """The trainer collects garbage in every run: torch and thousands of tests are none."""
+    _freeze()
+
+
+def pytest_runtest_teardown() -> None:
+    """Nor are modules that a test imported."""
+    if len(sys.modules) > _modules + 100:
+        gc.collect()
+        _freeze()
+
+
+def _freeze() -> None:
+    global _modules
+    _modules = len(sys.modules)
     gc.freeze()
 
 

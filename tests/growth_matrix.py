@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations, product
 from pathlib import Path
@@ -179,10 +179,10 @@ def full_matrix() -> list[Cell]:
     return [cell for f in ALL_FAMILIES for operator in OPERATORS for cell in cells(f, operator)]
 
 
-def pairs(cell: Cell) -> set[tuple[tuple[str, Any], ...]]:
+@cache
+def pairs(cell: Cell) -> frozenset[tuple[tuple[str, Any], ...]]:
     """Every two properties that occur together in a cell."""
-    named = [(field.name, value) for field, value in zip(fields(cell), astuple(cell), strict=True)]
-    return set(combinations(named, 2))
+    return frozenset(combinations(vars(cell).items(), 2))
 
 
 def covering() -> list[Cell]:

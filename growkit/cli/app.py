@@ -39,8 +39,13 @@ def _version(show: bool) -> None:
         raise typer.Exit()
 
 
-def build_app() -> typer.Typer:
-    """Assemble the typer application from the command table."""
+def build_app(given: str | None = None) -> typer.Typer:
+    """Assemble the typer application from the command table.
+
+    Args:
+        given: the first word of the command line. Where it names a command, no other is built:
+            reading the signatures of all of them takes longer than many a command.
+    """
     app = typer.Typer(
         no_args_is_help=True,
         rich_markup_mode="rich",
@@ -57,7 +62,7 @@ def build_app() -> typer.Typer:
     ) -> None:
         pass
 
-    for name, module_name in COMMANDS.items():
-        module = importlib.import_module(f"growkit.cli.{module_name}")
+    for name in [given] if given in COMMANDS else COMMANDS:
+        module = importlib.import_module(f"growkit.cli.{COMMANDS[name]}")
         app.command(name, rich_help_panel=getattr(module, "PANEL", None))(getattr(module, name))
     return app

@@ -144,7 +144,7 @@ def test_ctrl_c_says_how_to_resume(
 ) -> None:
     import shlex
 
-    def interrupted() -> None:
+    def interrupted(given: str) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("growkit.cli.app.build_app", interrupted)

