@@ -13,7 +13,7 @@ import tiny_checkpoints as tiny
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from growkit.advice.new_run import learning_rate, new_run_recipe
-from growkit.cli.app import build_app
+from growkit.cli.app import COMMANDS, build_app
 from growkit.cli.main import main
 from growkit.data.tokenizer import train_bpe
 from growkit.training import load_recipe
@@ -121,6 +121,13 @@ def test_help_and_version(growkit: Call) -> None:
 
 
 # -- Ctrl-C ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("given", "built"), [("plan", {"plan"}), ("plna", None), ("-h", None)])
+def test_a_command_is_built_alone_and_all_are_where_none_is_named(
+    given: str, built: set[str] | None
+) -> None:
+    assert set(typer.main.get_command(build_app(given)).commands) == (built or set(COMMANDS))
 
 
 @pytest.mark.parametrize(

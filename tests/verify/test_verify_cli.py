@@ -12,27 +12,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import typer
 import verify_models as models
 
-from growkit.cli import app
 from growkit.cli import main as entry
-from growkit.cli.verify import verify
 
 SMALL = ["--tokens", "64", "--window", "32"]
-
-
-@pytest.fixture(autouse=True)
-def only_this_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real entry point with its error handler, holding this command alone."""
-
-    def build() -> typer.Typer:
-        alone = typer.Typer(pretty_exceptions_enable=False)
-        alone.callback()(lambda: None)
-        alone.command("verify")(verify)
-        return alone
-
-    monkeypatch.setattr(app, "build_app", build)
 
 
 @pytest.fixture(scope="module")
