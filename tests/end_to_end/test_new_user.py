@@ -127,6 +127,8 @@ def test_help_and_version(growkit: Call) -> None:
 def test_a_command_is_built_alone_and_all_are_where_none_is_named(
     given: str, built: set[str] | None
 ) -> None:
+    import typer
+
     assert set(typer.main.get_command(build_app(given)).commands) == (built or set(COMMANDS))
 
 
