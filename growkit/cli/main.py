@@ -108,16 +108,17 @@ def _again(given: list[str]) -> str:
     return f"{AGAIN[given[0]]}: {shlex.join(['growkit', *words])}"
 
 
-def _run(build_app: Callable[[str], Any], given: list[str]) -> None:
+def _run(build_app: Callable[[str | None], Any], given: list[str]) -> None:
     """Run the command; where no table is for its model, derive one and run it again."""
     from growkit.core.errors import GrowkitError
 
+    command = given[0] if given else None
     try:
-        build_app(given[0] if given else "")(args=given, standalone_mode=True)
+        build_app(command)(args=given, standalone_mode=True)
     except GrowkitError as error:
         from growkit.families import NoFamily
 
-        if not isinstance(error, NoFamily) or given[0] not in DERIVING:
+        if not isinstance(error, NoFamily) or command not in DERIVING:
             raise
         from growkit.cli import common
         from growkit.cli.derive import derive_once
@@ -131,7 +132,7 @@ def _run(build_app: Callable[[str], Any], given: list[str]) -> None:
             own = "auto_map" in error.config  # its remedy says how to run the folder's code
             remedy = error.meant + reason.remedy if own else error.remedy
             raise NoFamily(f"{error.cause} {reason.cause}", remedy, error.config) from reason
-        build_app(given[0])(args=given, standalone_mode=True)
+        build_app(command)(args=given, standalone_mode=True)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -120,9 +120,6 @@ def test_help_and_version(growkit: Call) -> None:
     assert growkit("-V")[1] == growkit("--version")[1]
 
 
-# -- Ctrl-C ---------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("given", "built"), [("plan", {"plan"}), ("plna", None), ("-h", None)])
 def test_a_command_is_built_alone_and_all_are_where_none_is_named(
     given: str, built: set[str] | None
@@ -130,6 +127,9 @@ def test_a_command_is_built_alone_and_all_are_where_none_is_named(
     import typer
 
     assert set(typer.main.get_command(build_app(given)).commands) == (built or set(COMMANDS))
+
+
+# -- Ctrl-C ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

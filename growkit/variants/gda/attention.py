@@ -55,7 +55,7 @@ def value_path(
 ) -> str:
     """How own-keys attention, whose values are 2d wide, calls its backend for one kind of head.
 
-    * "blocks": growkit's own loop over blocks of queries (:mod:`.blockwise`). On the CPU, SDPA's
+    * "blocks": growkit's own loop over tiles of scores (:mod:`.blockwise`). On the CPU, SDPA's
       fused kernel wants values as wide as keys; whole causal sequences in fp32 go, with one
       thread, through the loop, which computes the scores once: 0.5 to 0.8 of the time of "halves".
     * "halves": two calls, each with one half of the values. What is left on SDPA on the CPU
