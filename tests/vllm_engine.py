@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from without_growkit import run_without_growkit
+from without_growkit import FORBID, run_isolated
 
 ENGINE = """
 import json, os, sys
@@ -67,6 +67,7 @@ def served(
         ``expected`` and ``found`` tokens and the ``class`` in vLLM, or ``refused``: the error.
     """
     arguments = (reference, folder, implementation, "trusted" if trust else "", json.dumps(prompts))
-    stdout = run_without_growkit(ENGINE, *arguments, cache=cache, forbid=not plugin)
+    script = ENGINE if plugin else FORBID + ENGINE
+    stdout = run_isolated(script, *arguments, cache=cache)
     report: dict[str, Any] = json.loads(stdout.split("REPORT", 1)[1].splitlines()[0])
     return report

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from family_counts import kv_elements, parameters
-from test_self_contained import run_without_growkit
 from transformers import (
     AutoModel,
     AutoModelForSeq2SeqLM,
@@ -17,6 +16,7 @@ from transformers import (
     EncoderDecoderCache,
     T5ForConditionalGeneration,
 )
+from without_growkit import run_without_growkit
 
 from growkit.modeling import GrowkitT5Config, GrowkitT5ForConditionalGeneration, GrowkitT5Model
 

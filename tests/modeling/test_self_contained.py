@@ -12,7 +12,7 @@ import torch
 from gda_cases import gda_config, scatter_weights
 from transformers import AutoModelForCausalLM
 from variant_cases import CASES, model_of
-from without_growkit import run_without_growkit
+from without_growkit import run_isolated, run_without_growkit
 
 from growkit.model_code.exported import (
     MODEL_TYPES,
@@ -28,7 +28,7 @@ TOKENS = [[5, 9, 3, 8], [1, 2, 3, 4]]
 
 # Runs with growkit blocked; loads the folders, saves each again, loads those.
 STRANGER = """
-import json
+import json, sys
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 report = {}
@@ -108,9 +108,7 @@ def test_code_is_written_without_torch_transformers_or_the_model(tmp_path, model
         "print(json.dumps([auto_map, sorted(heavy)]))"
     )
     root = Path(__file__).resolve().parents[2]
-    stdout = run_without_growkit(
-        script, root, tmp_path / "out", model_type, cache=tmp_path, forbid=False
-    )
+    stdout = run_isolated(script, root, tmp_path / "out", model_type, cache=tmp_path)
     assert json.loads(stdout) == [auto_map(model_type), []]
     assert {p.name for p in (tmp_path / "out").iterdir()} == set(code_files(model_type))
 
