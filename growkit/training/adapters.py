@@ -50,6 +50,7 @@ def with_adapters(model: Any, recipe: Recipe) -> Any:
     require_extra("peft", "peft", "lora", "training.lora")
     import peft
     import torch
+    from transformers import set_seed
 
     from growkit.training.growth.trainer_hooks import slots_of
 
@@ -90,6 +91,7 @@ def with_adapters(model: Any, recipe: Recipe) -> Any:
     source = recipe.model.checkpoint
     assert source is not None  # the recipe is checked
     parent, revision = origin(source)
+    set_seed(recipe.training.seed)  # adapters begin at random, whatever ran before
     adapted = peft.get_peft_model(model, config)
     config.base_model_name_or_path = parent if revision else str(source.resolve())
     config.revision = revision

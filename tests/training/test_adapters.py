@@ -7,14 +7,17 @@ import json
 import shutil
 from pathlib import Path
 
+import process_runs as processes
 import pytest
 import torch
+import yaml
 from grown_runs import continue_recipe, grow
 from safetensors.torch import load_file
 from training_runs import figures, recipe_values
 
 from growkit.core.errors import UsageError
 from growkit.training import train
+from growkit.training.adapters import with_adapters
 from growkit.training.read_recipe import make_recipe
 
 pytest.importorskip("peft")
@@ -108,6 +111,34 @@ def test_old_slots_of_a_wider_layer_stand_still(
     assert 0 < moved.sum() < len(moved)  # 16 of 48 units are new
     assert any("q_proj.lora_A" in key for key in saved)
     assert not any("up_proj.lora_A" in key for key in saved)
+
+
+def test_adapters_begin_as_the_seed_says(grown: Path, text_file: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    def begun(seed: int) -> torch.Tensor:
+        torch.rand(seed + 1)  # what ran before
+        recipe = continue_recipe(text_file, grown, seed=seed, lora={"r": 4})
+        adapted = with_adapters(AutoModelForCausalLM.from_pretrained(grown), recipe)
+        return next(value for name, value in adapted.named_parameters() if "lora_A" in name)
+
+    first, again, other = begun(1), begun(1), begun(2)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_two_processes_that_divide_sequences_train_the_adapters_of_one(
+    grown: Path, text_file: Path, tmp_path: Path
+) -> None:
+    settings = {"max_steps": 3, "optimizer": "adamw", "lora": {"r": 4}}
+    recipe = continue_recipe(text_file, grown, **settings)
+    one = train(recipe, tmp_path / "one").out
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe.to_dict() | {"parallel": {"context": 2}}))
+    processes.run(2, ["train", str(file), "--out", str(tmp_path / "two")])
+    saved, other = (load_file(out / "adapter_model.safetensors") for out in (one, tmp_path / "two"))
+    assert saved.keys() == other.keys() and any(saved[n].any() for n in saved if "lora_B" in n)
+    for name, value in saved.items():
+        torch.testing.assert_close(other[name], value, atol=1e-5, rtol=0)
 
 
 def test_what_is_refused(grown: Path, text_file: Path, tmp_path: Path) -> None:
