@@ -132,7 +132,7 @@ def continuation_scores(
     past: Any = getattr(seen, keyword, None)
     kept: dict[str, Any] = {}
     before: Sequence[int] = context
-    if hasattr(past, "batch_repeat_interleave"):
+    if _repeats(past):
         past.batch_repeat_interleave(len(rows))
         kept, before = {keyword: past, "use_cache": True}, ()
     tokens = [[*before, *question, *answer] for question, answer in rows]
@@ -149,6 +149,17 @@ def continuation_scores(
         scores.append(chosen.sum().item())
         greedy.append(bool((predicted.argmax(-1) == expected).all()))
     return scores, greedy
+
+
+def _repeats(past: Any) -> bool:
+    """Whether all that a cache holds of a text can be repeated: keys and values, but no states of
+    linear attention, which transformers leaves as they are."""
+    if not hasattr(past, "batch_repeat_interleave"):
+        return False
+    return all(
+        hasattr(layer, "batch_repeat_interleave") and not hasattr(layer, "conv_states")
+        for layer in getattr(past, "layers", ())
+    )
 
 
 def accuracy(results: Sequence[bool], chance: float) -> Accuracy:
