@@ -137,7 +137,8 @@ def table(report: VerificationReport) -> Table:
         rows.add_row(f"max |d logit| behind {long.tokens - long.compared:,} tokens", _figure(long))
     for steps in report.cached:
         name = f"max |d logit| with {steps.cache} cache, {steps.folder.upper()}"
-        rows.add_row(name, printable(steps.error) or _figure(steps))
+        shared = " (and A's)" if steps.as_in_a else ""
+        rows.add_row(name, (printable(steps.error) or _figure(steps)) + shared)
     if report.generation is not None:
         made = report.generation
         cache = "equal" if made.cached_equals_uncached else _at(made.first_cache_disagreement)

@@ -11,19 +11,19 @@ from growkit.core.progress import Progress, SilentProgress
 from growkit.verification import affordable as memory
 from growkit.verification import loading
 from growkit.verification import model_inputs as inputs
+from growkit.verification.caches import compare_caches, generate
 from growkit.verification.long_window import plan_reach
+from growkit.verification.own_faults import notes_of
 from growkit.verification.pair import Pair, common_vocabulary
 from growkit.verification.report import CachedSteps, LayerDifference, VerificationReport
 from growkit.verification.shared_layers import SharedLayers
 from growkit.verification.steps import (
-    compare_caches,
     compare_long,
     compare_residuals,
     compare_sight,
     compare_stored,
     compare_towers,
     compare_windows,
-    generate,
     half_precision,
     layer_batches,
     ordinary_window,
@@ -113,6 +113,7 @@ def verify_checkpoints(
         by_layer,
         trust_remote_code,
         exactness == "rounded",
+        exactness != "not-exact",
         given=tolerance,
         notes=notes,
     )
@@ -170,6 +171,7 @@ def verify_checkpoints(
         cached = compare_caches(pair, windows, long_ids if reach.with_cache else None, whole, reach)
         del whole
         generation = generate(pair, windows, generate_tokens, pair.allowed(figures.logit_rms))
+        notes.extend(notes_of(pair, cached, generation))
     progress.advance(15)
 
     rule = pair.allowed(figures.logit_rms)

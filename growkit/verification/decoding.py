@@ -40,7 +40,7 @@ def cached_steps(
     folder: str,
     tolerance: float,
     choices: RepeatedChoices,
-) -> CachedSteps:
+) -> tuple[CachedSteps, list[torch.Tensor]]:
     """Prefill all but the last tokens of ``ids`` ``[1, length]``, then feed those one by one.
 
     The logits of the prefill's last token and of every step are compared with those of the forward
@@ -51,11 +51,15 @@ def cached_steps(
         kind: ``dynamic`` or ``static``.
         folder: ``a`` or ``b``, for the report.
         choices: experts of the forward pass, where there are any.
+
+    Returns:
+        What was found, and the logits ``[vocab]`` of every comparison.
     """
     text, forward = _cached(model, ids, kind)
     steps = min(STEPS, text.shape[1] - 1)
     start = text.shape[1] - steps
     found: list[float] = []
+    logits: list[torch.Tensor] = []
     error = ""
     try:
         position = 0
@@ -63,13 +67,14 @@ def cached_steps(
             choices.following = position
             position += part.shape[1]
             expected = whole[0, whole.shape[1] - text.shape[1] + position - 1]
-            difference = (forward(part)[0, -1].double() - expected.double()).abs()
+            logits.append(forward(part)[0, -1])
+            difference = (logits[-1].double() - expected.double()).abs()
             found.append(float(torch.nan_to_num(difference, nan=torch.inf).max()))
     except Exception as raised:  # whatever the class or its attention kernel raises
         error = reason(raised)
     finally:
         choices.following = None
-    return CachedSteps(
+    steps_found = CachedSteps(
         folder=folder,
         cache=kind,
         prefill_tokens=start,
@@ -78,6 +83,7 @@ def cached_steps(
         tolerance=tolerance,
         error=error,
     )
+    return steps_found, logits
 
 
 def supports(model: Any, kind: str) -> bool:
@@ -171,9 +177,9 @@ def compare_generation(
         chosen = sequence[0, given:]
         choices.following = 0
         with shared.pass_of("b", first=True):
-            uncached = _uncached(model_b, prompt, sequence, len(chosen))
+            uncached = uncached_logits(model_b, prompt, sequence, len(chosen))
     with shared.pass_of("a", first=False):
-        other = _uncached(model_a, prompt, sequence, len(chosen))
+        other = uncached_logits(model_a, prompt, sequence, len(chosen))
     cache_at, cache_margin = _first_disagreement(uncached, chosen)
     other_at, other_margin = _first_disagreement(other, chosen)
     margins = [margin for margin in (cache_margin, other_margin) if margin is not None]
@@ -193,7 +199,9 @@ def compare_generation(
     )
 
 
-def _uncached(model: Any, prompt: torch.Tensor, sequence: torch.Tensor, count: int) -> torch.Tensor:
+def uncached_logits(
+    model: Any, prompt: torch.Tensor, sequence: torch.Tensor, count: int
+) -> torch.Tensor:
     """Logits ``[count, vocab]`` from which the last tokens of a sequence would be chosen."""
     ids: dict[str, Any] = {"input_ids": sequence[:, :-1]}
     if is_encoder_decoder(model):

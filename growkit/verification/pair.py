@@ -34,6 +34,7 @@ class Pair:
         compute: dtype of the arithmetic.
         layerwise: the models are read layer by layer.
         rounded: the plan rounded weights on writing.
+        preserves: the plan promises the same function.
         given: the tolerance that the user gave, in logits.
         sample: the windows on which amplification is measured.
         view: the tokens that both have, where their vocabularies differ; models are loaded so that
@@ -48,6 +49,7 @@ class Pair:
     layerwise: bool
     trust_remote_code: bool
     rounded: bool
+    preserves: bool = True
     given: float | None = None
     sample: Sequence[torch.Tensor] = ()
     notes: list[str] = field(default_factory=list)

@@ -17,7 +17,8 @@ class Generation:
 
     A disagreement is explained when the two best logits there are closer than twice the
     tolerance: then rounding alone decides which token is the greedy one. ``max_cache_difference``
-    is between the logits that B chose from, with its cache, and those without.
+    is between the logits that B chose from, with its cache, and those without. ``as_in_a``: A's
+    class has the same fault, and A with its cache generates what B does.
     """
 
     prompt_tokens: int
@@ -31,6 +32,7 @@ class Generation:
     explained: bool
     max_cache_difference: float
     cache_tolerance: float
+    as_in_a: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class CachedSteps:
 
     A prefill of ``prefill_tokens``, then ``steps`` single tokens. ``folder`` is ``a`` or ``b``,
     ``cache`` is ``dynamic`` or ``static``; ``max_difference`` is None where the model raised
-    ``error``.
+    ``error``. ``as_in_a``: A's class has the same fault, and B decodes as A does.
     """
 
     folder: str
@@ -49,6 +51,7 @@ class CachedSteps:
     max_difference: float | None
     tolerance: float
     error: str = ""
+    as_in_a: bool = False
 
     @property
     def within(self) -> bool:
@@ -286,12 +289,19 @@ class VerificationReport:
         if self.cached:
             kinds = " and ".join(dict.fromkeys(steps.cache for steps in self.cached))
             prefill = self.cached[0].prefill_tokens
-            parts.append(f"{kinds} cache behind {prefill:,} tokens")
+            parts.append(f"{kinds} cache behind {prefill:,} tokens{self._own_faults}")
         else:
             parts.append("no cache")
         if self.vocabulary is not None:
             parts.append(self.vocabulary.summary)
         return "; ".join(parts)
+
+    @property
+    def _own_faults(self) -> str:
+        """For the line of whoever reads no notes."""
+        made = self.generation
+        off = any(steps.as_in_a for steps in self.cached) or (made is not None and made.as_in_a)
+        return " (against A's own: its class decodes otherwise than it computes)" if off else ""
 
     def raise_if_failed(self) -> None:
         """Raises:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import partial
 
 import torch
 
@@ -16,20 +15,17 @@ from growkit.diff.recorded_plan import recorded_plan
 from growkit.families.towers import tower_field
 from growkit.verification import layers
 from growkit.verification import model_inputs as inputs
-from growkit.verification.decoding import KINDS, cached_steps, compare_generation, supports
 from growkit.verification.logit_figures import LogitFigures
-from growkit.verification.long_window import TAIL, Reach, is_dynamic, position_limit, tail_logits
+from growkit.verification.long_window import TAIL, Reach, position_limit, tail_logits
 from growkit.verification.pair import Pair
 from growkit.verification.report import (
-    CachedSteps,
     ConfigFields,
-    Generation,
     HalfPrecision,
     LayerDifference,
     LongWindow,
     TableRows,
 )
-from growkit.verification.routing import RepeatedChoices, Ties, routers, same_choices
+from growkit.verification.routing import RepeatedChoices, Ties, same_choices
 from growkit.verification.sight import close_eyes, find_sight, open_eyes
 from growkit.verification.stored_values import compare_configs, rows_by_plan, rows_of_a
 from growkit.verification.written_folder import dtype_name
@@ -76,7 +72,7 @@ def compare_long(
         return None, {}
     count = min(TAIL, inputs.predicted_ids(pair.model_a, ids).shape[1])
     with _choices(pair):
-        whole = {folder: _whole(pair, folder, ids, count) for folder in ("a", "b")}
+        whole = {folder: whole_pass(pair, folder, ids, count) for folder in ("a", "b")}
     logits_a, logits_b = whole["a"][0].double(), whole["b"][0].double()
     difference = torch.nan_to_num((logits_a - logits_b).abs(), nan=torch.inf)
     field = reach.boundary.field if reach.boundary else "--long-window"
@@ -195,95 +191,6 @@ def compare_stored(
     return rows, replace(config, judged=judged)
 
 
-def compare_caches(
-    pair: Pair, windows: torch.Tensor, long: torch.Tensor | None, whole: Whole, reach: Reach
-) -> tuple[CachedSteps, ...]:
-    """Decoding of B with each cache, behind the longest window that is affordable and needed.
-
-    A is decoded too where B is wrong: the fault may be the class's.
-    """
-    # Without a boundary a cache is right or wrong at any length.
-    ids = windows[:1, : None if reach.boundary else CACHED_TOKENS] if long is None else long
-    models = (pair.model_a, pair.model_b)
-    if dynamic := [model for model in models if is_dynamic(model.config.to_dict())]:
-        # Beyond it the class itself gives cached keys another rotation than a whole text.
-        limit = min(int(model.config.max_position_embeddings) for model in dynamic)
-        ids = windows[:1, :limit]
-    found: list[CachedSteps] = []
-    for folder in ("b", "a"):
-        if found and all(steps.within for steps in found):
-            break
-        model = pair.model(folder)
-        begun = None if ids is long else _begun(pair, folder, ids)
-        for kind in KINDS:
-            if not supports(model, kind):
-                if folder == "b":
-                    pair.notes.append(
-                        f"no {kind} cache: {type(model).__name__} does not support one"
-                    )
-                continue
-            if begun is not None:
-                steps = _steps(pair, folder, ids, kind, begun)
-                if steps.within:
-                    found.append(steps)
-                    continue
-                begun = None  # a class that reads ahead: what follows the text is to be left out
-            if folder not in whole:
-                positions = inputs.predicted_ids(model, ids).shape[1]
-                whole = {folder: _whole(pair, folder, ids, positions)}
-            steps = _steps(pair, folder, ids, kind, whole[folder])
-            if not steps.within and not steps.error:
-                steps = replace(steps, tolerance=steps.tolerance * pair.amplification(folder))
-            found.append(steps)
-    return tuple(found)
-
-
-def _steps(
-    pair: Pair,
-    folder: str,
-    ids: torch.Tensor,
-    kind: str,
-    whole: tuple[torch.Tensor, RepeatedChoices],
-) -> CachedSteps:
-    logits, choices = whole
-    allowed = pair.allowed_cached(folder, logits)
-    model = pair.model(folder)
-    return cached_steps(model, ids, logits, kind, folder=folder, tolerance=allowed, choices=choices)
-
-
-def _begun(
-    pair: Pair, folder: str, ids: torch.Tensor
-) -> tuple[torch.Tensor, RepeatedChoices] | None:
-    """Logits of the tokens that the first window begins with, from the pass over all of it; None
-    where there are none, or experts that were chosen in it would be needed."""
-    model, logits = pair.model(folder), pair.first.get(folder)
-    if logits is None or inputs.is_encoder_decoder(model) or routers(model):
-        return None
-    return logits[:1, : ids.shape[1]], RepeatedChoices(model, pair.compute)
-
-
-def generate(pair: Pair, windows: torch.Tensor, tokens: int, allowed: float) -> Generation:
-    """Greedy generation, within the positions that the models have."""
-    limits = [position_limit(model) for model in (pair.model_a, pair.model_b)]
-    limit = min([windows.shape[1] + tokens, *(n for n in limits if n is not None)])
-    tokens = min(tokens, max(1, limit // 2))
-    prompt = windows[:1, : max(1, min(32, windows.shape[1], limit - tokens))]
-    generation = compare_generation(
-        pair.model_a,
-        pair.model_b,
-        prompt,
-        tokens,
-        allowed,
-        partial(pair.allowed_cached, "b"),
-        RepeatedChoices(pair.model_b, pair.compute),
-        pair.shared,
-    )
-    if generation.max_cache_difference > generation.cache_tolerance:
-        widened = generation.cache_tolerance * pair.amplification("b")
-        generation = replace(generation, cache_tolerance=widened)
-    return generation
-
-
 def layer_batches(
     pair: Pair, long: torch.Tensor | None, ordinary_agree: bool, notes: list[str]
 ) -> Sequence[torch.Tensor]:
@@ -352,7 +259,7 @@ def _choices(pair: Pair) -> AbstractContextManager[Ties]:
     )
 
 
-def _whole(
+def whole_pass(
     pair: Pair, folder: str, ids: torch.Tensor, count: int
 ) -> tuple[torch.Tensor, RepeatedChoices]:
     """Logits of the last positions without a cache, and the experts that were chosen."""

@@ -135,26 +135,6 @@ def test_exact_split_in_bfloat16_passes_and_shows_the_effect_of_bfloat16(
     assert report.half_precision.noise_floor > 100 * report.max_difference
 
 
-def test_a_broken_cache_fails_whatever_growth_promised(
-    model: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from transformers import DynamicCache
-
-    b = models.save(model, tmp_path / "b")
-    update = DynamicCache.update
-
-    def forgetful(self: Any, keys: Any, values: Any, *args: Any, **kwargs: Any) -> Any:
-        keys, values = update(self, keys, values, *args, **kwargs)
-        return keys.roll(1, dims=2), values
-
-    monkeypatch.setattr(DynamicCache, "update", forgetful)
-    report = compare(folder, b, exactness="not-exact", generate_tokens=12)
-    assert report.generation is not None
-    assert not report.generation.cached_equals_uncached
-    assert report.passed is False
-    assert "KV cache" in report.cause
-
-
 def test_layers_without_a_plan_are_skipped_with_a_note(
     model: Any, folder: Path, tmp_path: Path
 ) -> None:
