@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_checkpoints as tiny
 import torch
 import verify_models as models
+from transformers import MistralForCausalLM
 
 from growkit.verification import VerificationReport, verify_checkpoints
 
@@ -73,3 +76,24 @@ def test_an_ordinary_model_is_held_to_the_rule(tmp_path: Path) -> None:
     assert report.passed is False
     assert report.amplification < 1.5
     assert report.max_difference > 20 * report.tolerance
+
+
+def test_a_class_that_does_not_compute_in_float64_is_held_to_the_rule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """XLNet adds float32 masks to its products."""
+    model = models.make_model()
+    a = models.save(model, tmp_path / "a")
+    model.model.layers[1].self_attn.o_proj.weight.data[:, :16] *= 1 + 2**-8
+    forward = MistralForCausalLM.forward
+
+    @wraps(forward)
+    def in_float32(self: Any, *args: Any, **named: Any) -> Any:
+        if self.dtype == torch.float64:
+            raise RuntimeError("expected scalar type Float but found Double")
+        return forward(self, *args, **named)
+
+    monkeypatch.setattr(MistralForCausalLM, "forward", in_float32)
+    report = compare(a, models.save(model, tmp_path / "b"))
+    assert report.passed is False and report.amplification == 1
+    assert any("MistralForCausalLM does not compute in float64" in note for note in report.notes)
