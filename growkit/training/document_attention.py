@@ -2,7 +2,7 @@
 
 Under SDPA transformers keeps packed documents apart by an n x n mask. torch's CPU kernel adds it to
 every score, the hidden ones too: a step of 1,024 tokens takes a quarter to a third more, one of
-2,048 two thirds. flex_attention has no backward pass on the CPU (torch 2.8 to 2.14), and torch's
+2,048 two thirds. flex_attention has no backward pass on the CPU (torch 2.9 to 2.14), and torch's
 ``varlen_attn`` no kernel for it. Here the tokens of a batch are cut at document borders into
 pieces, and every piece is one call of SDPA: a document under the causal rule, or several short ones
 under a mask of at most ``PIECE`` x ``PIECE``. What no document sees is not computed, so that such a

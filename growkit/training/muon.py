@@ -20,10 +20,8 @@ SMALL_ON_CPU = 3 << 14
 # Entries of a batch: three such arrays of bfloat16 are alive at once.
 BATCH = 1 << 26
 
-_Muon: Any = getattr(torch.optim, "Muon", object)
 
-
-class BatchedMuon(_Muon):
+class BatchedMuon(torch.optim.Muon):
     """Takes the arguments of ``torch.optim.Muon`` and has its state."""
 
     param_groups: list[dict[str, Any]]

@@ -25,7 +25,6 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from growkit.core.errors import UsageError
 from growkit.families.differential import is_lambda
 from growkit.training.growth.rates import Rates
 from growkit.training.growth.slots import EntrySlots, SlotMap, Slots, local
@@ -37,17 +36,8 @@ Group = dict[str, Any]
 
 
 def library_optimizer(kind: str, groups: Sequence[Group], section: TrainingSection) -> Optimizer:
-    """torch's optimizer of a kind (``adamw`` or ``muon``) with the recipe's settings.
-
-    Raises:
-        UsageError: this torch has no Muon.
-    """
+    """torch's optimizer of a kind (``adamw`` or ``muon``) with the recipe's settings."""
     if kind == "muon":
-        if not hasattr(torch.optim, "Muon"):
-            raise UsageError(
-                f"training.optimizer is muon, and torch {torch.__version__} has no Muon optimizer.",
-                "Install torch 2.9 or later, or set training.optimizer: adamw.",
-            )
         made: Optimizer = BatchedMuon(
             groups,
             lr=section.learning_rate,

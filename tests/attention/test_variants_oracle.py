@@ -56,8 +56,6 @@ def test_flex_attention_outputs_and_every_gradient_equal_the_definition(case):
 
 
 REFUSAL = backward_refusal()
-if REFUSAL is None and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9):
-    REFUSAL = "the compiler of torch 2.8 fails on flex_attention's backward pass on the CPU"
 
 
 @pytest.mark.skipif(REFUSAL is not None, reason=str(REFUSAL))
@@ -67,9 +65,8 @@ def test_compiled_flex_attention_gives_every_gradient(case):
 
 
 @pytest.mark.skipif(
-    not any(map(shutil.which, ("g++", "clang++")))
-    or tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9),
-    reason="flex_attention compiles C++ on the CPU; the kernels of torch 2.8 crash",
+    not any(map(shutil.which, ("g++", "clang++"))),
+    reason="flex_attention compiles C++ on the CPU",
 )
 @pytest.mark.parametrize("case", SHAPES_OF_CALLS)
 def test_compiled_flex_attention_equals_the_definition(case):

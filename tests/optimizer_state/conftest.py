@@ -19,5 +19,10 @@ def whole_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     def norm(self: LlamaRMSNorm, x: torch.Tensor) -> torch.Tensor:
         return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, True) + self.variance_epsilon))
 
+    single = torch.Tensor.float
+
+    def whole(self: torch.Tensor) -> torch.Tensor:  # positions meet frequencies in float32
+        return self.double() if self.is_floating_point() else single(self)
+
     monkeypatch.setattr(LlamaRMSNorm, "forward", norm)
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    monkeypatch.setattr(torch.Tensor, "float", whole)

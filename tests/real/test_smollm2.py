@@ -69,7 +69,7 @@ def test_one_wrong_weight_block_fails_and_names_the_layer(
         file.write(ones.tobytes())
     with safe_open(broken / info.shard, "numpy") as check:
         assert check.get_tensor(name).flat[0] == np.float32(0.01)
-    short = ["--tokens", "128"]
+    short = ["--tokens", "32", "--window", "32"]
     assert main(["verify", str(smollm2), str(broken), *short, "--quiet"]) == 3
     assert f"layer {inserted}" in capsys.readouterr().err
 

@@ -20,6 +20,7 @@ from training_runs import (
     assert_close,
     cut_back,
     figures,
+    needs_sharding,
     recipe_values,
     weights,
 )
@@ -110,6 +111,7 @@ def llama(text: Path, **training: Any) -> dict[str, Any]:
     return recipe_values(text, max_steps=3, decay_steps=0, optimizer="adamw", **training)
 
 
+@needs_sharding
 def test_four_processes_share_sequences_and_parameters(text_file: Path, tmp_path: Path) -> None:
     """FSDP2 over all of them, two sequences at a time; and one process goes on alone."""
     values = llama(text_file)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from training_runs import recipe_values, write_text
+from training_runs import needs_sharding, recipe_values, write_text
 
 from growkit.core.errors import UsageError
 from growkit.training import Recipe, Silent, load_recipe, train
@@ -85,7 +85,7 @@ def test_resumed_mixture_is_the_uninterrupted_one(
     assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=needs_sharding)])
 def test_two_processes_read_the_mixture_of_one(strategy: str, tmp_path: Path) -> None:
     """With separate documents, so that the two have different numbers of predicted tokens."""
     from process_runs import run

@@ -11,7 +11,6 @@ from torch.nn import Parameter
 from growkit.training import muon
 from growkit.training.muon import BatchedMuon, orthogonalised
 
-needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has no Muon")
 SHAPES = ((16, 16), (16, 16), (48, 16), (16, 48), (48, 16), (16, 48), (16, 16), (24, 8))
 
 
@@ -30,7 +29,6 @@ def train(optimizer: Any, weights: list[Parameter], steps: int = 3) -> None:
         optimizer.step()
 
 
-@needs_muon
 @pytest.mark.parametrize("adjust", [None, "original", "match_rms_adamw"])
 @pytest.mark.parametrize("nesterov", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -57,7 +55,6 @@ def test_batches_take_the_steps_of_the_library(
         assert ours.state_dict().keys() == library.state_dict().keys()
 
 
-@needs_muon
 def test_every_matrix_of_a_batch_is_orthogonalised_by_itself() -> None:
     """One matrix a thousand times larger than its neighbour changes nothing of it."""
     from torch.optim._muon import _zeropower_via_newtonschulz as one

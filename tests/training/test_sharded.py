@@ -15,12 +15,23 @@ import yaml
 from grown_runs import changed, continue_recipe, grow, make_source
 from process_runs import growkit, run, start
 from safetensors.torch import load_file, save_file
-from training_runs import TINY_GDA, assert_close, cut_back, figures, make, recipe_values, weights
+from training_runs import (
+    TINY_GDA,
+    assert_close,
+    cut_back,
+    figures,
+    make,
+    needs_sharding,
+    recipe_values,
+    weights,
+)
 
 from growkit.core.errors import CheckpointError, UsageError
 from growkit.training import Recipe, train
 from growkit.training.checkpoints import damage, list_checkpoints, newest_whole
 from growkit.training.read_recipe import make_recipe
+
+pytestmark = needs_sharding
 
 
 def write(path: Path, recipe: Recipe, **parallel: Any) -> Path:

@@ -14,7 +14,7 @@ from family_checkpoints import family_config, write_checkpoint
 from grown_runs import changed, grow
 from process_runs import run
 from safetensors.torch import load_file
-from training_runs import assert_close, cut_back, figures, recipe_values, weights
+from training_runs import assert_close, cut_back, figures, needs_sharding, recipe_values, weights
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from growkit.growing import grow_checkpoint
@@ -25,6 +25,8 @@ from growkit.optimizer_state.store import read_store
 from growkit.surgery.request import GrowthRequest
 from growkit.training import train
 from growkit.training.read_recipe import make_recipe
+
+pytestmark = needs_sharding
 
 
 def values(text: Path, folder: Path, **training: Any) -> dict[str, Any]:

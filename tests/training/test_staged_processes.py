@@ -14,7 +14,7 @@ import pytest
 import yaml
 from process_runs import growkit, run, start
 from stage_runs import staged_values
-from training_runs import assert_close, figures, weights
+from training_runs import assert_close, figures, needs_sharding, weights
 
 from growkit.training import train
 from growkit.training.read_recipe import make_recipe
@@ -54,6 +54,7 @@ def sharded(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return recipe, out
 
 
+@needs_sharding
 def test_growths_between_two_halves_make_the_run_of_one_process(
     alone: Path, sharded: tuple[Path, Path]
 ) -> None:
@@ -71,6 +72,7 @@ def test_every_process_holds_the_model(alone: Path, text_file: Path, tmp_path: P
     assert_close(out, alone, 1e-5)
 
 
+@needs_sharding
 def test_kill_of_all_inside_a_growth_and_behind_it(
     sharded: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -105,6 +107,7 @@ def _second_sees_another_growth(arguments: Sequence[str]) -> int:
     return growkit(arguments)
 
 
+@needs_sharding
 def test_a_growth_that_one_process_sees_otherwise_ends_all(
     sharded: tuple[Path, Path], tmp_path: Path
 ) -> None:

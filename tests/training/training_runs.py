@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,11 @@ TINY_GDA = {
     "max_position_embeddings": 64,
     "tie_word_embeddings": True,
 }
+
+needs_sharding = pytest.mark.skipif(
+    tuple(map(int, version("transformers").split(".")[:2])) < (5, 23),
+    reason="transformers trains models in parts from 5.23 on",
+)
 
 
 def write_text(path: Path, lines: int = 300) -> Path:

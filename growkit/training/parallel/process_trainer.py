@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import shutil
 from collections.abc import Iterator
@@ -249,11 +250,12 @@ class ProcessTrainer(Trainer):
         ]
         if self.sharded is None:
             file = Path(checkpoint) / OPTIMIZER
-            check_optimizer_state(self._bare_optimizer(), load_state(file), file)
-            super()._load_optimizer_and_scheduler(checkpoint)
+            check_optimizer_state(self._bare_optimizer(), state := load_state(file), file)
+            # transformers would read it anew; older ones to a "cpu:0" that older torch cannot name.
+            self.optimizer.load_state_dict(copy.deepcopy(state))  # no more mapped from the disk
         else:
             load_optimizer(self._bare_optimizer(), Path(checkpoint), self.processes)
-            self.lr_scheduler.load_state_dict(load_state(Path(checkpoint) / SCHEDULER))
+        self.lr_scheduler.load_state_dict(load_state(Path(checkpoint) / SCHEDULER))
         self._keep_options(own)
 
     def _keep_options(self, own: list[dict[str, Any]]) -> None:
