@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from folded_pairs import PAIRS, write_pair
+from made_once import made_once
 from safetensors.torch import load_file, save_file
 from without_growkit import run_without_growkit
 
@@ -34,15 +36,21 @@ except ImportError:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     """(pair, variant, folded or broken) -> (folder, report of a process without growkit)."""
-    root = tmp_path_factory.mktemp("pairs")
-    folders = {}
-    for number, name in enumerate(PAIRS):
-        folders[name, "variant"], folders[name, "folded"] = write_pair(root / str(number), name)
-        folders[name, "broken"] = broken_copy(folders[name, "folded"], root / f"{number}/broken")
-    asked = [(str(folder), kind == "variant") for (_, kind), folder in folders.items()]
-    stdout = run_without_growkit(SERVER, json.dumps(asked), cache=tmp_path_factory.mktemp("cache"))
-    report = json.loads(stdout.split("REPORT", 1)[1])
-    return {key: (folder, report[str(folder)]) for key, folder in folders.items()}
+
+    def serve(root: Path) -> list[tuple[str, str, str, Any]]:
+        folders = {}
+        for number, name in enumerate(PAIRS):
+            folders[name, "variant"], folders[name, "folded"] = write_pair(root / str(number), name)
+            broken = broken_copy(folders[name, "folded"], root / f"{number}/broken")
+            folders[name, "broken"] = broken
+        asked = [(str(folder), kind == "variant") for (_, kind), folder in folders.items()]
+        (root / "cache").mkdir()
+        stdout = run_without_growkit(SERVER, json.dumps(asked), cache=root / "cache")
+        report = json.loads(stdout.split("REPORT", 1)[1])
+        return [(*key, str(folder), report[str(folder)]) for key, folder in folders.items()]
+
+    _, found = made_once(tmp_path_factory, "folded", serve)
+    return {(name, kind): (Path(folder), report) for name, kind, folder, report in found}
 
 
 def broken_copy(folder: Path, out: Path) -> Path:

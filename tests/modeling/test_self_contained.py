@@ -6,10 +6,12 @@ import ast
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from gda_cases import gda_config, scatter_weights
+from made_once import made_once
 from transformers import AutoModelForCausalLM
 from variant_cases import CASES, model_of
 from without_growkit import run_isolated, run_without_growkit
@@ -56,21 +58,25 @@ print("REPORT" + json.dumps(report))
 @pytest.fixture(scope="module")
 def stranger(tmp_path_factory):
     """Models saved by growkit, and what a process without growkit made of them."""
-    root = tmp_path_factory.mktemp("folders")
     models = {}
     for name, fields in {
         "own": {"noise_keys": "own", "hidden_act": "poly_norm"},
         "shared": {"noise_keys": "shared", "sub_layer_norm": False, "tie_word_embeddings": True},
     }.items():
         model = scatter_weights(GdaForCausalLM(gda_config(implementation="sdpa", **fields)))
-        model.eval().save_pretrained(root / name)
-        models[str(root / name)] = model
-    for case in CASES:
-        models[str(root / case)] = model_of(case)
-        models[str(root / case)].save_pretrained(root / case)
-    cache = tmp_path_factory.mktemp("cache")
-    stdout = run_without_growkit(STRANGER % TOKENS, *models, cache=cache)
-    return models, json.loads(stdout.split("REPORT", 1)[1])
+        models[name] = model.eval()
+    models |= {case: model_of(case) for case in CASES}
+
+    def visit(root: Path) -> dict[str, Any]:
+        for name, model in models.items():
+            model.save_pretrained(root / name)
+        (root / "cache").mkdir()
+        folders = [root / name for name in models]
+        stdout = run_without_growkit(STRANGER % TOKENS, *folders, cache=root / "cache")
+        return json.loads(stdout.split("REPORT", 1)[1])
+
+    root, report = made_once(tmp_path_factory, "stranger", visit)
+    return {str(root / name): model for name, model in models.items()}, report
 
 
 def test_a_user_without_growkit_gets_the_same_logits(stranger):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_once import made_once
 from safetensors import safe_open
 
 from growkit.checkpoint import open_checkpoint
@@ -18,9 +19,11 @@ pytestmark = pytest.mark.real
 
 @pytest.fixture(scope="module")
 def deeper(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("smollm2") / "deeper"
-    assert main(["grow", str(smollm2), "--layers", "36", "--out", str(out), "--quiet"]) == 0
-    return out
+    def grow(root: Path) -> None:
+        out = ["--out", str(root / "deeper"), "--quiet"]
+        assert main(["grow", str(smollm2), "--layers", "36", *out]) == 0
+
+    return made_once(tmp_path_factory, "smollm2-deeper", grow)[0] / "deeper"
 
 
 def test_depth_growth_is_proven_on_the_written_files(deeper: Path) -> None:
