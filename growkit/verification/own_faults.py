@@ -62,7 +62,10 @@ def generated_as_a(
     first = len(same) if bool(same.all()) else int((~same).nonzero()[0])
     # Up to the first token that differs, both were chosen after the same tokens.
     count = min(len(logits_a), first - (len(same) - len(logits_a)) + 1)
-    return replace(generation, as_in_a=_alike(pair, logits_a[:count], logits_b[:count]))
+    if not _alike(pair, logits_a[:count], logits_b[:count]):
+        return generation
+    other = None if first == len(same) else count - 1
+    return replace(generation, as_in_a=True, equals_a=other is None, first_disagreement=other)
 
 
 def generates(pair: Pair, folder: str, prompt: torch.Tensor) -> bool:

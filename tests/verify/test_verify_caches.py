@@ -124,6 +124,7 @@ def test_a_fault_of_the_class_is_no_fault_of_the_growth(
     note = next(note for note in report.notes if f"with a {name} cache is off" in note)
     assert "in both folders alike: MistralForCausalLM's own fault" in note
     assert report.generation is not None and report.generation.as_in_a is (kind is DynamicCache)
+    assert report.generation.equals_a or exactness == "not-exact"
     assert "against A's own" in report.summary()
 
 
