@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 from torch.nn.attention import flex_attention as flex
 from transformers import masking_utils
 from transformers.integrations.flex_attention import WrappedFlexAttention
+
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "clang++"))), reason="flex_attention compiles C++ on the CPU"
+)
 
 
 def backward_refusal() -> str | None:

@@ -114,9 +114,9 @@ def generate(pair: Pair, windows: torch.Tensor, tokens: int, allowed: float) -> 
             pair.shared,
         )
     except VerificationFailed as failure:
-        if own_faults.generates(pair, "a", prompt) or not own_faults.same_class(pair):
+        if not own_faults.same_class(pair) or own_faults.generates(pair.model_a, prompt):
             raise
-        pair.notes.append(f"generation not compared, the first folder has none: {failure}")
+        pair.notes.append(f"generation not compared, the first folder has none: {failure.cause}")
         return None
     if generation.max_cache_difference > generation.cache_tolerance:
         widened = generation.cache_tolerance * pair.amplification("b")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -65,13 +66,19 @@ def generated_as_a(
     if not _alike(pair, logits_a[:count], logits_b[:count]):
         return generation
     other = None if first == len(same) else count - 1
-    return replace(generation, as_in_a=True, equals_a=other is None, first_disagreement=other)
+    return replace(
+        generation,
+        as_in_a=True,
+        equals_a=other is None,
+        first_disagreement=other,
+        explained=True,
+    )
 
 
-def generates(pair: Pair, folder: str, prompt: torch.Tensor) -> bool:
-    """Whether a folder's model can generate with a cache at all."""
+def generates(model: Any, prompt: torch.Tensor) -> bool:
+    """Whether a model can generate with a cache at all."""
     try:
-        greedy(pair.model(folder), prompt, 2)
+        greedy(model, prompt, 2)
     except Exception:  # whatever the class or its attention kernel raises
         return False
     return True

@@ -31,7 +31,6 @@ from growkit.verification.stored_values import compare_configs, rows_by_plan, ro
 from growkit.verification.written_folder import dtype_name
 
 Whole = dict[str, tuple[torch.Tensor, RepeatedChoices]]
-CACHED_TOKENS = 64  # behind which caches are compared where no config field asks for more
 KEPT_BYTES = 1 << 28  # logits that are kept for what else is held to them
 LAYER_BYTES = 1 << 30  # residual streams of a long window that are worth keeping to name a layer
 

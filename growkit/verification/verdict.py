@@ -44,7 +44,7 @@ class Outcome:
         return (
             self.figures.max_difference <= self.allowed
             and (self.long is None or self.long.within)
-            and (self.generation is None or self.generation.explained or self.generation.as_in_a)
+            and (self.generation is None or self.generation.explained)
         )
 
 
@@ -83,7 +83,7 @@ def verdict(
             "that does."
         )
     made = outcome.generation
-    if made is not None and not made.explained and not made.as_in_a:
+    if made is not None and not made.explained:
         return False, (
             f"Greedy generation differs from the first folder's at token "
             f"{made.first_disagreement} (logit margin {made.margin:.3g}, tolerance "

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 import torch
-from flex_backend import backward_refusal, uncompiled
+from flex_backend import backward_refusal, needs_compiler, uncompiled
 from gda_cases import inputs
 from test_gda_oracle import error, outputs_and_gradients
 from variant_cases import CASES, TWO_CALLS, layer_of
@@ -66,10 +64,7 @@ def test_compiled_flex_attention_gives_every_gradient(case):
     assert worst(layer_of(case, "flex_attention")) < TOLERANCE
 
 
-@pytest.mark.skipif(
-    not any(map(shutil.which, ("g++", "clang++"))),
-    reason="flex_attention compiles C++ on the CPU",
-)
+@needs_compiler
 @pytest.mark.parametrize("case", SHAPES_OF_CALLS)
 def test_compiled_flex_attention_equals_the_definition(case):
     """The kernel, forward and with left padding; a shape that is not compiled is an error."""

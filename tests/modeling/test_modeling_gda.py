@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-import shutil
 
 import pytest
 import torch
+from flex_backend import needs_compiler
 from gda_cases import FORM_IDS, FORMS, HEADS, gda_config, scatter_weights
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
@@ -15,10 +15,6 @@ from growkit.modeling import GdaForCausalLM, GdaModel
 from growkit.variants.gda.attention import gda_attention_reference
 
 KEYS = pytest.mark.parametrize("noise_keys", ["own", "shared"])
-needs_compiler = pytest.mark.skipif(
-    not any(map(shutil.which, ("g++", "clang++"))),
-    reason="flex_attention compiles C++ on the CPU",
-)
 EVERY_FORM = pytest.mark.parametrize(("noise_keys", "norm"), FORMS, ids=FORM_IDS)
 
 

@@ -6,11 +6,11 @@ import functools
 
 import pytest
 import torch
-from flex_backend import uncompiled
+from flex_backend import needs_compiler, uncompiled
 from gda_cases import gda_config, scatter_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_modeling_gda import gradients, greedy, left_padded, needs_compiler
+from test_modeling_gda import gradients, greedy, left_padded
 from transformers import (
     AutoConfig,
     AutoModel,
