@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -167,15 +170,31 @@ def write_checkpoint(
 
     ``fused`` writes the experts of a layer in two tensors.
     """
-    model = AutoModelForCausalLM.from_config(class_config(config))
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias") or "norm" in name or ".ln_" in name:
-                parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
-            else:
-                parameter.copy_(0.12 * torch.randn(parameter.shape, generator=generator))
-    model.to(dtype).save_pretrained(path, save_original_format=not fused)
+
+    def save(folder: Path) -> None:
+        model = AutoModelForCausalLM.from_config(class_config(config))
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith("bias") or "norm" in name or ".ln_" in name:
+                    parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+                else:
+                    parameter.copy_(0.12 * torch.randn(parameter.shape, generator=generator))
+        model.to(dtype).save_pretrained(folder, save_original_format=not fused)
+
+    return _saved_once(path, repr((config, dtype, seed, fused)), save)
+
+
+_saved: dict[str, Path] = {}
+_folder = tempfile.TemporaryDirectory(prefix="growkit-families-")
+
+
+def _saved_once(path: Path, key: str, save: Callable[[Path], None]) -> Path:
+    """``path``, a copy of the folder of this key, which ``save`` writes the first time."""
+    if key not in _saved:
+        _saved[key] = Path(_folder.name, str(len(_saved)))
+        save(_saved[key])
+    shutil.copytree(_saved[key], path, dirs_exist_ok=True)
     return path
 
 
@@ -212,19 +231,23 @@ def write_t5(
 ) -> Path:
     """A folder of an encoder-decoder with random gains and position biases too."""
     fields, own_head = T5_KINDS[kind]
-    config = class_config(T5_SIZES | fields | changes)
-    model = AutoModelForSeq2SeqLM.from_config(config)
-    if own_head:
-        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if "norm" in name:
-                parameter += 0.3 * noise
-            else:
-                # Nothing else scales the scores, to which position biases are added as they are.
-                scale = 12**-0.5 if name.endswith(".q.weight") else 1.0
-                parameter.copy_((1.0 if "bias" in name else 0.2 * scale) * noise)
-    model.to(dtype).save_pretrained(path)
-    return path
+    sizes = T5_SIZES | fields | changes
+
+    def save(folder: Path) -> None:
+        model = AutoModelForSeq2SeqLM.from_config(class_config(sizes))
+        if own_head:
+            model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                noise = torch.randn(parameter.shape, generator=generator)
+                if "norm" in name:
+                    parameter += 0.3 * noise
+                else:
+                    # Nothing else scales the scores, to which position biases are added as they
+                    # are.
+                    scale = 12**-0.5 if name.endswith(".q.weight") else 1.0
+                    parameter.copy_((1.0 if "bias" in name else 0.2 * scale) * noise)
+        model.to(dtype).save_pretrained(folder)
+
+    return _saved_once(path, repr((kind, sizes, dtype, seed)), save)

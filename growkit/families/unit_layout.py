@@ -76,7 +76,10 @@ def plain(axis: str, block: Block = one) -> Layout:
     """Units 0, 1, 2 ... of one axis."""
 
     def layout(sizes: Sizes) -> Units:
-        return _units((axis,), _table(0, np.arange(sizes[axis])), block(sizes))
+        index = np.arange(sizes[axis])
+        # Most dimensions are these, and plans ask for them many times: no table of rows.
+        none = np.zeros_like(index)
+        return Units((axis,), none, index, none, block(sizes))
 
     return layout
 
@@ -85,7 +88,8 @@ def fixed(size: Callable[[Sizes], int]) -> Layout:
     """A dimension that no operator grows (vocabulary, head_dim, a norm inside a head)."""
 
     def layout(sizes: Sizes) -> Units:
-        return _units(("fixed",), _table(0, np.arange(1)), size(sizes))
+        none = np.zeros(1, dtype=np.int64)
+        return Units(("fixed",), none, none, none, size(sizes))
 
     return layout
 
