@@ -229,6 +229,7 @@ class SimulatedAttention(OneCallAttention):
         """Rotary encoding of the first d features; [b, H', n, D'] -> the same.
 
         Split and joined once: slices would fill a whole gradient with zeros for each of them.
+        Without gradients in the memory of ``states``.
         """
         half = self.head_dim // 2
         first, second, rest = states.split([half, half, states.shape[-1] - 2 * half], dim=-1)
@@ -237,7 +238,11 @@ class SimulatedAttention(OneCallAttention):
             torch.addcmul(first * cos1, second, sin1, value=-1),
             torch.addcmul(second * cos2, first, sin2),
         )
-        return torch.cat((*turned, rest), dim=-1)
+        if torch.is_grad_enabled():
+            return torch.cat((*turned, rest), dim=-1)
+        first.copy_(turned[0])
+        second.copy_(turned[1])
+        return states
 
     def attended_values(self, value: Tensor) -> Tensor:
         """Zeros up to the width of the keys, where the fused attention wants one width."""
