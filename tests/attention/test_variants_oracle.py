@@ -47,6 +47,18 @@ def test_causal_is_the_default_of_both(case):
 
 
 @EVERY_CASE
+def test_without_gradients_outputs_equal_the_definition_and_no_input_changes(case):
+    """Layers may then work in the memory of their own queries and keys."""
+    layer = layer_of(case, "sdpa")
+    hidden, position_embeddings, _ = inputs()
+    before = hidden.clone()
+    expected = layer.reference(layer, hidden, position_embeddings)
+    with torch.no_grad():
+        assert error(layer(hidden, position_embeddings)[0], expected) < TOLERANCE
+    assert torch.equal(hidden, before)
+
+
+@EVERY_CASE
 def test_flex_attention_outputs_and_every_gradient_equal_the_definition(case):
     """Left padding included, by torch's uncompiled definition of flex_attention."""
     with uncompiled():
