@@ -97,7 +97,7 @@ class _Tiles:
             for row in range(0, n, rows)
         ]
         self._memory = query.new_empty(buffers, together * group * rows * self._width)
-        # Added: a masked filling of a part of the scores takes fifteen times as long.
+        # Added to scores: masked_fill_ on a part of them took 3 % of a pass of SAS.
         self._future = query.new_full((rows, rows), float("-inf")).triu_(1)
 
     def keys(self, rows: slice) -> Iterator[slice]:
