@@ -31,7 +31,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from growkit.derive.proof import TOLERANCE
 from growkit.derive.stored import StoredModel, relative_error
 from growkit.derive.studied import explicit
-from growkit.derive.twin import Builder, make_twin, said_by, token_ids
+from growkit.derive.builder import Builder, said_by, token_ids
+from growkit.derive.twin import make_twin
 from growkit.verification.loading import quiet_transformers
 
 SECONDS = 120

@@ -219,8 +219,8 @@ def derive_one(model_type: str, out: Path) -> dict[str, Any]:
     import transformers
     from transformers import AutoConfig
 
+    from growkit.derive.builder import said_by
     from growkit.derive.derivation import derive, save_table
-    from growkit.derive.twin import said_by
     from growkit.verification.loading import quiet_transformers
 
     started, used = time.time(), time.process_time()
@@ -327,7 +327,7 @@ def what_builds(entries: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, st
     from transformers import AutoConfig
     from transformers.models.auto import modeling_auto
 
-    from growkit.derive.twin import Builder, Underivable, said_by
+    from growkit.derive.builder import Builder, Underivable, said_by
     from growkit.verification.loading import quiet_transformers
 
     result: dict[str, dict[str, str]] = {}

@@ -14,19 +14,17 @@ from fractions import Fraction
 from itertools import combinations
 from typing import Any
 
-from growkit.derive.stored import saved
-from growkit.derive.twin import (
+from growkit.derive.builder import (
     Builder,
-    Layers,
     Path,
     Underivable,
     Values,
     check_forward,
     integers,
     said_by,
-    stack_prefix,
-    towers_beside,
 )
+from growkit.derive.layer_stacks import Layers, stack_prefix, towers_beside
+from growkit.derive.stored import saved
 from growkit.families.layer_fields import leaf, with_values
 
 Shape = tuple[int, ...]

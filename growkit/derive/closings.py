@@ -23,8 +23,9 @@ import numpy as np
 import torch
 
 from growkit.derive.axes import Axes, Role
+from growkit.derive.builder import Builder, Underivable, Values, said_by
+from growkit.derive.layer_stacks import Layers, layer_kinds
 from growkit.derive.stored import Arrays, StoredModel, relative_error
-from growkit.derive.twin import Builder, Layers, Underivable, Values, layer_kinds, said_by
 from growkit.families.derived import layers_fed
 from growkit.families.layer_fields import leaf, move_counts, with_values
 

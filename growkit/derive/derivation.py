@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 from growkit.core.errors import CheckpointError
 from growkit.core.names import CONFIG
 from growkit.core.writing import write_whole
+from growkit.derive.builder import Builder, Underivable, said_by
+from growkit.derive.few_layers import MOST_LAYERS
 from growkit.derive.proof import prove
 from growkit.derive.studied import TIES, Findings, Step, explicit, rounded_twin, study, tied_twin
 from growkit.derive.table import make_table
-from growkit.derive.twin import MOST_LAYERS, Builder, Underivable, said_by
 from growkit.families.derived import cache_folder, file_stem, misfit, read_with
 from growkit.families.layer_fields import Path as ConfigPath
 from growkit.families.layer_fields import leaf

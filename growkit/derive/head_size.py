@@ -20,9 +20,9 @@ import numpy.typing as npt
 import torch
 
 from growkit.derive.axes import PER
+from growkit.derive.builder import Builder, Path, token_ids
 from growkit.derive.stored import Arrays, StoredModel, relative_error
 from growkit.derive.studied import Findings
-from growkit.derive.twin import Builder, Path, token_ids
 from growkit.families.base import Family
 from growkit.families.derived import read_with
 from growkit.families.head_dim_rules import HEAD_NORM, ROTARY

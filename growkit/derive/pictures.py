@@ -18,15 +18,8 @@ from typing import Any
 import torch
 
 from growkit.derive.axes import HEADS, HIDDEN, KV_HEADS
-from growkit.derive.twin import (
-    Builder,
-    Layers,
-    Path,
-    Values,
-    integers,
-    token_ids,
-    towers_beside,
-)
+from growkit.derive.builder import Builder, Path, Values, integers, token_ids
+from growkit.derive.layer_stacks import Layers, towers_beside
 from growkit.families.layer_fields import leaf, with_values
 from growkit.verification.sight import (
     KINDS,

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from growkit.derive.axes import Axes
+from growkit.derive.builder import Path, Underivable, Values, token_ids
 from growkit.derive.stored import Arrays, relative_error
-from growkit.derive.twin import Path, Underivable, Values, token_ids
 from growkit.derive.widths import WidthProbe
 from growkit.families.layer_fields import leaf, with_values
 from growkit.verification.model_inputs import outputs

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from safetensors.numpy import load_file
 
-from growkit.derive.twin import Builder, Underivable, Values, said_by, token_ids
+from growkit.derive.builder import Builder, Underivable, Values, said_by, token_ids
 from growkit.verification.model_inputs import outputs
 
 Arrays = dict[str, npt.NDArray[Any]]

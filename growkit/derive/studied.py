@@ -11,24 +11,21 @@ import numpy as np
 from torch import nn
 
 from growkit.derive.axes import HEADS, HIDDEN, KV_HEADS, PER, WIDTHS, Axes, find_axes, name_of
-from growkit.derive.closings import Closings, LayerInsertion, find_closings
-from growkit.derive.pictures import grows_along, hidden_of, with_sight
-from growkit.derive.residual_stream import Stream, find_padding, find_stream
-from growkit.derive.stored import Arrays, StoredModel, saved
-from growkit.derive.twin import (
+from growkit.derive.builder import (
     Builder,
-    Layers,
     Path,
     Underivable,
     Values,
     as_held,
     check_forward,
-    find_layers,
     integers,
-    make_twin,
-    text_place,
-    towers_beside,
 )
+from growkit.derive.closings import Closings, LayerInsertion, find_closings
+from growkit.derive.layer_stacks import Layers, find_layers, text_place, towers_beside
+from growkit.derive.pictures import grows_along, hidden_of, with_sight
+from growkit.derive.residual_stream import Stream, find_padding, find_stream
+from growkit.derive.stored import Arrays, StoredModel, saved
+from growkit.derive.twin import make_twin
 from growkit.derive.widths import Width, WidthProbe
 from growkit.families.derived import INNER, of_every_layer, width_name
 from growkit.families.layer_fields import factor_name, leaf, made_of_factor, with_values

@@ -27,19 +27,11 @@ from growkit.derive.axes import (
     Role,
     evaluate,
 )
+from growkit.derive.builder import Builder, Path, Underivable, as_held, integers, token_ids
 from growkit.derive.head_size import size_of_heads
+from growkit.derive.layer_stacks import Layers, find_layers
 from growkit.derive.pictures import hidden_of
 from growkit.derive.studied import TIES, Findings
-from growkit.derive.twin import (
-    Builder,
-    Layers,
-    Path,
-    Underivable,
-    as_held,
-    find_layers,
-    integers,
-    token_ids,
-)
 from growkit.derive.widths import (
     DEAD,
     FIXED,

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from growkit.derive.axes import PER, Axes, Polynomial, evaluate
+from growkit.derive.builder import Path, Underivable
 from growkit.derive.stored import Arrays, StoredModel
-from growkit.derive.twin import Path, Underivable
 
 Labels = npt.NDArray[np.int64]
 SEEDS = (0, 1)

@@ -165,7 +165,7 @@ def test_a_config_of_a_million_million_parameters_is_derived_in_two_gigabytes() 
 
 
 def test_a_class_that_computes_with_its_numbers_is_not_made_at_full_size() -> None:
-    from growkit.derive.twin import Builder, Underivable
+    from growkit.derive.builder import Builder, Underivable
 
     class Eager(own_class.OwnForCausalLM):
         def __init__(self, config: Any) -> None:

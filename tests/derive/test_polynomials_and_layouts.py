@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from growkit.derive.axes import Role, evaluate, multilinear
+from growkit.derive.builder import Underivable
 from growkit.derive.proof import why_no_ffn
 from growkit.derive.studied import Findings
-from growkit.derive.twin import Underivable
 from growkit.derive.widths import (
     DEAD,
     FIXED,

@@ -14,7 +14,9 @@ from safetensors.numpy import load_file, save_file
 from growkit import GrowthRequest
 from growkit.cli.main import main
 from growkit.core.errors import UsageError
-from growkit.derive.twin import _first_two, _said_again, integers, text_place, towers_beside
+from growkit.derive.builder import integers
+from growkit.derive.layer_stacks import text_place, towers_beside
+from growkit.derive.small_sizes import _first_two, _said_again
 from growkit.families.config_fields import check_fields
 from growkit.families.derived import SHIPPED, derived_family, of_every_layer
 from growkit.growing import grow_checkpoint

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from growkit.derive.axes import Names
-from growkit.derive.twin import Layers
+from growkit.derive.layer_stacks import Layers
 from growkit.surgery.effect import LayerSource
 from growkit.surgery.operators.depth import _of_a_kind
 from growkit.training.models import check_folder
