@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from growkit.families.derived import derived_family
+from growkit.families.derived.family import derived_family
 
 APERTUS_8B: dict[str, Any] = {
     "model_type": "apertus",

@@ -28,10 +28,10 @@ from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from growkit.derive.builder import Builder, said_by, token_ids
 from growkit.derive.proof import TOLERANCE
 from growkit.derive.stored import StoredModel, relative_error
 from growkit.derive.studied import explicit
-from growkit.derive.builder import Builder, said_by, token_ids
 from growkit.derive.twin import make_twin
 from growkit.verification.loading import quiet_transformers
 

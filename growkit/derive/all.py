@@ -23,7 +23,7 @@ from textwrap import shorten
 from typing import Any
 
 from growkit.core.writing import write_whole
-from growkit.families.derived import SHIPPED, file_stem
+from growkit.families.derived.store import SHIPPED, file_stem
 
 _OF_GLM4V = {
     "text_config": {
@@ -203,12 +203,12 @@ def model_types() -> dict[str, tuple[str, str]]:
 
 def state_of_the_code() -> str:
     """Hash of what derives and reads tables: an entry of the report says which made it."""
-    from growkit.families import derived, layer_fields
+    from growkit import families
 
     digest = hashlib.sha256()
-    files = sorted(Path(__file__).parent.glob("*.py")) + [
-        Path(str(module.__file__)) for module in (derived, layer_fields)
-    ]
+    room = Path(families.__file__).parent
+    files = [*Path(__file__).parent.glob("*.py"), *room.glob("derived/*.py")]
+    files = [*sorted(files), room / "layer_fields.py"]
     for path in files:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:10]

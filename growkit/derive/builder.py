@@ -18,10 +18,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from growkit.core.errors import GrowkitError
-from growkit.families.layer_fields import (
-    factor_fields,
-    factor_stated,
-)
+from growkit.families.layer_fields import factor_fields, factor_stated
 from growkit.verification.loading import class_of, reason
 from growkit.verification.model_inputs import outputs
 from growkit.verification.sight import Sight, open_eyes

@@ -26,7 +26,7 @@ from growkit.derive.axes import Axes, Role
 from growkit.derive.builder import Builder, Underivable, Values, said_by
 from growkit.derive.layer_stacks import Layers, layer_kinds
 from growkit.derive.stored import Arrays, StoredModel, relative_error
-from growkit.families.derived import layers_fed
+from growkit.families.derived.form import layers_fed
 from growkit.families.layer_fields import leaf, move_counts, with_values
 
 SAME = 2e-6

@@ -24,7 +24,9 @@ from growkit.derive.few_layers import MOST_LAYERS
 from growkit.derive.proof import prove
 from growkit.derive.studied import TIES, Findings, Step, explicit, rounded_twin, study, tied_twin
 from growkit.derive.table import make_table
-from growkit.families.derived import cache_folder, file_stem, misfit, read_with
+from growkit.families.derived.family import read_with
+from growkit.families.derived.fit import misfit
+from growkit.families.derived.store import cache_folder, file_stem
 from growkit.families.layer_fields import Path as ConfigPath
 from growkit.families.layer_fields import leaf
 from growkit.verification.loading import AUTO_CLASSES, NamedClass, quiet_transformers

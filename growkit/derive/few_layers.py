@@ -6,19 +6,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-from growkit.derive.builder import (
-    Builder,
-    Path,
-    Underivable,
-    Values,
-    integers,
-)
+from growkit.derive.builder import Builder, Path, Underivable, Values, integers
 from growkit.derive.layer_stacks import Layers, layer_kinds
-from growkit.families.layer_fields import (
-    leaf,
-    move_entry,
-    with_values,
-)
+from growkit.families.layer_fields import leaf, move_entry, with_values
 
 MOST_LAYERS = 12
 

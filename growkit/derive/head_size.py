@@ -24,7 +24,7 @@ from growkit.derive.builder import Builder, Path, token_ids
 from growkit.derive.stored import Arrays, StoredModel, relative_error
 from growkit.derive.studied import Findings
 from growkit.families.base import Family
-from growkit.families.derived import read_with
+from growkit.families.derived.family import read_with
 from growkit.families.head_dim_rules import HEAD_NORM, ROTARY
 from growkit.families.layer_fields import leaf, with_values
 from growkit.verification.model_inputs import outputs

@@ -8,20 +8,8 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from growkit.derive.builder import (
-    Builder,
-    Path,
-    Shapes,
-    Underivable,
-    Values,
-)
-from growkit.families.layer_fields import (
-    LABELS,
-    leaf,
-    move_entry,
-    move_sections,
-    with_values,
-)
+from growkit.derive.builder import Builder, Path, Shapes, Underivable, Values
+from growkit.families.layer_fields import LABELS, leaf, move_entry, move_sections, with_values
 
 
 @dataclass(frozen=True)

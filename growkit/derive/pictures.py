@@ -21,14 +21,7 @@ from growkit.derive.axes import HEADS, HIDDEN, KV_HEADS
 from growkit.derive.builder import Builder, Path, Values, integers, token_ids
 from growkit.derive.layer_stacks import Layers, towers_beside
 from growkit.families.layer_fields import leaf, with_values
-from growkit.verification.sight import (
-    KINDS,
-    Sight,
-    feature_width,
-    find_sight,
-    is_seen,
-    objection,
-)
+from growkit.verification.sight import KINDS, Sight, feature_width, find_sight, is_seen, objection
 
 _SIDE = 4  # patches along a picture
 _TOKENS = re.compile(r".*(tokens_per_image|image_seq_len|image_tokens|image_length).*")

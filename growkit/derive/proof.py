@@ -25,7 +25,8 @@ from safetensors.numpy import load_file, save_file
 from growkit.derive import head_size
 from growkit.derive.builder import Builder, Underivable, plain_kernels, said_by, token_ids
 from growkit.derive.stored import Arrays, StoredModel, relative_error
-from growkit.families.derived import forget, layers_fed, register
+from growkit.families.derived.form import layers_fed
+from growkit.families.derived.store import forget, register
 from growkit.families.layer_fields import factor_fields, leaf
 from growkit.growing import grow_checkpoint
 from growkit.surgery.request import GrowthRequest

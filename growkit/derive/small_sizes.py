@@ -17,13 +17,7 @@ from growkit.derive.builder import (
     integers,
 )
 from growkit.derive.layer_stacks import text_place, towers_beside
-from growkit.families.layer_fields import (
-    LABELS,
-    is_index_list,
-    leaf,
-    move_entry,
-    with_values,
-)
+from growkit.families.layer_fields import LABELS, is_index_list, leaf, move_entry, with_values
 
 MOST_PARAMETERS = 4_000_000
 LARGEST = 8_000_000  # of a class that cannot be made so small

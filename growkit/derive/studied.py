@@ -27,7 +27,7 @@ from growkit.derive.residual_stream import Stream, find_padding, find_stream
 from growkit.derive.stored import Arrays, StoredModel, saved
 from growkit.derive.twin import make_twin
 from growkit.derive.widths import Width, WidthProbe
-from growkit.families.derived import INNER, of_every_layer, width_name
+from growkit.families.derived.form import INNER, of_every_layer, width_name
 from growkit.families.layer_fields import factor_name, leaf, made_of_factor, with_values
 from growkit.verification.model_inputs import can_generate, reads_tokens
 

@@ -14,20 +14,11 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from growkit.derive.builder import (
-    Builder,
-    Path,
-    Underivable,
-    Values,
-    check_forward,
-    said_by,
-)
+from growkit.derive.builder import Builder, Path, Underivable, Values, check_forward, said_by
 from growkit.derive.few_layers import few_layers
 from growkit.derive.layer_stacks import Layers, find_layers
 from growkit.derive.small_sizes import halved, strategies, with_shared_heads
-from growkit.families.layer_fields import (
-    with_values,
-)
+from growkit.families.layer_fields import with_values
 from growkit.verification.sight import Sight
 
 Look = Callable[[Builder, Values, Layers], tuple[Values, Sight | None]]

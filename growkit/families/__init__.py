@@ -11,7 +11,9 @@ from typing import Any
 from growkit.core.errors import UsageError, nearest, nearest_version
 from growkit.families.base import Config, Family, Tensor
 from growkit.families.config_fields import check_fields
-from growkit.families.derived import derived_family, misfit, shipped_types, tables_of
+from growkit.families.derived.family import derived_family
+from growkit.families.derived.fit import misfit
+from growkit.families.derived.store import shipped_types, tables_of
 from growkit.families.gemma import GEMMA2, GEMMA3
 from growkit.families.gpt2 import GPT2
 from growkit.families.gpt_neox import GPT_NEOX

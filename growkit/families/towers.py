@@ -13,7 +13,9 @@ from typing import Any
 
 from growkit.core.errors import CheckpointError, UsageError, nearest
 from growkit.families.base import Config, Family
-from growkit.families.derived import misfit, read_with, tables_of
+from growkit.families.derived.family import read_with
+from growkit.families.derived.fit import misfit
+from growkit.families.derived.store import tables_of
 
 TEXT = ("text", "llm", "language")
 

@@ -17,7 +17,6 @@ import pytest
 
 from growkit import GrowthRequest, plan
 from growkit.core.errors import GrowkitError
-from growkit.families import derived as derived_tables
 from growkit.surgery.dim_map import DimMap
 from growkit.surgery.tensor_plans import Action, TensorPlan
 
@@ -26,7 +25,9 @@ transformers = pytest.importorskip("transformers")
 from growkit.derive.derivation import derive  # noqa: E402
 from growkit.families import FAMILIES  # noqa: E402
 from growkit.families.base import Dim, Family  # noqa: E402
-from growkit.families.derived import _Reader  # noqa: E402
+from growkit.families.derived.family import derived_family, read_with  # noqa: E402
+from growkit.families.derived.fit import misfit  # noqa: E402
+from growkit.families.derived.store import forget, register  # noqa: E402
 
 AXES = ("query_head", "kv_head", "ffn", "hidden")
 SMALL = {
@@ -87,7 +88,7 @@ def test_the_derived_table_says_what_the_written_one_says(model_type: str) -> No
     written = hand_written(model_type)
     sizes = written.sizes_of(stated)
     names = dict(written.declared(sizes))
-    derived = _Reader(table, stated, list(names)).family()
+    derived = read_with(table, stated, list(names))
     derived_sizes = derived.sizes_of(stated, list(names))
     assert dict(derived.declared(derived_sizes)) == names
     here = {name: (tensor, layer) for tensor, layer, name in derived.names(derived_sizes)}
@@ -185,12 +186,12 @@ def test_what_is_planned_with_the_derived_table_is_planned_with_the_written_one(
     name = table["model_type"]
     stated = {"model_type": name, "architectures": [table["class"]], **CONFIGS.get(name, PLAIN)}
     (tmp_path / "config.json").write_text(json.dumps(stated))
-    assert derived_tables.misfit(table, stated) == ""
+    assert misfit(table, stated) == ""
     for request in REQUESTS:
         written = planned(tmp_path, request)
-        derived_tables.register(table)
+        register(table)
         try:
-            assert "derived" in derived_tables.derived_family(stated, registered=True).origin
+            assert "derived" in derived_family(stated, registered=True).origin
             assert planned(tmp_path, request) == written, request
         finally:
-            derived_tables.forget(table)
+            forget(table)

@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from growkit.cli.main import main
 from growkit.derive.derivation import derive, derive_from_json
-from growkit.families.derived import cache_folder
+from growkit.families.derived.store import cache_folder
 
 AutoConfig.register("own_class", own_class.OwnConfig)
 AutoModelForCausalLM.register(own_class.OwnConfig, own_class.OwnForCausalLM)

@@ -10,7 +10,7 @@ from transformers import BertConfig, BertForMaskedLM, CohereConfig, CohereForCau
 
 from growkit.cli.main import main
 from growkit.families import NoFamily, family_of
-from growkit.families.derived import SHIPPED
+from growkit.families.derived.store import SHIPPED
 
 
 def test_tied_embeddings_are_derived_grown_and_verified(

@@ -24,7 +24,7 @@ from growkit.derive.widths import (
     blocks_of,
     segments_of,
 )
-from growkit.families.derived import _layout
+from growkit.families.derived.units import layout_of
 from growkit.families.layer_fields import move_counts, move_entry
 
 HEADS, KV, DIM, ROPE = ("heads",), ("kv",), ("head_dim",), ("rope",)
@@ -81,13 +81,13 @@ def test_orders_of_units_have_words_that_hold_for_any_size(parts, expected) -> N
     assert found == expected
     # The words say the same order again, and the same for larger sizes.
     said = [[s.over, [[axis, [[block]]] for axis, block in s.items]] for s in found]
-    units = _layout(said)({"q": 4, "kv": 2})
+    units = layout_of(said)({"q": 4, "kv": 2})
     element_index = np.repeat(units.index, units.block)
     element_axis = np.repeat(np.array(units.axes)[units.axis], units.block)
     known = labels != FIXED
     assert (element_index[known] == labels[known]).all()
     assert (element_axis[known] == np.array(names)[axes[known]]).all()
-    larger = _layout(said)({"q": 8, "kv": 4})
+    larger = layout_of(said)({"q": 8, "kv": 4})
     assert larger.width > units.width or not known.any()
 
 

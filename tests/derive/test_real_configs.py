@@ -18,7 +18,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from growkit.checkpoint.older_config import current_form
 from growkit.families import family_of
-from growkit.families.derived import derived_family, misfit, tables_of
+from growkit.families.derived.family import derived_family
+from growkit.families.derived.fit import misfit
+from growkit.families.derived.store import tables_of
 from growkit.growing import grow_checkpoint
 from growkit.surgery.request import GrowthRequest
 from growkit.verification.comparison import verify_checkpoints

@@ -18,8 +18,10 @@ from safetensors.numpy import load_file, save_file
 from growkit import GrowthRequest, plan
 from growkit.cli.main import main
 from growkit.core.errors import UsageError
-from growkit.families import derived
-from growkit.families.derived import SHIPPED, derived_family, misfit
+from growkit.families.derived.family import derived_family
+from growkit.families.derived.fit import misfit
+from growkit.families.derived.form import KEYS
+from growkit.families.derived.store import SHIPPED, forget, register
 from growkit.families.layer_fields import leaf, with_values
 from growkit.growing import grow_checkpoint
 
@@ -47,18 +49,18 @@ def config_of(table: dict) -> dict:
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
 def test_a_table_is_read_for_the_config_that_it_was_derived_from(path: Path) -> None:
     table = json.loads(path.read_text())
-    assert set(table) <= {*derived.KEYS}, "a key that the format does not name"
+    assert set(table) <= {*KEYS}, "a key that the format does not name"
     assert path.stat().st_size < 100_000
     config = config_of(table)
     assert misfit(table, config) == ""
-    derived.register(table)
+    register(table)
     try:
         family = derived_family(config, registered=True)
     except UsageError as error:  # of a class that has no defaults at all
         assert not table["defaults"]
         pytest.skip(str(error))
     finally:
-        derived.forget(table)
+        forget(table)
     assert family is not None
     try:
         sizes = family.sizes_of(config)
@@ -105,7 +107,7 @@ def test_a_table_has_the_sizes_of_its_class(path: Path) -> None:
     config, full = known
     config = {**config, "model_type": table["model_type"]}
     stored = {name: SimpleNamespace(shape=shape) for name, shape in full.items()}
-    derived.register(table)
+    register(table)
     try:
         family = derived_family(config, registered=True)
         if family is None:
@@ -124,7 +126,7 @@ def test_a_table_has_the_sizes_of_its_class(path: Path) -> None:
             sizes = family.sizes_of(config, stored)
             names = list(family.names(sizes))
     finally:
-        derived.forget(table)
+        forget(table)
     entries = {entry["name"]: entry["dims"] for entry in table["tensors"]}
     shapes: dict[str, tuple[int, ...] | None] = {}
     for tensor, _, name in names:

@@ -18,7 +18,9 @@ from growkit.derive.builder import integers
 from growkit.derive.layer_stacks import text_place, towers_beside
 from growkit.derive.small_sizes import _first_two, _said_again
 from growkit.families.config_fields import check_fields
-from growkit.families.derived import SHIPPED, derived_family, of_every_layer
+from growkit.families.derived.family import derived_family
+from growkit.families.derived.form import of_every_layer
+from growkit.families.derived.store import SHIPPED
 from growkit.growing import grow_checkpoint
 from growkit.verification import model_inputs
 

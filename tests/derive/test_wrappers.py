@@ -32,7 +32,8 @@ from growkit.cli.main import main
 from growkit.derive.derivation import OldForm, read_config
 from growkit.derive.pictures import _reconciled
 from growkit.derive.proof import _unseen_tower
-from growkit.families.derived import SHIPPED, layers_fed
+from growkit.families.derived.form import layers_fed
+from growkit.families.derived.store import SHIPPED
 from growkit.verification.sight import Sight, find_sight, is_seen
 
 pytestmark = pytest.mark.skipif(not list(SHIPPED.glob("llava-*")), reason="no table of llava")

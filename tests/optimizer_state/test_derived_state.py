@@ -17,7 +17,9 @@ from state_runs import OPTIONS, Run, load, steps
 from test_state_gradients import deviation, mapped, old_slots, plans
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from growkit.families.derived import derived_family, misfit, tables_of
+from growkit.families.derived.family import derived_family
+from growkit.families.derived.fit import misfit
+from growkit.families.derived.store import tables_of
 
 COMMON = {
     "vocab_size": 256,

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from growkit.derive.derivation import derive, read_config
-from growkit.families import derived, family_of
+from growkit.families import family_of
+from growkit.families.derived.fit import misfit
+from growkit.families.derived.store import forget, register
 from growkit.growing import grow_checkpoint
 from growkit.surgery.request import GrowthRequest
 
@@ -37,7 +39,7 @@ def table(smollm2: Path) -> dict[str, Any]:
     """Derived from the model's own config."""
     config = json.loads((smollm2 / "config.json").read_text())
     table: dict[str, Any] = derive(read_config(config))
-    assert derived.misfit(table, config) == ""
+    assert misfit(table, config) == ""
     return table
 
 
@@ -51,13 +53,13 @@ def test_every_growth_that_the_derived_table_offers_gives_the_same_bytes(
     request = GrowthRequest.from_mapping({field: value})
     started = time.perf_counter()
     grow_checkpoint(smollm2, tmp_path / "written", request, verify=False)
-    derived.register(table)
+    register(table)
     try:
         config = json.loads((smollm2 / "config.json").read_text())
         assert "derived" in family_of(config).origin
         grow_checkpoint(smollm2, tmp_path / "derived", request, verify=False)
     finally:
-        derived.forget(table)
+        forget(table)
     first, second = (tmp_path / name for name in ("written", "derived"))
     shards = sorted(path.name for path in first.glob("*.safetensors"))
     assert shards == sorted(path.name for path in second.glob("*.safetensors"))

@@ -1,0 +1,1 @@
+"""Families as data: tables made of classes of transformers, proved, and read without torch."""
