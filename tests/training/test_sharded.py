@@ -169,7 +169,8 @@ def test_grown_folder_is_trained_by_parts(
     train(plain, tmp_path / "alone")
     path = write(tmp_path / "recipe.yaml", plain)
     run(2, ["train", str(path), "--out", str(tmp_path / "run")])
-    assert_close(tmp_path / "run", tmp_path / "alone", 1e-5)
+    # A last bit of a weight becomes one of bfloat16 where rounding to it falls the other way.
+    assert_close(tmp_path / "run", tmp_path / "alone", 1e-5, 1e-3 if "bf16" in choices else 0)
     if choices["train"] == "new":
         counts = changed(grown, tmp_path / "run").values()
         assert sum(old for old, _ in counts) == 0 and sum(new for _, new in counts) > 0
