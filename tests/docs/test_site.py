@@ -146,3 +146,20 @@ def test_commands_of_the_tests_are_those_that_ci_runs() -> None:
         first = re.findall(r"```bash\n([^`]*pytest -n[^`]*)```", text)[0]
         for command in first.strip().replace("\n", " && ").split(" && "):
             assert command.replace(". .venv/bin/", ". ") in lines, command
+
+
+WORKFLOWS = [".ci/run", *(str(p.relative_to(ROOT)) for p in ROOT.glob(".github/workflows/*.yml"))]
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS)
+def test_files_that_ci_reads_exist(workflow: str) -> None:
+    """No service runs them here, so that a renamed file would be missed by users alone."""
+    text = (ROOT / workflow).read_text(encoding="utf-8")
+    for name in re.findall(r"\.ci/[\w.-]+|constraints[\w-]*\.txt", text):
+        assert (ROOT / name).is_file(), name
+
+
+@pytest.mark.parametrize("selection", [".ci/newest_versions.txt", ".ci/oldest_versions.txt"])
+def test_selections_for_other_versions_name_tests(selection: str) -> None:
+    for name in (ROOT / selection).read_text(encoding="utf-8").split():
+        assert (ROOT / name).exists(), name
