@@ -74,7 +74,7 @@ def make_table(builder: Builder, config: Any, found: Findings) -> dict[str, Any]
             axis: sorted(path_name(path, place) for path in times)
             for axis, times in found.fills.items()
         },
-        "copied": list(getattr(found.model.model, "_keys_to_ignore_on_load_unexpected", ()) or ()),
+        "copied": sorted(getattr(found.model.model, "_keys_to_ignore_on_load_unexpected", ()) or ()),
     }
     if widths := rounded(words):
         table["rounded"] = widths

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from console import CONFIG, ROOT, run
+from made_once import made_once
 
 
 @pytest.fixture(scope="session")
@@ -16,15 +17,17 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """What a shortened ``growkit demo`` leaves and says."""
     from growkit.training import demo as module
 
-    folder = tmp_path_factory.mktemp("demo")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("COLUMNS", "80")
-        short = functools.partial(module.DemoSettings, eval_tokens=1024)
-        patch.setattr(module, "DemoSettings", short)
-        code, lines = run("growkit demo --steps 4")
-    assert code == 0, lines
-    return folder, lines
+    def show(folder: Path) -> list[str]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            patch.setenv("COLUMNS", "80")
+            short = functools.partial(module.DemoSettings, eval_tokens=1024)
+            patch.setattr(module, "DemoSettings", short)
+            code, lines = run("growkit demo --steps 4")
+        assert code == 0, lines
+        return lines
+
+    return made_once(tmp_path_factory, "demo", show)
 
 
 @pytest.fixture(scope="session")
