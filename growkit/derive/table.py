@@ -39,6 +39,7 @@ def make_table(builder: Builder, config: Any, found: Findings) -> dict[str, Any]
     layers = found.layers
     counts = found.closings.counts | dict.fromkeys(layers.mates, "leading")
     flags, kinds = flags_of(inner, found)
+    ignored = getattr(found.model.model, "_keys_to_ignore_on_load_unexpected", ())
     table: dict[str, Any] = {
         "format": FORMAT,
         "model_type": builder.model_type,
@@ -74,7 +75,7 @@ def make_table(builder: Builder, config: Any, found: Findings) -> dict[str, Any]
             axis: sorted(path_name(path, place) for path in times)
             for axis, times in found.fills.items()
         },
-        "copied": sorted(getattr(found.model.model, "_keys_to_ignore_on_load_unexpected", ()) or ()),
+        "copied": sorted(ignored or ()),
     }
     if widths := rounded(words):
         table["rounded"] = widths
