@@ -33,6 +33,7 @@ class ConfigChanges:
         self.place, self.axes, self.second = read.place, read.axes, read.second
 
     def fields(self, sizes: Sizes) -> dict[str, Any]:
+        """Fields of config.json, those of parts in their part, that state these sizes."""
         read, at = self.read, self.read.path
         changes: dict[tuple[str, ...], Any] = {
             at(field): sizes[name] * int(divisor or 1)

@@ -105,6 +105,11 @@ class ConfigSizes:
         return value
 
     def layer_count(self, config: Config) -> int:
+        """Layers of the first stack.
+
+        Raises:
+            UsageError: config.json has not the list that counts them.
+        """
         if self.layer_field:
             return self.number(config, self.layer_field)
         inner = leaf(config, self.place)
@@ -121,6 +126,8 @@ class ConfigSizes:
         return self.number(config, self.second["field"])
 
     def sizes(self, config: Config) -> dict[str, int]:
+        """Units of every axis; numbers that sizes depend on, as ``.NAME``; ``tied`` (0 or 1); and
+        bits of the layers that a pattern of tensors is in, as ``layers:N``, where they are told."""
         sizes = {"layer": self.layer_count(config)}
         if self.second:
             sizes["decoder_layer"] = self.layers_of(config, "decoder_layer")
@@ -178,6 +185,7 @@ class ConfigSizes:
         return bool(default if flag is None else flag)
 
     def rotary(self) -> PartialRotary | None:
+        """The factor by which a part of each head is rotated, where heads can grow with it."""
         said = self.table.get("heads") or {}
         if not said.get("rotary"):
             return None
@@ -197,6 +205,7 @@ class ConfigSizes:
         return int(self.blocks["each"]) if several else 1
 
     def stored_facts(self, names: Collection[str]) -> dict[str, int]:
+        """The bits of layers by pattern, from the names of the tensors of a file."""
         if any("{layer}" in name for name in names):  # names of a plan, not of a file
             return {}
         masks = self._masks(self.config, names)

@@ -45,6 +45,7 @@ def _refused_here(read: ConfigSizes) -> Iterator[tuple[str, str]]:
 
 
 def refusal(read: ConfigSizes, sizes: Sizes) -> str | None:
+    """Why the class does not accept these sizes; None where it does."""
     if "query_head" in read.fills:
         heads, hidden, width = (sizes[name] for name in ("query_head", "hidden", "head_dim"))
         times = [sizes[f".{name}"] for name in read.fills["query_head"]]

@@ -23,6 +23,7 @@ class TableTensors:
         self.read, self.table = read, read.table
 
     def tensor(self, entry: Mapping[str, Any]) -> Tensor:
+        """The tensor of one entry of the table."""
         pattern = entry.get("layers")
         predicate: Callable[[Sizes, int], bool] = every_layer
         if pattern is not None:

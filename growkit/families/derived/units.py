@@ -65,6 +65,7 @@ def layout_of(segments: Sequence[Any], *, single: bool = False) -> Layout:
 
 
 def fixed(width: int) -> Layout:
+    """A dimension that never grows, of this width."""
     return layout_of([["", [["fixed", [[width]]]]]])
 
 
